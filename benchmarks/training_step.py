@@ -1,0 +1,124 @@
+"""Compare a training step of a patched BERT-base with the dense step: time side by side, peak memory one by one.
+
+python benchmarks/training_step.py [--scoring movement] [--device cuda --dtype bfloat16] [--json]
+
+A step is forward, backward, AdamW and, for the patched model, what the coordinator does (mask gradients, selection).
+Targets: time <= 1.05 x, peak memory <= 1.08 x. Memory is the peak above what the imports took, each model in a process
+of its own.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from common import base_parser, environment, interleave, prepare, ratio, show, summary
+from transformers import BertConfig, BertForSequenceClassification
+
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+
+ARMS = ("dense", "patched")
+TOTAL_STEPS, FIRST_STEP = 1000, 400
+"""The patched model is timed in mid-run: scores move, every step selects anew, part of the gates is closed."""
+
+
+def make_step(arm: str, options: argparse.Namespace) -> Callable[[], None]:
+    """Return a function that runs one optimizer step of one arm."""
+    torch.manual_seed(options.seed)
+    config = BertConfig(num_hidden_layers=options.layers)
+    model = BertForSequenceClassification(config).to(options.device).train()
+    coordinator = None
+    groups: list[dict[str, object]] = [{"params": list(model.parameters())}]
+    if arm == "patched":
+        coordinator = ModelPatchingCoordinator(SparseTrainingArguments(scoring=options.scoring))
+        coordinator.patch_model(model)
+        coordinator.begin(TOTAL_STEPS, FIRST_STEP)
+        groups = coordinator.parameter_groups()
+    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
+    ids = torch.randint(5, config.vocab_size, (options.batch, options.length), device=options.device)
+    labels = torch.randint(0, 2, (options.batch,), device=options.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    def step() -> None:
+        with _autocast(options):
+            outputs = model(**inputs)
+            loss = outputs.loss
+            if coordinator is not None:
+                loss = coordinator.loss(loss, inputs, outputs)
+        loss.backward()
+        if coordinator is not None:
+            coordinator.observe()
+        optimizer.step()
+        optimizer.zero_grad()
+        if coordinator is not None:
+            coordinator.step()
+
+    return step
+
+
+def _autocast(options: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    if options.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(options.device).type, dtype=getattr(torch, options.dtype))
+
+
+def peak_bytes(arm: str, options: argparse.Namespace) -> int:
+    """Run three steps and return the peak memory above the baseline, in bytes."""
+    on_cuda = torch.device(options.device).type == "cuda"
+    baseline = 0 if on_cuda else _status_bytes("VmRSS")
+    step = make_step(arm, options)
+    for _ in range(3):
+        step()
+    if on_cuda:
+        return torch.cuda.max_memory_allocated(options.device)
+    return _status_bytes("VmHWM") - baseline
+
+
+def _status_bytes(key: str) -> int:
+    """Read a memory figure of this process (Linux); unlike ru_maxrss it does not inherit the parent's peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def peak_in_own_process(arm: str) -> int:
+    """Measure one arm in a fresh interpreter with the same options."""
+    command = [sys.executable, *sys.argv, "--memory-of", arm]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Print times, peaks and their ratios."""
+    parser = base_parser(__doc__ or "", repeats=15)
+    parser.add_argument("--scoring", default="movement")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    prepare(options)
+    if options.memory_of is not None:
+        print(json.dumps(peak_bytes(options.memory_of, options)))
+        return
+    peaks = {arm: peak_in_own_process(arm) for arm in ARMS}
+    times = interleave({arm: make_step(arm, options) for arm in ARMS}, options)
+    show(
+        {
+            "environment": environment(options),
+            "step": {arm: summary(times[arm]) for arm in ARMS},
+            "peak_mb": {arm: peak / 1e6 for arm, peak in peaks.items()},
+            "ratio": {
+                "time": ratio(times["patched"], times["dense"]),
+                "memory": peaks["patched"] / peaks["dense"],
+            },
+        },
+        options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()

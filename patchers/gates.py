@@ -1,0 +1,125 @@
+"""Gates: one value per unit. 0 = closed = exactly as if removed, 1 = open = exactly as if no gate stood there."""
+
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+# Shape legend: B = batch, T = tokens, D = hidden features, I = features of a consumer's input, U = units.
+
+Place = Literal["input", "output", "block"]
+
+
+class Gate(nn.Module):
+    """A keep mask over the units of one group, with an optional score behind it.
+
+    The value is the mask. Its gradient goes straight through to the score (Bengio et al., arXiv 1308.3432), so that
+    `score_U.grad` = dL/dgate_U = sum over tokens of x_u * dL/dx_u, for open and closed units alike.
+
+    Args:
+        num_units: Units of the group.
+        scored: Whether a score receives the gradient. Without one the gate costs one product and no reduction.
+    """
+
+    keep_U: Tensor
+    """1 = keep, 0 = closed. Floating point, so that the value needs no conversion in the forward pass."""
+
+    def __init__(self, num_units: int, *, scored: bool, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.register_buffer("keep_U", torch.ones(num_units, dtype=torch.float32, device=device))
+        zeros = torch.zeros(num_units, dtype=torch.float32, device=device)
+        self.score_U = nn.Parameter(zeros) if scored else None
+
+    def forward(self) -> Tensor:
+        """Return the value of each unit, shape [U]."""
+        if self.score_U is None:
+            return self.keep_U
+        return self.keep_U + (self.score_U - self.score_U.detach())
+
+    @torch.no_grad()
+    def set_keep(self, keep_U: Tensor) -> None:
+        """Open the units where `keep_U` is True and close the others, without a host sync."""
+        self.keep_U.copy_(keep_U)
+
+
+@final
+class SaliencyGate(Gate):
+    """A gate that remembers a running saliency of its units beside the mask."""
+
+    saliency_U: Tensor
+
+    def __init__(self, num_units: int, *, device: torch.device | None = None) -> None:
+        super().__init__(num_units, scored=True, device=device)
+        self.register_buffer("saliency_U", torch.zeros(num_units, dtype=torch.float32, device=device))
+
+
+@final
+class PolarGate(Gate):
+    """A learnable gate theta^2 / (theta^2 + epsilon) that polarises to 0 or 1 as epsilon falls.
+
+    Smoothed L0 of Guo et al. (GDP, ICCV 2021), the form we use for FoldGPT-style layer gates. Soft while it learns;
+    once `hard` is 1 the value is the mask.
+    """
+
+    epsilon: Tensor
+    hard: Tensor
+
+    def __init__(self, num_units: int, *, epsilon: float, device: torch.device | None = None) -> None:
+        super().__init__(num_units, scored=True, device=device)
+        assert self.score_U is not None
+        nn.init.ones_(self.score_U)
+        self.register_buffer("epsilon", torch.tensor(epsilon, dtype=torch.float32, device=device))
+        self.register_buffer("hard", torch.tensor(0.0, dtype=torch.float32, device=device))
+
+    def soft(self) -> Tensor:
+        """Return the soft value of each unit, shape [U]."""
+        assert self.score_U is not None
+        squared = self.score_U.square()
+        return squared / (squared + self.epsilon)
+
+    def forward(self) -> Tensor:
+        """Return the soft value while learning, the mask (with a straight-through gradient) afterwards."""
+        soft = self.soft()
+        return torch.where(self.hard > 0, self.keep_U + (soft - soft.detach()), soft)
+
+
+@final
+class GateHook:
+    """Multiplies what passes a module by a gate. Picklable and copyable with the module it hangs on.
+
+    Args:
+        gate: The gate; it is a child of the hooked module.
+        place: `input` of a consumer (heads, channels), `output` of a branch's last linear, or a whole `block`.
+        width: Features of each unit in the consumer's input, in contiguous runs.
+    """
+
+    def __init__(self, gate: Gate, place: Place, width: int = 1) -> None:
+        self.gate, self.place, self.width = gate, place, width
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        """Serve as forward pre-hook (input) or as forward hook with keyword arguments (output, block)."""
+        value_U = self.gate()
+        if self.place == "input":
+            x_BTI = args[0]
+            return (x_BTI * _over_features(value_U, self.width).to(x_BTI.dtype), *args[1:])
+        kwargs, output = rest
+        if self.place == "output":
+            return output * value_U.to(output.dtype)
+        x_BTD = args[0] if args else kwargs["hidden_states"]
+        if isinstance(output, tuple):
+            return (_between(x_BTD, output[0], value_U), *output[1:])
+        return _between(x_BTD, output, value_U)
+
+
+def _over_features(value_U: Tensor, width: int) -> Tensor:
+    """Repeat each unit's value over its features.
+
+    >>> _over_features(torch.tensor([1.0, 0.0]), 3)
+    tensor([1., 1., 1., 0., 0., 0.])
+    """
+    return value_U if width == 1 else value_U.unsqueeze(-1).expand(-1, width).flatten()
+
+
+def _between(x_BTD: Tensor, y_BTD: Tensor, value_U: Tensor) -> Tensor:
+    """Return x + g (y - x); `lerp` gives exactly y at 1 and exactly x at 0."""
+    return torch.lerp(x_BTD, y_BTD, value_U.to(y_BTD.dtype))

@@ -1,0 +1,147 @@
+"""The nouns: units, slices, groups, and the structure of a model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# Shape legend: U = units of a group, W = features of one unit along one axis.
+
+Kind = Literal["heads", "channels", "attention", "ffn", "layers"]
+KINDS: tuple[Kind, ...] = ("heads", "channels", "attention", "ffn", "layers")
+WIDTH_KINDS: tuple[Kind, ...] = ("heads", "channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Which features of one linear belong to each unit of a group."""
+
+    path: str
+    """Module path of the linear."""
+    axis: Literal["out", "in"]
+    """Output features (rows of the weight, entries of the bias) or input features (columns)."""
+    units: int
+    width: int
+    """Features of one unit along `axis`."""
+    is_value: bool = False
+    """True for the producers whose silence makes the unit constant: value rows of a head, rows of a channel."""
+    index: tuple[tuple[int, ...], ...] | None = None
+    """Features of each unit; None = contiguous runs of `width`, in order."""
+
+    @cached_property
+    def index_UW(self) -> Tensor:
+        """Feature indices of each unit, shape [U, W]."""
+        if self.index is not None:
+            return torch.tensor(self.index)
+        return torch.arange(self.units * self.width, device="cpu").view(self.units, self.width)
+
+    def features(self, keep_U: Tensor) -> Tensor:
+        """Return the kept features in their original order, shape [kept units * W]."""
+        return self.index_UW[keep_U.cpu()].flatten().sort().values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """An attribute that follows the number of kept units: `module.attribute = kept * per_unit`."""
+
+    path: str
+    attribute: str
+    per_unit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """An argument with one entry per unit that comes from outside the block (a shared table of position biases)."""
+
+    path: str
+    """Module whose forward receives it."""
+    argument: str
+    position: int
+    """Positional index of the argument, self not counted."""
+    dim: int
+    """Dimension of the argument that runs over the units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """The module that computes attention: replaced by a no-op when no head is left."""
+
+    path: str
+    outputs: int
+    """0 = a bare tensor, n = a tuple of n."""
+    owns_output: bool
+    """True when the output linear lies inside, so that the no-op must return full hidden states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All units of one kind at one place."""
+
+    name: str
+    kind: Kind
+    layer: int
+    """Position of the block in its stack."""
+    stack: str
+    """Path of the list of blocks."""
+    block: str
+    """Path of the block."""
+    num_units: int
+    consumer: str
+    """Linear whose input the units feed; of a branch, its last linear; of a layer, the block."""
+    slices: tuple[Slice, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    selects: tuple[Select, ...] = ()
+    core: Core | None = None
+    inner: str | None = None
+    """Of a branch: the group of its heads or channels."""
+
+    @property
+    def consumer_slice(self) -> Slice:
+        """Return the slice over the consumer's input features."""
+        return next(s for s in self.slices if s.path == self.consumer and s.axis == "in")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A list of blocks that a model runs in order."""
+
+    path: str
+    size: int
+    family: str
+    config_keys: Mapping[str, str]
+    """Config field of each size: {"channels": "intermediate_size", "layers": "num_hidden_layers", …}."""
+    fixed_layers: frozenset[int] = frozenset()
+    """Layers that cannot be taken away as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What of a model can be pruned, and what cannot."""
+
+    groups: tuple[Group, ...]
+    stacks: tuple[Stack, ...]
+    untouched: Mapping[str, str] = field(default_factory=dict)
+    """Path of every linear that belongs to no group, with the reason."""
+
+    def __getitem__(self, name: str) -> Group:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    @cached_property
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families met, in order, once each."""
+        return tuple(dict.fromkeys(stack.family for stack in self.stacks))
+
+    def of(self, kinds: Iterable[Kind]) -> tuple[Group, ...]:
+        """Return the groups of these kinds, in model order."""
+        wanted = set(kinds)
+        return tuple(group for group in self.groups if group.kind in wanted)

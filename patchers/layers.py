@@ -1,0 +1,76 @@
+"""One view of the layers that surgery touches: sizes, and slicing that keeps dtype, device and gradient flag."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from patchers.errors import UnsupportedModelError
+
+# Shape legend: O = output features, I = input features, K = kept features.
+
+LINEAR_TYPES = (nn.Linear, Conv1D)
+Linear = nn.Linear | Conv1D
+
+
+def linear_at(model: nn.Module, path: str) -> Linear:
+    """Return the linear at `path`, or say what stands there instead."""
+    module = model.get_submodule(path)
+    if not isinstance(module, LINEAR_TYPES):
+        raise UnsupportedModelError(
+            path,
+            f"expected a linear layer, found {type(module).__name__}.",
+            "Merge adapters (merge_and_unload) and prune before quantizing.",
+        )
+    return module
+
+
+def weight_OI(linear: Linear) -> Tensor:
+    """Return the weight as [output, input], whatever the layer stores.
+
+    >>> weight_OI(nn.Linear(3, 2)).shape
+    torch.Size([2, 3])
+    """
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+
+
+def features(linear: Linear) -> tuple[int, int]:
+    """Return (output features, input features).
+
+    >>> features(nn.Linear(3, 2))
+    (2, 3)
+    """
+    rows, columns = weight_OI(linear).shape
+    return rows, columns
+
+
+def parameter_like(tensor: Tensor, original: Tensor) -> nn.Parameter:
+    """Wrap `tensor` with the gradient flag of `original`."""
+    return nn.Parameter(tensor.detach().contiguous(), requires_grad=original.requires_grad)
+
+
+@torch.no_grad()
+def keep_features(linear: Linear, axis: Literal["out", "in"], index_K: Tensor) -> None:
+    """Cut `linear` down to these output or input features, in place.
+
+    >>> layer = nn.Linear(3, 4)
+    >>> keep_features(layer, "out", torch.tensor([0, 2])); layer
+    Linear(in_features=3, out_features=2, bias=True)
+    """
+    index_K = index_K.to(linear.weight.device)
+    dim = 0 if axis == "out" else 1
+    kept = weight_OI(linear).index_select(dim, index_K)
+    linear.weight = parameter_like(kept.T if isinstance(linear, Conv1D) else kept, linear.weight)
+    if axis == "out" and linear.bias is not None:
+        linear.bias = parameter_like(linear.bias.index_select(0, index_K), linear.bias)
+    set_features(linear)
+
+
+def set_features(linear: Linear) -> None:
+    """Make the layer's size attributes agree with its weight."""
+    outputs, inputs = features(linear)
+    if isinstance(linear, Conv1D):
+        linear.nf, linear.nx = outputs, inputs
+    else:
+        linear.out_features, linear.in_features = outputs, inputs

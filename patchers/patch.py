@@ -1,0 +1,153 @@
+"""Put gates into a model and take them out again."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from patchers.errors import UnsupportedModelError
+from patchers.gates import Gate, GateHook, Place
+from patchers.groups import Group, Structure
+
+_PLACES: dict[str, Place] = {
+    "heads": "input",
+    "channels": "input",
+    "attention": "output",
+    "ffn": "output",
+    "layers": "block",
+}
+GATE_SUFFIX = "_gate"
+"""Gates are children named `heads_gate`, `channels_gate`, … of the module they hang on."""
+
+
+def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], Gate]) -> dict[str, Gate]:
+    """Hang one gate per group on the model, in place, all open.
+
+    The modules stay what and where they are (names, types and tensors do not change); each consumer gets a child with
+    the gate and a forward hook. `unpatch` is the exact inverse.
+
+    Args:
+        make_gate: Called once per group.
+
+    Returns:
+        The gates by group name.
+
+    Raises:
+        UnsupportedModelError: the model has gates already.
+    """
+    if gates_of(model):
+        raise UnsupportedModelError(
+            type(model).__name__, "the model is patched already.", "Call unpatch(model) first, or reload it."
+        )
+    return {group.name: _hang(model, group, make_gate(group)) for group in structure.groups}
+
+
+def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
+    owner = model.get_submodule(group.consumer)
+    reference = next(owner.parameters())
+    gate.to(device=reference.device)
+    place = _PLACES[group.kind]
+    width = group.consumer_slice.width if place == "input" else 1
+    hook = GateHook(gate, place, width)
+    if place == "input":
+        owner.register_forward_pre_hook(hook)
+    else:
+        owner.register_forward_hook(hook, with_kwargs=True)
+    owner.add_module(f"{group.kind}{GATE_SUFFIX}", gate)
+    if not getattr(model, _MARKED, False):
+        _mark(model)
+    return gate
+
+
+def unpatch(model: nn.Module) -> None:
+    """Remove every gate and hook that `patch` hung, in place; the tensors are the very same ones."""
+    for owner in [m for m in model.modules() if _gate_names(m)]:
+        for name in _gate_names(owner):
+            delattr(owner, name)
+        for hooks, flags in (
+            (owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
+            (owner._forward_hooks, owner._forward_hooks_with_kwargs),
+        ):
+            for key in [k for k, hook in hooks.items() if isinstance(hook, GateHook)]:
+                del hooks[key]
+                flags.pop(key, None)
+    _unmark(model)
+
+
+def gates_of(model: nn.Module) -> dict[str, Gate]:
+    """Return the gates that hang in a model, by the path of the gate module."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Gate)}
+
+
+def gates_by_group(model: nn.Module, structure: Structure) -> dict[str, Gate]:
+    """Return the gates of a patched model by group name; groups without a gate are left out."""
+    hung = gates_of(model)
+    paths = {group.name: f"{group.consumer}.{group.kind}{GATE_SUFFIX}" for group in structure.groups}
+    return {name: hung[path] for name, path in paths.items() if path in hung}
+
+
+@contextmanager
+def gated(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> Iterator[dict[str, Gate]]:
+    """Close the units that `keep` marks False for the time of a `with` block; others stay open."""
+
+    def make(group: Group) -> Gate:
+        gate = Gate(group.num_units, scored=False)
+        if group.name in keep:
+            gate.set_keep(keep[group.name])
+        return gate
+
+    try:
+        yield patch(model, structure, make)
+    finally:
+        unpatch(model)
+
+
+def _gate_names(owner: nn.Module) -> list[str]:
+    return [name for name, child in owner.named_children() if isinstance(child, Gate)]
+
+
+# A patched checkpoint must not load as a dense model in silence: stock loaders ignore the unknown gate entries. So the
+# gated weights are stored with a leading axis of 1, which every stock loader refuses as a size mismatch.
+_MARKED = "_stores_gated_weights"
+
+
+def _mark(model: nn.Module) -> None:
+    save = model.register_state_dict_post_hook(_add_axis)
+    load = model.register_load_state_dict_pre_hook(_drop_axis)
+    object.__setattr__(model, _MARKED, (save, load))
+
+
+def _unmark(model: nn.Module) -> None:
+    handles = getattr(model, _MARKED, None)
+    if handles is not None:
+        for handle in handles:
+            handle.remove()
+        object.__delattr__(model, _MARKED)
+
+
+def gated_weight_names(names: Any) -> set[str]:
+    """Return the weights beside a gate, from the entry names of a state dict.
+
+    >>> sorted(gated_weight_names(["a.weight", "b.weight", "b.bias", "b.channels_gate.keep_U"]))
+    ['b.weight']
+    """
+    present = sorted(names)
+    owners = {n.rpartition(".")[0].rpartition(".")[0] for n in present if n.endswith(f"{GATE_SUFFIX}.keep_U")}
+    weights = [n for n in present if n.endswith(".weight")]
+    first_below = (next((w for w in weights if w.startswith(f"{owner}.")), None) for owner in owners)
+    return {weight for weight in first_below if weight is not None}
+
+
+def _add_axis(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in gated_weight_names(state):
+        if name.startswith(prefix):
+            state[name] = state[name].unsqueeze(0)
+
+
+def _drop_axis(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    own = dict(module.named_parameters())
+    for name in gated_weight_names(state):
+        weight = own.get(name.removeprefix(prefix))
+        if weight is not None and state[name].dim() == weight.dim() + 1:
+            state[name] = state[name].squeeze(0)

@@ -1,0 +1,136 @@
+"""Take closed units out of a model: every slice of them, for good."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchers.errors import UnsupportedModelError
+from patchers.groups import Group, Select, Structure
+from patchers.layers import Linear, features, keep_features, linear_at, parameter_like
+from patchers.modeling_pruned import Skip, add_select
+
+# Shape legend: U = units of a group.
+
+
+@torch.no_grad()
+def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> None:
+    """Remove the units that `keep` marks False, in place.
+
+    Works on the meta device. Sizes and per-layer attributes of modules follow; the config is the caller's.
+    A closed branch adds exactly nothing to the residual stream; an attention whose heads are all closed still adds
+    the bias of its output linear, as the gated model does.
+
+    Args:
+        structure: What `discover` found in this model.
+        keep: Boolean per unit, shape [U], by group name; a missing group is kept whole.
+    """
+    for name in keep:
+        _check(structure, name, keep[name])
+    closed = {name for name, keep_U in keep.items() if not bool(keep_U.any())}
+    gone_layers = {(g.stack, g.layer) for g in structure.of(["layers"]) if g.name in closed}
+    gone_branches = {g.consumer for g in structure.of(["attention", "ffn"]) if g.name in closed}
+    for group in structure.of(["attention", "ffn"]):
+        if group.consumer in gone_branches and (group.stack, group.layer) not in gone_layers:
+            _cut_branch(model, group)
+    for group in structure.of(["heads", "channels"]):
+        whole = (group.stack, group.layer) in gone_layers or group.consumer in gone_branches
+        if group.name in keep and not whole:
+            _cut_width(model, group, keep[group.name])
+    for stack in structure.stacks:
+        _cut_layers(model, stack.path, {layer for path, layer in gone_layers if path == stack.path})
+
+
+def _check(structure: Structure, name: str, keep_U: Tensor) -> None:
+    if name not in structure:
+        raise UnsupportedModelError(
+            name, "no such group in this model.", "Was the plan made for another model?"
+        )
+    if keep_U.shape != (structure[name].num_units,):
+        raise UnsupportedModelError(
+            name,
+            f"{tuple(keep_U.shape)} kept flags for {structure[name].num_units} units.",
+            "Was the plan made for another model?",
+        )
+
+
+def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
+    if bool(keep_U.all()):
+        return
+    if group.core is not None and not bool(keep_U.any()):
+        _skip_attention(model, group, with_bias=True)
+        return
+    for s in group.slices:
+        keep_features(linear_at(model, s.path), s.axis, s.features(keep_U))
+    num_kept = int(keep_U.sum())
+    for edit in group.edits:
+        setattr(model.get_submodule(edit.path), edit.attribute, num_kept * edit.per_unit)
+    for select in group.selects:
+        _narrow_select(model.get_submodule(select.path), select, keep_U)
+
+
+def _cut_branch(model: nn.Module, group: Group) -> None:
+    if group.core is not None:
+        _skip_attention(model, group, with_bias=False)
+        return
+    none_U = torch.zeros(group.consumer_slice.units, dtype=torch.bool)
+    for s in group.slices:
+        keep_features(linear_at(model, s.path), s.axis, s.features(none_U))
+    _silence(linear_at(model, group.consumer))
+
+
+def _skip_attention(model: nn.Module, group: Group, *, with_bias: bool) -> None:
+    """Replace the attention of a block by a no-op, or by the constant that its output linear adds."""
+    assert group.core is not None
+    consumer = linear_at(model, group.consumer)
+    if group.core.owns_output:
+        constant = consumer.bias if with_bias else None
+        skip = Skip(group.core.outputs, features(consumer)[0], constant is not None)
+        if constant is not None:
+            skip.bias = parameter_like(constant, constant)
+    else:
+        keep_features(consumer, "in", torch.empty(0, dtype=torch.long))
+        if not with_bias:
+            _silence(consumer)
+        skip = Skip(group.core.outputs, 0, bias=False)
+    model.set_submodule(group.core.path, skip)
+
+
+def _silence(linear: Linear) -> None:
+    if linear.bias is not None:
+        linear.bias.zero_()
+
+
+def _narrow_select(module: nn.Module, select: Select, keep_U: Tensor) -> None:
+    """Hang, or narrow, the hook that picks the remaining entries of a per-unit argument."""
+    kept = keep_U.cpu().nonzero().flatten().tolist()
+    hook = select_hook(module, select.argument)
+    if hook is None:
+        add_select(module, argument=select.argument, position=select.position, dim=select.dim, index=kept)
+    else:
+        hook["index"] = [hook["index"][i] for i in kept]
+
+
+def select_hook(module: nn.Module, argument: str) -> dict[str, Any] | None:
+    """Return the keyword arguments of the selection that hangs on `module`, to read or to change."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, partial) and hook.keywords.get("argument") == argument:
+            return hook.keywords
+    return None
+
+
+def _cut_layers(model: nn.Module, stack: str, gone: set[int]) -> None:
+    if not gone:
+        return
+    blocks = model.get_submodule(stack)
+    assert isinstance(blocks, nn.ModuleList)
+    kept = [block for layer, block in enumerate(blocks) if layer not in gone]
+    if not kept:
+        raise UnsupportedModelError(stack, "every layer would be removed.", "Keep at least one.")
+    model.set_submodule(stack, nn.ModuleList(kept))
+    for layer, block in enumerate(kept):
+        for module in block.modules():
+            if isinstance(module.__dict__.get("layer_idx"), int):
+                module.__dict__["layer_idx"] = layer

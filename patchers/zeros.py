@@ -1,0 +1,83 @@
+"""Find removable units in a plain model that contains zeros, and fold the constants they leave behind."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchers.groups import Group, Structure
+from patchers.layers import linear_at, parameter_like, weight_OI
+
+# Shape legend: U = units, W = features of a unit, I = input features of the consumer, O = output features.
+
+
+@torch.no_grad()
+def removable(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    """Return, per group of heads or channels, True for the units that matter, shape [U].
+
+    A unit is free when its columns in the consumer are zero. It is constant when its producer rows (value rows of a
+    head) are zero: then it adds `W_consumer @ constant`, which `fold_constants` moves into the consumer's bias.
+    """
+    return {g.name: ~(_free_U(model, g) | _constant_U(model, g)) for g in structure.of(["heads", "channels"])}
+
+
+def _free_U(model: nn.Module, group: Group) -> Tensor:
+    s = group.consumer_slice
+    zero_I = (weight_OI(linear_at(model, s.path)) == 0).all(dim=0)
+    return zero_I[s.index_UW.to(zero_I.device)].all(dim=1).cpu()
+
+
+def _constant_U(model: nn.Module, group: Group) -> Tensor:
+    """Return True where every value row is zero and the consumer can take the constant, shape [U]."""
+    constant_U = torch.ones(group.num_units, dtype=torch.bool)
+    silent_U = torch.ones(group.num_units, dtype=torch.bool)
+    for s in group.slices:
+        if s.is_value:
+            linear = linear_at(model, s.path)
+            index_UW = s.index_UW.to(linear.weight.device)
+            constant_U &= (weight_OI(linear) == 0).all(dim=1)[index_UW].all(dim=1).cpu()
+            if linear.bias is not None:
+                silent_U &= (linear.bias == 0)[index_UW].all(dim=1).cpu()
+    if linear_at(model, group.consumer).bias is None:
+        constant_U &= silent_U
+    return constant_U
+
+
+@torch.no_grad()
+def fold_constants(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], run: Callable[[], Any]
+) -> None:
+    """Add what the constant units among the dropped ones contribute to their consumers' biases, in place.
+
+    The constant (the activation of a producer's bias, the value bias of a head) is read off the consumer's input while
+    `run` calls the model once in evaluation mode: whatever the input, it is the same for every token.
+    """
+    dropped = {g.consumer: g for g in structure.of(["heads", "channels"]) if not bool(keep[g.name].all())}
+    first_token: dict[str, Tensor] = {}
+
+    def remember(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            first_token[path] = args[0].flatten(0, -2)[0]
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in dropped:
+            handle = model.get_submodule(path).register_forward_pre_hook(remember(path))
+            stack.callback(handle.remove)
+        run()
+    for path, group in dropped.items():
+        if path in first_token:
+            _fold(model, group, keep[group.name], first_token[path])
+
+
+def _fold(model: nn.Module, group: Group, keep_U: Tensor, x_I: Tensor) -> None:
+    linear = linear_at(model, group.consumer)
+    gone_I = torch.ones_like(x_I, dtype=torch.bool)
+    gone_I[group.consumer_slice.features(keep_U).to(x_I.device)] = False
+    # In double precision: a sum over thousands of channels, folded once and for all.
+    constant_O = weight_OI(linear).double()[:, gone_I] @ x_I[gone_I].double()
+    if linear.bias is not None:
+        linear.bias = parameter_like((linear.bias.double() + constant_O).to(linear.bias.dtype), linear.bias)

@@ -1,0 +1,163 @@
+"""The model card: what was kept, what it measures, how to load it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedModel
+from transformers.pipelines import SUPPORTED_TASKS
+
+from sparse_trainer.auto_classes import auto_classes_of
+from sparse_trainer.plan import Plan
+
+_TEMPLATE = """\
+---
+library_name: transformers
+{% if task %}pipeline_tag: {{ task }}
+{% endif %}{% if base %}base_model: {{ base }}
+{% endif %}tags:
+- pruning
+- structured-sparsity
+- sparse-trainer
+---
+
+# {{ title }}
+
+{{ plan.architecture }} cut down to {{ percent(plan.params.compact, plan.params.dense) }} of its parameters and \
+{{ percent(plan.macs.compact, plan.macs.dense) }} of its multiply-accumulates per token.
+{%- if form == "padded" %} Here zeros fill it up again to sizes that the stock class can build.
+{%- else %} What was removed is gone, not masked: the model is dense and needs no special kernel.
+{%- endif %}
+
+```python
+from transformers import {{ loader }}
+
+model = {{ loader }}.from_pretrained("this-folder"{{ trust }})
+```
+
+{% if form == "native" -%}
+This is a stock checkpoint: no code comes with it.
+{%- elif form == "padded" -%}
+This is a stock checkpoint. Zeros pad its uneven layers to the widest one and to all heads, so it runs where only the \
+stock class is known, larger and slower than it has to be. Parameters and multiply-accumulates are counted without \
+the zeros.
+{%- else -%}
+Its layers are uneven, so `modeling_pruned.py` comes with it, which imports only torch and transformers. \
+`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.
+{%- endif %}
+
+## Measured
+
+| | dense | pruned |
+|---|---|---|
+{% for name, row in rows -%}
+| {{ name }} | {{ row.dense }} | {{ row.pruned }} |
+{% endfor %}
+## What was kept
+
+Chosen by `{{ plan.method }}`{% if asked %}, asked to keep {{ asked }}{% endif %}\
+{% if plan.density_reached is not none %}; {{ "%.1f%%" | format(100 * plan.density_reached) }} of the prunable \
+{{ plan.target }} stayed{% endif %}. `pruning_plan.json` lists every unit.
+
+| units | kept | of |
+|---|---|---|
+{% for kind, kept, size in kinds -%}
+| {{ kind }} | {{ kept }} | {{ size }} |
+{% endfor %}
+Made with {{ made_with }}.
+"""
+
+
+def model_card(
+    model: PreTrainedModel, plan: Plan, metrics: Mapping[str, Mapping[str, Any]], form: str
+) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        metrics: Rows of the table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
+        form: `native`, `padded` or `self-contained`.
+    """
+    autos = auto_classes_of(plan.architecture) or ("AutoModel",)
+    base = _hub_name(model.config.name_or_path or "")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
+    )
+    return environment.from_string(_TEMPLATE).render(
+        plan=plan,
+        form=form,
+        title=f"{base or plan.model_type}, pruned",
+        base=base,
+        task=_task(autos),
+        loader=autos[0],
+        trust=", trust_remote_code=True" if form == "self-contained" else "",
+        rows=_rows(plan, metrics),
+        asked=_asked(plan),
+        kinds=_kept(plan),
+        made_with=", ".join(f"{name} {version}" for name, version in plan.versions.items()),
+        percent=lambda part, whole: f"{100 * part / whole:.1f}%",
+    )
+
+
+def _rows(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, str]]]:
+    rows = {
+        "parameters": {"dense": plan.params["dense"], "pruned": plan.params["compact"]},
+        "multiply-accumulates per token": {"dense": plan.macs["dense"], "pruned": plan.macs["compact"]},
+    }
+    shown = {**rows, **metrics}
+    return [
+        (name, {side: shown_value(row[side]) for side in ("dense", "pruned")}) for name, row in shown.items()
+    ]
+
+
+def shown_value(value: Any) -> str:
+    """Return a value as a table shows it.
+
+    >>> shown_value(109482240), shown_value(0.70581), shown_value("12 MB"), shown_value(None)
+    ('109,482,240', '0.7058', '12 MB', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _asked(plan: Plan) -> str:
+    if plan.density_asked is None:
+        return ""
+    if isinstance(plan.density_asked, dict):
+        return ", ".join(f"{100 * density:g}% of the {kind}" for kind, density in plan.density_asked.items())
+    return f"{100 * plan.density_asked:g}% of the prunable {plan.target}"
+
+
+def _kept(plan: Plan) -> list[tuple[str, int, int]]:
+    kinds = dict.fromkeys(group["kind"] for group in plan.groups.values())
+    return [
+        (
+            kind,
+            sum(len(g["keep"]) for g in plan.groups.values() if g["kind"] == kind),
+            sum(g["size"] for g in plan.groups.values() if g["kind"] == kind),
+        )
+        for kind in kinds
+    ]
+
+
+def _task(autos: tuple[str, ...]) -> str | None:
+    """Return the pipeline that runs a model of these auto classes, if there is one."""
+    tasks: dict[str, Any] = SUPPORTED_TASKS
+    for task, entry in tasks.items():
+        if any(auto.__name__ in autos and auto.__name__ != "AutoModel" for auto in entry["pt"]):
+            return task
+    return None
+
+
+def _hub_name(name: str) -> str | None:
+    """Return a model's name on the hub, None for a path on this machine.
+
+    >>> _hub_name("google-bert/bert-base-uncased"), _hub_name("/home/me/out"), _hub_name("")
+    ('google-bert/bert-base-uncased', None, None)
+    """
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) is not None
+    return name if is_name and not Path(name).exists() else None

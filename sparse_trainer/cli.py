@@ -1,0 +1,137 @@
+"""The command line: parse, call, show. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from sparse_trainer import show
+from sparse_trainer.bench import bench as run_bench
+from sparse_trainer.bench import find_device, find_dtype
+from sparse_trainer.compact import compact_folder
+from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.export import EXPORTS
+from sparse_trainer.inspection import inspect_model
+from sparse_trainer.loading import load_model, load_shape
+from sparse_trainer.recipe import describe, load_recipe, shipped
+from sparse_trainer.run import run as run_recipe
+
+app = typer.Typer(
+    name="sparse-trainer",
+    help="Structured fine-pruning for Hugging Face Transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="E.g. training.num_train_epochs=1.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: train, prune, cut, save, reload in a new process, measure."""
+    loaded = load_recipe(recipe, overrides or [])
+    with redirect_stdout(sys.stderr):
+        result = run_recipe(loaded, _tell)
+    _print(as_json, result.to_json(), show.run_result(result))
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with the project."""
+    found = {name: describe(path) for name, path in shipped().items()}
+    _print(as_json, {"recipes": found}, [show.recipe_table(found)])
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or hub id; weights are not read.")],
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens per sequence, for the MACs of attention.")
+    ] = 128,
+    as_json: Json = False,
+) -> None:
+    """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
+    with redirect_stdout(sys.stderr):
+        inspection = inspect_model(load_shape(model), sequence_length=sequence_length)
+    _print(as_json, inspection.to_json(), show.inspection(inspection))
+
+
+@app.command()
+def optimize(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint with gates, or a model that contains zeros.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the compact model.")],
+    export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a checkpoint: a smaller dense model with the same outputs."""
+    with redirect_stdout(sys.stderr):
+        folder, plan = compact_folder(checkpoint, out, export=export, overwrite=overwrite)
+    _print(as_json, {"folder": str(folder), "params": plan.params, "macs": plan.macs}, show.cut(folder, plan))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    against: Annotated[
+        str | None, typer.Option(help="A second model, timed side by side: the baseline.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="May be repeated; default: 1 and 16.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Timed calls per model and batch size.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: as torch is set.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Measure latency: median and interquartile range, models in turn."""
+    place, kind = find_device(device), find_dtype(dtype)
+    names = [name for name in (against, model) if name is not None]
+    with redirect_stdout(sys.stderr):
+        models = {name: load_model(name, dtype=kind).to(place) for name in names}
+        result = run_bench(
+            models,
+            batch_sizes=batch_size or (1, 16),
+            sequence_length=sequence_length,
+            rounds=rounds,
+            threads=threads,
+        )
+    _print(as_json, result.to_json(), show.bench(result, baseline=against))
+
+
+def main() -> None:
+    """Run the command line; user errors become one line on stderr and exit code 2."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except SparseTrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True).print(f"[bold]>> {line}", highlight=False)
+
+
+def _print(as_json: bool, values: dict[str, Any], shown: list[RenderableType]) -> None:
+    """Print a result, for a script or for a reader."""
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    console = Console()
+    for part in shown:
+        console.print(
+            part, highlight=False, soft_wrap=isinstance(part, str), markup=not isinstance(part, str)
+        )

@@ -1,0 +1,44 @@
+"""Turn a checkpoint from the middle of pruning, or a model full of zeros, into a compact folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from sparse_trainer.checkpoint import is_patched_checkpoint, load_patched
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.export import Export, save_pruned
+from sparse_trainer.loading import load_model, resolve
+from sparse_trainer.optimize import optimize_model
+from sparse_trainer.plan import Plan
+from sparse_trainer.record import plan_of
+
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def compact_folder(
+    source: str, folder: Path, *, export: Export = "auto", overwrite: bool = False
+) -> tuple[Path, Plan]:
+    """Cut the model in `source` and save it; return the folder and the record of the cut.
+
+    Args:
+        source: A checkpoint with gates, or a folder or hub id of a model that contains zeros.
+
+    Raises:
+        CheckpointError: `source` cannot be loaded or has nothing to cut; `folder` is not ours to replace.
+    """
+    compact = optimize_model(_load(source), inplace=True)
+    plan = plan_of(compact)
+    if plan is None or plan.params["compact"] == plan.params["dense"]:
+        raise CheckpointError(
+            source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
+        )
+    has_tokenizer = Path(resolve(source), TOKENIZER_FILE).is_file()
+    tokenizer = AutoTokenizer.from_pretrained(resolve(source)) if has_tokenizer else None
+    return save_pruned(compact, folder, processor=tokenizer, export=export, overwrite=overwrite), plan
+
+
+def _load(source: str) -> PreTrainedModel:
+    name = resolve(source)
+    return load_patched(name) if Path(name).is_dir() and is_patched_checkpoint(name) else load_model(name)

@@ -1,0 +1,74 @@
+"""What a unit costs, in parameters or multiply-accumulates (MACs) per token."""
+
+from typing import Literal
+
+from torch import nn
+
+from patchers.discover import discover
+from patchers.groups import Group, Structure
+from patchers.layers import LINEAR_TYPES, features, linear_at
+
+Target = Literal["params", "macs", "units"]
+TARGETS: tuple[Target, ...] = ("params", "macs", "units")
+
+
+def unit_cost(model: nn.Module, group: Group, target: Target, sequence_length: int = 128) -> int:
+    """Return the cost of one unit of `group`.
+
+    params: rows (with biases) and columns of the unit in every linear; of a layer, everything in the block.
+    macs: multiply-accumulates per token in those linears; heads add 2 * sequence_length * head_dim for the attention
+    products. units: 1.
+    """
+    if target == "units":
+        return 1
+    if group.kind == "layers":
+        block = model.get_submodule(group.block)
+        if target == "params":
+            return sum(p.numel() for p in block.parameters())
+        return sum(_linear_macs(m) for m in block.modules()) + _attention_macs(model, group, sequence_length)
+    units = 1 if group.kind in ("heads", "channels") else group.slices[0].units
+    return units * sum(_slice_cost(model, group, i, target) for i in range(len(group.slices))) + (
+        units * 2 * sequence_length * _head_dim(group) if target == "macs" else 0
+    )
+
+
+def _slice_cost(model: nn.Module, group: Group, index: int, target: Target) -> int:
+    s = group.slices[index]
+    linear = linear_at(model, s.path)
+    outputs, inputs = features(linear)
+    if s.axis == "in":
+        return s.width * outputs
+    return s.width * (inputs + (target == "params" and linear.bias is not None))
+
+
+def _head_dim(group: Group) -> int:
+    return group.consumer_slice.width if group.core is not None else 0
+
+
+def _linear_macs(module: nn.Module) -> int:
+    if not isinstance(module, LINEAR_TYPES):
+        return 0
+    outputs, inputs = features(module)
+    return outputs * inputs
+
+
+def _attention_macs(model: nn.Module, group: Group, sequence_length: int) -> int:
+    heads = [g for g in discover(model, ["heads"]).groups if g.block == group.block]
+    return sum(2 * sequence_length * g.consumer_slice.width * g.num_units for g in heads)
+
+
+def prunable_cost(model: nn.Module, structure: Structure, target: Target, sequence_length: int = 128) -> int:
+    """Return the cost of all units of a structure whose kinds do not contain each other."""
+    return sum(g.num_units * unit_cost(model, g, target, sequence_length) for g in structure.groups)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, shared ones once, gates left out."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith("_gate.score_U"))
+
+
+def mac_count(model: nn.Module, structure: Structure, sequence_length: int = 128) -> int:
+    """Return the MACs per token of all linears and of the attention products that `structure` knows."""
+    linears = sum(_linear_macs(module) for module in model.modules())
+    heads = structure.of(["heads"])
+    return linears + sum(2 * sequence_length * g.consumer_slice.width * g.num_units for g in heads)

@@ -1,0 +1,18 @@
+"""Criteria of fine-pruning: a new one is one file here, one line below, one row in the law tests."""
+
+from sparse_trainer.criteria.base import Criterion, Gates
+from sparse_trainer.criteria.layer_gate import LayerGate
+from sparse_trainer.criteria.magnitude import Magnitude
+from sparse_trainer.criteria.movement import Movement
+from sparse_trainer.criteria.random import Random
+from sparse_trainer.criteria.taylor import Taylor
+
+CRITERIA: dict[str, type[Criterion]] = {
+    "movement": Movement,
+    "layer_gate": LayerGate,
+    "taylor": Taylor,
+    "magnitude": Magnitude,
+    "random": Random,
+}
+
+__all__ = ["CRITERIA", "Criterion", "Gates"]

@@ -1,0 +1,62 @@
+"""What a criterion for fine-pruning has to offer."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from patchers.gates import Gate
+from patchers.groups import Group, Kind, Structure
+
+Gates = Mapping[str, Gate]
+
+
+class Criterion(Protocol):
+    """Scores units while a model trains.
+
+    A criterion is built from the `SparseTrainingArguments`. What must survive a restart it keeps in the gates
+    (parameters and buffers), never in itself.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]]
+    """Kinds of unit it prunes when the user names none."""
+    standardize: ClassVar[str]
+    """Normaliser that suits its scores when the user names none."""
+    learns: ClassVar[bool]
+    """Whether `score_U` of the gates is trained by the optimizer."""
+
+    def __init__(self, args: Any) -> None: ...
+
+    def make_gate(self, group: Group) -> Gate:
+        """Return the gate that the criterion needs on a group."""
+
+    def observe(self, gates: Gates) -> None:
+        """Read what the backward passes of one optimizer step left in the gates."""
+
+    def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
+        """Return the score of each unit, shape [U], higher = keep, by group name."""
+
+    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float) -> Tensor | None:
+        """Return a scalar to add to the loss at this density, or None."""
+
+    def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
+        """Follow the schedule: `progress` in [0, 1]; `frozen` = the structure is final."""
+
+
+class Plain:
+    """The parts of a criterion that most do not need."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("heads", "channels")
+
+    def __init__(self, args: Any) -> None:
+        self.args = args
+
+    def observe(self, gates: Gates) -> None:
+        """Read nothing."""
+
+    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float) -> Tensor | None:
+        """Add nothing to the loss."""
+        return None
+
+    def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
+        """Follow no schedule."""

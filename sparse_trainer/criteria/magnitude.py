@@ -1,0 +1,53 @@
+"""Magnitude: keep what is large. The control that every other criterion has to beat."""
+
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from patchers.gates import Gate
+from patchers.groups import Group, Structure
+from patchers.layers import linear_at, weight_OI
+from sparse_trainer.criteria.base import Gates, Plain
+
+# Shape legend: U = units, W = features of a unit.
+
+
+@final
+class Magnitude(Plain):
+    """Sum of |w| or w^2 over every slice of a unit; divided by its cost it is a mean."""
+
+    standardize: ClassVar[str] = "cost"
+    learns: ClassVar[bool] = False
+
+    def make_gate(self, group: Group) -> Gate:
+        """Return a bare gate."""
+        return Gate(group.num_units, scored=False)
+
+    def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
+        """Return the magnitudes of the weights as they are now."""
+        return {name: magnitude(model, structure[name], self.args.magnitude_norm) for name in gates}
+
+
+@torch.no_grad()
+def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
+    """Return the sum over a unit's weights of |w|^norm, shape [U]."""
+    total_U: Tensor | None = None
+    for s in group.slices:
+        weight = weight_OI(linear_at(model, s.path)).float()
+        powers = weight.abs() if norm == 1 else weight.square()
+        per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
+        if group.kind in ("heads", "channels"):
+            part_U = per_feature[s.index_UW.to(per_feature.device)].sum(dim=1)
+        else:
+            part_U = per_feature.sum().unsqueeze(0)
+        total_U = part_U if total_U is None else total_U + part_U
+    if total_U is None:
+        block = model.get_submodule(group.block)
+        parts = [
+            (p.float().abs() if norm == 1 else p.float().square()).sum()
+            for p in block.parameters()
+            if p.dim() > 1
+        ]
+        return torch.stack(parts).sum().unsqueeze(0)
+    return total_U

@@ -1,0 +1,57 @@
+"""User errors: where, what, and the remedy. One root, `SparseTrainerError`."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from patchers.errors import SparseTrainerError, UnsupportedModelError
+
+
+class ArgumentError(SparseTrainerError):
+    """An option has a value that cannot be meant."""
+
+
+class RecipeError(SparseTrainerError):
+    """A recipe, or an override of one, that cannot be read."""
+
+
+class BudgetError(SparseTrainerError):
+    """A budget that the floors and exclusions make impossible."""
+
+
+class DataError(SparseTrainerError):
+    """A data set without what the task needs."""
+
+
+class CheckpointError(SparseTrainerError):
+    """A folder that cannot be loaded, or must not be written."""
+
+
+class NonFiniteError(SparseTrainerError):
+    """NaN or infinite scores."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a remedy that names the nearest known name and lists all of them.
+
+    >>> nearest("densty", ["density", "target"])
+    "Did you mean 'density'? Known: density, target."
+    >>> nearest("zzz", ["density"])
+    'Known: density.'
+    """
+    names = list(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."
+
+
+__all__ = [
+    "ArgumentError",
+    "BudgetError",
+    "CheckpointError",
+    "DataError",
+    "NonFiniteError",
+    "RecipeError",
+    "SparseTrainerError",
+    "UnsupportedModelError",
+    "nearest",
+]

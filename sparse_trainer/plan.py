@@ -1,0 +1,236 @@
+"""The plan: the JSON record of a decision."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypedDict
+
+import torch
+from torch import Tensor
+
+from patchers.groups import KINDS, Kind, Structure
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files import write_text
+
+# Shape legend: U = units of a group.
+
+FORMAT = 1
+PLAN_FILE = "pruning_plan.json"
+
+Density = float | dict[str, float] | None
+
+
+class GroupPlan(TypedDict):
+    """What stays of one group."""
+
+    kind: Kind
+    layer: int
+    size: int
+    keep: list[int]
+
+
+class Sizes(TypedDict):
+    """A quantity before and after the cut."""
+
+    dense: int
+    compact: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which units of a model stay, how that was decided, and what it saves."""
+
+    format: int = FORMAT
+    model_type: str
+    architecture: str
+    method: str
+    """Criterion that decided: movement, taylor, …; `zeros` when the weights did, `plan` when a plan by hand did."""
+    target: str
+    """What densities count: params, macs, units."""
+    scope: str
+    density_asked: Density
+    """Fraction of the prunable part that was to stay, or one per kind of unit; None where nobody asked."""
+    density_reached: float | None
+    params: Sizes
+    macs: Sizes
+    """Multiply-accumulates per token."""
+    groups: dict[str, GroupPlan]
+    shapes: dict[str, tuple[list[int], list[int] | None]]
+    """Parameters that changed, by their name in the dense model: shape before and after, None = gone."""
+    versions: dict[str, str]
+
+    def keep_for(self, structure: Structure) -> dict[str, Tensor]:
+        """Return the kept units as booleans, shape [U], by group name.
+
+        Raises:
+            CheckpointError: the plan was made for another model.
+        """
+        keep = {}
+        for name, group in self.groups.items():
+            if name not in structure:
+                raise CheckpointError(
+                    f"plan: groups.{name}",
+                    "no such group in this model.",
+                    "Give the model that the plan was made for.",
+                )
+            if structure[name].num_units != group["size"]:
+                raise CheckpointError(
+                    f"plan: groups.{name}.size",
+                    f"{group['size']} units, but the model has {structure[name].num_units}.",
+                    "Give the model that the plan was made for, before any cut.",
+                )
+            keep_U = torch.zeros(group["size"], dtype=torch.bool)
+            keep_U[torch.tensor(group["keep"], dtype=torch.long)] = True
+            keep[name] = keep_U
+        return keep
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return json.loads(self.to_json())  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text, one line per group and parameter."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_dict(cls, values: object, where: str = "plan") -> Self:
+        """Return the plan in JSON values.
+
+        Raises:
+            CheckpointError: a field is missing, unknown or of the wrong form; names it.
+        """
+        if not isinstance(values, dict):
+            raise CheckpointError(where, f"{type(values).__name__} instead of an object.", _RESTORE)
+        fields = {f.name for f in dataclasses.fields(cls)}
+        for name in sorted(fields ^ set(values)):
+            what = "missing." if name in fields else "unknown field."
+            raise CheckpointError(f"{where}: {name}", what, _RESTORE)
+        for name, (is_valid, expected) in _FIELDS.items():
+            if not is_valid(values[name]):
+                shown = json.dumps(values[name], default=str)[:60]
+                raise CheckpointError(f"{where}: {name}", f"{shown} is not {expected}.", _RESTORE)
+        for name, group in values["groups"].items():
+            _check_group(f"{where}: groups.{name}", group)
+        shapes = {name: (before, after) for name, (before, after) in values["shapes"].items()}
+        return cls(**{**values, "shapes": shapes})
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> Self:
+        """Return the plan in JSON text; raise `CheckpointError` where it is damaged."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(where, f"is not JSON ({error}).", _RESTORE) from error
+        return cls.from_dict(values, where)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file, all or nothing."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a plan from a file, or from the folder that holds one.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        file = Path(path) / PLAN_FILE if Path(path).is_dir() else Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(str(file), f"cannot be read ({error}).", _RESTORE) from error
+        return cls.from_json(text, str(file))
+
+
+_RESTORE = "Restore the file, or make the plan again with optimize_model."
+
+
+def _lines(value: object) -> str:
+    """Return JSON with one line per entry of a mapping of mappings or pairs, on one line otherwise."""
+    if not isinstance(value, dict) or not any(isinstance(v, dict | tuple | list) for v in value.values()):
+        return json.dumps(value)
+    return "{\n" + ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n  }"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _is_density(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(kind in KINDS and _is_fraction(v) for kind, v in value.items())
+    return value is None or _is_fraction(value)
+
+
+def _is_sizes(value: object) -> bool:
+    return (
+        isinstance(value, dict) and set(value) == {"dense", "compact"} and all(map(_is_count, value.values()))
+    )
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_count, value))
+
+
+def _are_shapes(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and _is_shape(pair[0])
+        and (pair[1] is None or _is_shape(pair[1]))
+        for pair in value.values()
+    )
+
+
+def _are_versions(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+_FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "format": (lambda value: value == FORMAT, f"format {FORMAT}, which this version reads"),
+    "model_type": (_is_text, "text"),
+    "architecture": (_is_text, "text"),
+    "method": (_is_text, "text"),
+    "target": (_is_text, "text"),
+    "scope": (_is_text, "text"),
+    "density_asked": (_is_density, "a number in [0, 1], one such number per kind, or null"),
+    "density_reached": (lambda value: value is None or _is_fraction(value), "a number in [0, 1], or null"),
+    "params": (_is_sizes, '{"dense": count, "compact": count}'),
+    "macs": (_is_sizes, '{"dense": count, "compact": count}'),
+    "groups": (lambda value: isinstance(value, dict), "an object"),
+    "shapes": (_are_shapes, "an object of [before, after] shapes"),
+    "versions": (_are_versions, "an object of texts"),
+}
+
+
+def _check_group(where: str, group: object) -> None:
+    fields = {"kind", "layer", "size", "keep"}
+    if not isinstance(group, dict) or set(group) != fields:
+        raise CheckpointError(
+            where, f"does not have exactly the fields {', '.join(sorted(fields))}.", _RESTORE
+        )
+    if group["kind"] not in KINDS:
+        raise CheckpointError(
+            f"{where}.kind", f"{group['kind']!r} is not one of {', '.join(KINDS)}.", _RESTORE
+        )
+    for name in ("layer", "size"):
+        if not _is_count(group[name]):
+            raise CheckpointError(f"{where}.{name}", f"{group[name]!r} is not a count.", _RESTORE)
+    keep = group["keep"]
+    if not isinstance(keep, list) or not all(_is_count(i) and i < group["size"] for i in keep):
+        raise CheckpointError(f"{where}.keep", f"does not list indices below {group['size']}.", _RESTORE)
+    if keep != sorted(set(keep)):
+        raise CheckpointError(f"{where}.keep", "is not in rising order.", _RESTORE)

@@ -1,0 +1,168 @@
+"""What a run or a model has to show: the comparison table, the per-layer table, the map of what was kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_trainer.bench import Conditions, Latency
+from sparse_trainer.plan import GroupPlan, Plan
+
+MISSING = "-"
+"""Shown where a number was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of one model."""
+
+    metrics: Mapping[str, float] | None
+    """Metric name -> value; None = the model was never fine-tuned."""
+    parameters: int
+    file_bytes: int
+    """Size of the weight files on disk."""
+    latencies: Mapping[int, Latency]
+    """Batch size -> latency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models side by side; the first one is the baseline."""
+
+    models: Mapping[str, Measured]
+    conditions: Conditions
+
+    def rows(self) -> list[list[str]]:
+        """Return the table: a header, then one row per quantity, one column per model, and the ratio to the first."""
+        header = ["", *self.models, *(f"{name} / {self._baseline}" for name in list(self.models)[1:])]
+        rows = [header]
+        for metric in self._metric_names():
+            values = [(m.metrics or {}).get(metric) for m in self.models.values()]
+            rows.append(
+                [metric, *(_percent(v) for v in values), *(_points(v, values[0]) for v in values[1:])]
+            )
+        rows.append(
+            self._row("parameters", [m.parameters for m in self.models.values()], lambda v: f"{v:,.0f}")
+        )
+        rows.append(
+            self._row(
+                "file size", [m.file_bytes for m in self.models.values()], lambda v: f"{v / 1e6:.1f} MB"
+            )
+        )
+        for batch in next(iter(self.models.values())).latencies:
+            medians = [m.latencies[batch].median for m in self.models.values()]
+            rows.append(self._row(f"latency, batch {batch}", medians, lambda v: f"{v * 1e3:.1f} ms"))
+        return rows
+
+    def card_rows(self) -> dict[str, dict[str, str]]:
+        """Return the table as rows of a model card, less the parameters, which every card has."""
+        header, *rows = self.rows()
+        names = header[1 : 1 + len(self.models)]
+        return {row[0]: dict(zip(names, row[1:], strict=False)) for row in rows if row[0] != "parameters"}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {
+            "models": {name: _measured_json(measured) for name, measured in self.models.items()},
+            "conditions": asdict(self.conditions),
+        }
+
+    @property
+    def _baseline(self) -> str:
+        return next(iter(self.models))
+
+    def _metric_names(self) -> list[str]:
+        return list(dict.fromkeys(name for m in self.models.values() for name in m.metrics or {}))
+
+    def _row(self, title: str, values: Sequence[float], spell: Any) -> list[str]:
+        return [title, *(spell(v) for v in values), *(f"{v / values[0]:.2f}x" for v in values[1:])]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; the first row is the header.
+
+    >>> print(markdown([["", "dense"], ["accuracy", "91.0 %"]]))
+    |  | dense |
+    | --- | --- |
+    | accuracy | 91.0 % |
+    """
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def shape_lines(plan: Plan) -> list[str]:
+    """Return one line per weight matrix that changed: `[3072, 768] => [552, 768] layer.0.intermediate.dense.weight`."""
+    changed = {
+        name: shapes for name, shapes in plan.shapes.items() if shapes[0] != shapes[1] and len(shapes[0]) > 1
+    }
+    return [f"{_shape(before)} => {_shape(after)} {name}" for name, (before, after) in changed.items()]
+
+
+def kept_lines(plan: Plan, width: int = 24) -> list[str]:
+    """Return one bar per group: kind, layer, how many of its units are kept."""
+    lines = []
+    for kind in _kinds(plan):
+        for group in _groups(plan, kind):
+            share = len(group["keep"]) / group["size"]
+            bar = "█" * round(share * width)
+            lines.append(f"{kind:>9} {group['layer']:>3} {bar:<{width}} {len(group['keep'])}/{group['size']}")
+    return lines
+
+
+def write_map(plan: Plan, path: str | Path) -> None:
+    """Draw which units of every layer are kept, one panel per kind, and write it as PNG."""
+    from matplotlib.figure import Figure
+
+    kinds = _kinds(plan)
+    figure = Figure(figsize=(10, 1.2 + 2.4 * len(kinds)), layout="constrained")
+    for axis, kind in zip(figure.subplots(max(len(kinds), 1), 1, squeeze=False)[:, 0], kinds, strict=False):
+        groups = _groups(plan, kind)
+        kept = sum(len(group["keep"]) for group in groups)
+        total = sum(group["size"] for group in groups)
+        axis.imshow(_grid(groups), aspect="auto", interpolation="nearest", cmap="Blues", vmin=-0.25, vmax=1.0)
+        axis.set_title(f"{kind}: {kept} of {total} kept", loc="left", fontsize=10)
+        axis.set_yticks(range(len(groups)), [f"{g['layer']} ({len(g['keep'])})" for g in groups], fontsize=7)
+        axis.set_ylabel("layer (kept)", fontsize=8)
+    figure.supxlabel("unit (dark = kept)", fontsize=8)
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    figure.savefig(temporary, format="png", dpi=120)
+    os.replace(temporary, path)
+
+
+def _grid(groups: Sequence[GroupPlan]) -> list[list[float]]:
+    """Return 1 = kept, 0 = gone for each unit, one row per layer; short rows end in blanks."""
+    longest = max(group["size"] for group in groups)
+    rows = []
+    for group in groups:
+        keep = set(group["keep"])
+        row = [1.0 if unit in keep else 0.0 for unit in range(group["size"])]
+        rows.append(row + [float("nan")] * (longest - group["size"]))
+    return rows
+
+
+def _kinds(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(group["kind"] for group in plan.groups.values()))
+
+
+def _groups(plan: Plan, kind: str) -> list[GroupPlan]:
+    return [group for group in plan.groups.values() if group["kind"] == kind]
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return "removed" if shape is None else f"[{', '.join(map(str, shape))}]"
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f} %"
+
+
+def _points(value: float | None, baseline: float | None) -> str:
+    return MISSING if value is None or baseline is None else f"{100 * (value - baseline):+.1f} points"
+
+
+def _measured_json(measured: Measured) -> dict[str, Any]:
+    latencies = {str(batch): asdict(latency) for batch, latency in measured.latencies.items()}
+    return {**asdict(measured), "latencies": latencies}

@@ -1,0 +1,346 @@
+"""Run a recipe: fine-tune dense, fine-prune, cut, save, reload elsewhere, measure, report."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from patchers import unpatch
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.bench import bench
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cost import parameter_count
+from sparse_trainer.errors import CheckpointError, RecipeError
+from sparse_trainer.export import save_pruned
+from sparse_trainer.files import write_text
+from sparse_trainer.loading import resolve
+from sparse_trainer.optimize import optimize_model
+from sparse_trainer.plan import PLAN_FILE, Plan
+from sparse_trainer.recipe import DENSE, Recipe
+from sparse_trainer.report import Comparison, Measured, shape_lines, write_map
+from sparse_trainer.tasks import Prepared, Task, find_task
+from sparse_trainer.trainer import PruningTrainer
+from sparse_trainer.verify import Reloaded, verify_reload
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+Tell = Callable[[str], None]
+"""Takes one line about what is being done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    recipe: str
+    folder: Path
+    seconds: float
+    comparison: Comparison
+    plan: Plan | None
+    """None of a dense run."""
+    reloaded: Reloaded | None
+    """None where it was switched off, or nothing was pruned."""
+    load_lines: tuple[str, str, str]
+    """Python that loads and uses the result."""
+    files: dict[str, Path]
+    """What was written beside the model."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        plan = self.plan
+        return {
+            "recipe": self.recipe,
+            "folder": str(self.folder),
+            "seconds": round(self.seconds, 1),
+            **self.comparison.to_json(),
+            "density_asked": plan.density_asked if plan else None,
+            "density_reached": plan.density_reached if plan else None,
+            "reloaded": asdict(self.reloaded) if self.reloaded else None,
+            "load": list(self.load_lines),
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """What every stage of a run needs."""
+
+    recipe: Recipe
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    data: Prepared
+    source: str
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the model that the recipe starts from; its fresh head follows from the seed."""
+        set_seed(self.recipe.training.seed)
+        return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Return the arguments that every Trainer of the run shares."""
+        return {
+            "train_dataset": self.data.train,
+            "eval_dataset": self.data.validation,
+            "processing_class": self.tokenizer,
+            "data_collator": self.data.collator,
+            "compute_metrics": self.data.compute_metrics,
+        }
+
+
+def run(recipe: Recipe, tell: Tell = logger.info) -> RunResult:
+    """Run a recipe from start to end.
+
+    Args:
+        tell: Called with one line at the start of every stage.
+
+    Raises:
+        SparseTrainerError: Bad input, before any training starts; or a result that does not hold what it promises.
+    """
+    start = time.monotonic()
+    folder = export_folder(recipe)
+    _check_target(folder, ours=RECIPE_FILE if recipe.pruning is None else PLAN_FILE)
+    tell("loading data and model")
+    setting = _prepare(recipe)
+    if recipe.pruning is None:
+        return _run_dense(setting, folder, tell, start)
+    student, teacher = setting.load_model(), _teacher(setting, recipe.pruning)
+    _rehearse(student, recipe.pruning)
+
+    dense, dense_metrics, student = _starting_points(setting, student, tell)
+    if recipe.pruning.distil_teacher_name_or_path == DENSE:
+        teacher = copy.deepcopy(dense)
+
+    tell("fine-pruning")
+    compact = _fine_prune(setting, student, recipe.pruning, teacher)
+    metrics = _evaluate(setting, compact, recipe.training)
+    tell("measuring")
+    comparison = _compare(setting, {"dense": (dense, dense_metrics), "pruned": (compact, metrics)})
+    tell(f"saving to {folder}")
+    save_pruned(
+        compact,
+        folder,
+        processor=setting.tokenizer,
+        metrics=comparison.card_rows(),
+        export=recipe.export.export,
+        overwrite=True,
+    )
+    plan = compact.pruning_plan
+    return RunResult(
+        recipe=recipe.name,
+        folder=folder,
+        comparison=comparison,
+        plan=plan,
+        reloaded=_reload(setting, compact, folder, tell),
+        load_lines=_load_lines(setting, folder),
+        files=_write_beside(recipe, plan, comparison, folder),
+        seconds=time.monotonic() - start,
+    )
+
+
+def export_folder(recipe: Recipe) -> Path:
+    """Return the folder that the result goes to."""
+    if recipe.export.directory is not None:
+        return Path(recipe.export.directory)
+    return Path(str(recipe.training.output_dir), "pruned" if recipe.pruning else "model")
+
+
+def _check_target(folder: Path, ours: str) -> None:
+    """Refuse a folder that holds something else than an earlier result: before training, not after it."""
+    if folder.is_file():
+        raise CheckpointError(str(folder), "is a file.", "Set export.directory to a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ours).is_file():
+        raise CheckpointError(
+            str(folder),
+            f"is not empty and holds no {ours}: not ours to replace.",
+            "Set export.directory to another.",
+        )
+
+
+def _prepare(recipe: Recipe) -> _Setting:
+    """Load tokenizer and data."""
+    source = resolve(recipe.model.name_or_path)
+    task = find_task(recipe.task.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=recipe.model.revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model.name_or_path: {recipe.model.name_or_path}",
+            f"no tokenizer can be loaded: {error}.",
+            "Give a model folder or a hub id.",
+        ) from error
+    if recipe.data.max_length > tokenizer.model_max_length:
+        raise RecipeError(
+            f"data.max_length: {recipe.data.max_length}",
+            f"the model reads {tokenizer.model_max_length} tokens at most.",
+            "Give a smaller number.",
+        )
+    data = task.prepare(recipe.task, recipe.data, tokenizer)
+    return _Setting(recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source)
+
+
+def _teacher(setting: _Setting, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
+    """Load a teacher given by name; the coordinator makes its own copy for 'self'."""
+    name = pruning.distil_teacher_name_or_path
+    if name is None or name in (DENSE, "self"):
+        return None
+    return setting.task.load_model(resolve(name), "main", setting.data.labels)
+
+
+def _rehearse(model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
+    """Patch and unpatch, so that a model or budget that cannot work is refused before the dense fine-tune."""
+    alone = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
+    unpatch(ModelPatchingCoordinator(alone).patch_model(model))
+
+
+def _starting_points(
+    setting: _Setting, model: PreTrainedModel, tell: Tell
+) -> tuple[PreTrainedModel, Mapping[str, float] | None, PreTrainedModel]:
+    """Return the dense baseline, its metrics (None: it is not fine-tuned) and the model to prune."""
+    training = setting.recipe.dense_training()
+    if training is None:
+        return model, None, copy.deepcopy(model)
+    tell("fine-tuning the dense model")
+    dense = _train(setting, model, training)
+    metrics = _evaluate(setting, dense, training)
+    from_dense = setting.recipe.model.prune_from == DENSE
+    return dense, metrics, copy.deepcopy(dense) if from_dense else setting.load_model()
+
+
+def _train(setting: _Setting, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
+    """Fine-tune without pruning."""
+    trainer = Trainer(model=model, args=training, **setting.trainer_options())
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    return model
+
+
+def _fine_prune(
+    setting: _Setting,
+    student: PreTrainedModel,
+    pruning: SparseTrainingArguments,
+    teacher: PreTrainedModel | None,
+) -> PreTrainedModel:
+    """Fine-tune under the budget, and cut."""
+    if teacher is not None:
+        pruning = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
+    training = setting.recipe.training
+    trainer = PruningTrainer(
+        model=student, args=training, sparse_args=pruning, teacher=teacher, **setting.trainer_options()
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    return optimize_model(student)
+
+
+def _evaluate(setting: _Setting, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
+    """Return the metrics of the recipe on the validation set."""
+    logged = Trainer(model=model, args=training, **setting.trainer_options()).evaluate()
+    return {name: logged[f"eval_{name}"] for name in setting.recipe.task.metrics}
+
+
+def _compare(
+    setting: _Setting, models: Mapping[str, tuple[PreTrainedModel, Mapping[str, float] | None]]
+) -> Comparison:
+    """Measure sizes, and latencies side by side."""
+    options = setting.recipe.export
+    timed = bench(
+        {name: model for name, (model, _) in models.items()},
+        batch_sizes=options.latency_batch_sizes,
+        sequence_length=options.latency_sequence_length,
+        rounds=options.latency_rounds,
+    )
+    measured = {
+        name: Measured(
+            metrics=metrics,
+            parameters=parameter_count(model),
+            file_bytes=_file_bytes(model),
+            latencies=timed.latencies[name],
+        )
+        for name, (model, metrics) in models.items()
+    }
+    return Comparison(models=measured, conditions=timed.conditions)
+
+
+def _file_bytes(model: PreTrainedModel) -> int:
+    """Return the size of the weight files of a model, by writing them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        return sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))
+
+
+def _reload(setting: _Setting, compact: PreTrainedModel, folder: Path, tell: Tell) -> Reloaded | None:
+    """Check the folder in a new process, on the CPU, with examples of the validation set."""
+    options = setting.recipe.export
+    if not options.verify:
+        return None
+    tell("reloading in a new process")
+    count = min(options.verify_samples, len(setting.data.validation))
+    batch = setting.data.collator([setting.data.validation[row] for row in range(count)])
+    inputs: dict[str, Tensor] = {name: value for name, value in batch.items() if name != "labels"}
+    return verify_reload(folder, setting.task.auto_class, compact.cpu(), inputs)
+
+
+def _load_lines(setting: _Setting, folder: Path) -> tuple[str, str, str]:
+    """Return Python that loads the folder and asks it about an example."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    return (
+        "from transformers import pipeline",
+        f'model = pipeline("{setting.task.pipeline}", model="{folder}"{trust})',
+        f"print(model({setting.data.example!r}))",
+    )
+
+
+def _write_beside(recipe: Recipe, plan: Plan, comparison: Comparison, folder: Path) -> dict[str, Path]:
+    """Write recipe, tables and map beside the model."""
+    texts = {
+        "recipe": (RECIPE_FILE, recipe.dump()),
+        "report": ("report.json", json.dumps(comparison.to_json(), indent=2) + "\n"),
+        "shapes": ("shapes.txt", "\n".join(shape_lines(plan)) + "\n"),
+    }
+    files = {name: folder / file for name, (file, _) in texts.items()}
+    for name, (_, text) in texts.items():
+        write_text(files[name], text)
+    files["map"] = folder / "kept.png"
+    write_map(plan, files["map"])
+    return files
+
+
+def _run_dense(setting: _Setting, folder: Path, tell: Tell, start: float) -> RunResult:
+    """Fine-tune without pruning, save a stock checkpoint, measure it."""
+    recipe = setting.recipe
+    tell("fine-tuning")
+    training = recipe.dense_training() or recipe.training
+    model = _train(setting, setting.load_model(), training)
+    comparison = _compare(setting, {"dense": (model, _evaluate(setting, model, training))})
+    tell(f"saving to {folder}")
+    model.save_pretrained(folder)
+    setting.tokenizer.save_pretrained(folder)
+    write_text(folder / RECIPE_FILE, recipe.dump())
+    return RunResult(
+        recipe=recipe.name,
+        folder=folder,
+        comparison=comparison,
+        plan=None,
+        reloaded=None,
+        load_lines=_load_lines(setting, folder),
+        files={"recipe": folder / RECIPE_FILE},
+        seconds=time.monotonic() - start,
+    )

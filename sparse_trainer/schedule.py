@@ -1,0 +1,40 @@
+"""How the budget tightens over training: cubic, between a dense start and a final stretch with a fixed structure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CubicSchedule:
+    """`value = final + (initial - final) (1 - p)^3` (Zhu & Gupta, arXiv 1710.01878).
+
+    p is the progress between the two stretches. Progress is a fraction of all steps, so that a learning-rate warm-up
+    of 0 does not break it.
+    """
+
+    warmup: float
+    """Fraction of training with the initial value."""
+    cooldown: float
+    """Fraction of training, at its end, with the final value and a structure that no longer changes."""
+
+    def remaining(self, progress: float) -> float:
+        """Return the part of the way still to go: 1 at the start, 0 from the cool-down on.
+
+        >>> CubicSchedule(warmup=0.2, cooldown=0.3).remaining(0.45)
+        0.125
+        """
+        span = 1.0 - self.warmup - self.cooldown
+        if progress >= 1.0 - self.cooldown - 1e-12:
+            return 0.0
+        return (1.0 - min(1.0, max(0.0, (progress - self.warmup) / span))) ** 3 if span > 0 else 1.0
+
+    def between(self, initial: float, final: float, progress: float) -> float:
+        """Return the value at `progress` in [0, 1].
+
+        >>> CubicSchedule(warmup=0.0, cooldown=0.0).between(1.0, 0.5, 0.0)
+        1.0
+        """
+        return final + (initial - final) * self.remaining(progress)
+
+    def frozen(self, progress: float) -> bool:
+        """Tell whether the structure is fixed at `progress`."""
+        return self.remaining(progress) == 0.0

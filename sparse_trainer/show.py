@@ -1,0 +1,95 @@
+"""Results as a reader in a terminal sees them: rich tables and lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from sparse_trainer.bench import Bench, Conditions
+from sparse_trainer.inspection import Inspection
+from sparse_trainer.plan import Plan
+from sparse_trainer.report import kept_lines, shape_lines
+from sparse_trainer.run import RunResult
+
+
+def run_result(result: RunResult) -> list[RenderableType]:
+    """Return everything a run has to show; the lines that load the result come last."""
+    shown: list[RenderableType] = []
+    if result.plan is not None:
+        shown += ["", *shape_lines(result.plan), "", *kept_lines(result.plan), ""]
+    shown.append(table(result.comparison.rows(), f"recipe {result.recipe}"))
+    shown.append(_conditions(result.comparison.conditions))
+    if result.plan is not None and result.plan.density_reached is not None:
+        shown.append(f"density asked {result.plan.density_asked}, reached {result.plan.density_reached:.4f}")
+    if result.reloaded is not None:
+        shown.append(
+            f"reloaded in a new process with transformers alone: {result.reloaded.same_predictions} of "
+            f"{result.reloaded.samples} predictions equal, largest difference of logits "
+            f"{result.reloaded.largest_difference:.1e}"
+        )
+    shown += [f"{name}: {path}" for name, path in result.files.items()]
+    shown += [f"done in {result.seconds / 60:.1f} minutes", "", *result.load_lines]
+    return shown
+
+
+def recipe_table(recipes: Mapping[str, str]) -> Table:
+    """Return the names of recipes with their descriptions."""
+    return table([["recipe", "description"], *([name, text] for name, text in recipes.items())], None, "left")
+
+
+def inspection(result: Inspection) -> list[RenderableType]:
+    """Return totals per kind, the groups per layer, and the untouched linears."""
+    totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
+    totals += [[kind, *(f"{number:,}" for number in numbers)] for kind, numbers in result.totals().items()]
+    groups = [["group", "units", "parameters", "MACs per token"]]
+    groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
+    untouched = [["untouched linear", "reason"], *([path, why] for path, why in result.untouched.items())]
+    return [
+        f"{result.model}, family {', '.join(result.families)}: {result.parameters:,} parameters, "
+        f"{result.macs:,} MACs per token at {result.sequence_length} tokens",
+        table(groups, "groups"),
+        table(totals, "per kind (kinds contain each other: they do not add up)"),
+        table(untouched, None, "left"),
+    ]
+
+
+def cut(folder: Path, plan: Plan) -> list[RenderableType]:
+    """Return what a cut changed."""
+    return [
+        *shape_lines(plan),
+        f"parameters {plan.params['dense']:,} => {plan.params['compact']:,}",
+        f"MACs per token {plan.macs['dense']:,} => {plan.macs['compact']:,}",
+        f"written to {folder}",
+    ]
+
+
+def bench(result: Bench, baseline: str | None) -> list[RenderableType]:
+    """Return latencies, and the speed-up over the baseline where there is one."""
+    rows = [["model", "batch", "median", "interquartile range", *(["speed-up"] if baseline else [])]]
+    for name, sizes in result.latencies.items():
+        speedups = result.speedups(name, baseline) if baseline else {}
+        for batch, latency in sizes.items():
+            spread = f"{latency.low * 1e3:.2f} to {latency.high * 1e3:.2f} ms"
+            faster = [f"{speedups[batch]:.2f}x"] if baseline else []
+            rows.append([name, str(batch), f"{latency.median * 1e3:.2f} ms", spread, *faster])
+    return [table(rows, None), _conditions(result.conditions)]
+
+
+def table(rows: Sequence[Sequence[str]], title: str | None, justify: str = "right") -> Table:
+    """Return a rich table; the first row is the header, the first column stands left."""
+    shown = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        shown.add_column(name, justify="right" if number and justify == "right" else "left", overflow="fold")
+    for row in rows[1:]:
+        shown.add_row(*row)
+    return shown
+
+
+def _conditions(conditions: Conditions) -> str:
+    return (
+        f"latency on {conditions.device}, {conditions.dtype}, {conditions.threads} threads, sequences of "
+        f"{conditions.sequence_length} tokens, median of {conditions.rounds} rounds, torch {conditions.torch}"
+    )

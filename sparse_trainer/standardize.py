@@ -1,0 +1,51 @@
+"""Named ways to make scores comparable across layers and kinds of unit."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+# Shape legend: U = units of a group.
+
+Scores = Mapping[str, Tensor]
+Standardizer = Callable[[Scores, Mapping[str, int]], dict[str, Tensor]]
+
+
+def as_they_are(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Leave the scores alone."""
+    return dict(scores)
+
+
+def per_cost(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Divide by the cost of a unit: the greedy order of a knapsack, for additive, non-negative scores.
+
+    >>> per_cost({"a": torch.tensor([4.0, 2.0])}, {"a": 2})
+    {'a': tensor([2., 1.])}
+    """
+    return {name: score_U / costs[name] for name, score_U in scores.items()}
+
+
+def zscore_layer(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Give the scores of every group mean 0 and standard deviation 1; equal scores become 0."""
+    return {name: _zscore(score_U, score_U) for name, score_U in scores.items()}
+
+
+def zscore_global(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Give all scores of a kind together mean 0 and standard deviation 1; the kind is the last part of the name."""
+    by_kind: dict[str, list[Tensor]] = {}
+    for name, score_U in scores.items():
+        by_kind.setdefault(name.rpartition(".")[2], []).append(score_U)
+    pooled = {kind: torch.cat(parts) for kind, parts in by_kind.items()}
+    return {name: _zscore(score_U, pooled[name.rpartition(".")[2]]) for name, score_U in scores.items()}
+
+
+def _zscore(score_U: Tensor, sample: Tensor) -> Tensor:
+    return (score_U - sample.mean()) / sample.std(correction=0).clamp_min(torch.finfo(sample.dtype).tiny)
+
+
+STANDARDIZERS: dict[str, Standardizer] = {
+    "none": as_they_are,
+    "cost": per_cost,
+    "zscore_layer": zscore_layer,
+    "zscore_global": zscore_global,
+}

@@ -1,0 +1,101 @@
+"""Load a finished folder in a new process that knows only torch and transformers, and compare what it predicts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparse_trainer.errors import CheckpointError
+
+# Shape legend: B = batch, C = classes.
+
+_SCRIPT = """
+import json, sys
+import torch, transformers
+from safetensors.torch import load_file, save_file
+auto_class, folder, inputs, outputs = sys.argv[1:]
+model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+with torch.inference_mode():
+    logits = model(**load_file(inputs)).logits
+save_file({"logits": logits.contiguous()}, outputs)
+ours = sorted(name for name in sys.modules if name.split(".")[0] in ("sparse_trainer", "patchers"))
+print(json.dumps({"ours": ours, "parameters": model.num_parameters()}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reloaded:
+    """How the reloaded model compares with the one in memory."""
+
+    samples: int
+    same_predictions: int
+    largest_difference: float
+    """Largest absolute difference of logits."""
+    parameters: int
+
+
+def verify_reload(
+    folder: Path, auto_class: str, model: PreTrainedModel, inputs: Mapping[str, Tensor]
+) -> Reloaded:
+    """Compare `model` with what a new process loads from `folder` with stock transformers.
+
+    Args:
+        auto_class: Name of the auto class in transformers.
+        inputs: A batch without labels.
+
+    Raises:
+        CheckpointError: The folder does not load there, needs our packages, or predicts otherwise.
+    """
+    model.train(False)
+    with torch.inference_mode():
+        here_BC = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
+    there_BC, facts = _predict_elsewhere(folder, auto_class, inputs)
+    if facts["ours"]:
+        raise CheckpointError(
+            str(folder),
+            f"loading it imported {', '.join(facts['ours'])}.",
+            "It must load with transformers alone.",
+        )
+    reloaded = Reloaded(
+        samples=len(here_BC),
+        same_predictions=int((here_BC.argmax(-1) == there_BC.argmax(-1)).sum()),
+        largest_difference=float((here_BC - there_BC).abs().max()),
+        parameters=facts["parameters"],
+    )
+    if reloaded.same_predictions != reloaded.samples:
+        raise CheckpointError(
+            str(folder),
+            f"predicts otherwise after loading: {reloaded.same_predictions} of {reloaded.samples} agree, logits differ "
+            f"by up to {reloaded.largest_difference:.3g}.",
+            "Do not use it; save again, and report this if it persists.",
+        )
+    return reloaded
+
+
+def _predict_elsewhere(folder: Path, auto_class: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+    """Return the logits of the new process and what it says about itself."""
+    with tempfile.TemporaryDirectory() as scratch:
+        batch, logits = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
+        save_file({name: value.cpu().contiguous() for name, value in inputs.items()}, batch)
+        # -I keeps the working directory and PYTHONPATH out: what it finds is what is installed.
+        command = [sys.executable, "-I", "-c", _SCRIPT, auto_class, str(folder), str(batch), str(logits)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode != 0:
+            reason = process.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise CheckpointError(
+                str(folder),
+                f"does not load with transformers alone: {reason[0]}.",
+                "Export it in another form.",
+            )
+        return load_file(logits)["logits"], json.loads(process.stdout.strip().splitlines()[-1])

