@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """CPU time leaves out what other programs took; it is meaningful with `--threads 1` only, as idle threads spin."""
 

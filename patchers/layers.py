@@ -15,13 +15,23 @@ Linear = nn.Linear | Conv1D
 
 
 def linear_at(model: nn.Module, path: str) -> Linear:
-    """Return the linear at `path`, or say what stands there instead."""
+    """Return the linear at `path`, to read: looking through an adapter that wraps it (peft's `base_layer`)."""
     module = model.get_submodule(path)
+    wrapped = dict(module.named_children()).get("base_layer")
+    return _as_linear(module if wrapped is None else wrapped, path)
+
+
+def bare_linear_at(model: nn.Module, path: str) -> Linear:
+    """Return the linear at `path`, to cut: nothing may wrap it."""
+    return _as_linear(model.get_submodule(path), path)
+
+
+def _as_linear(module: nn.Module, path: str) -> Linear:
     if not isinstance(module, LINEAR_TYPES):
         raise UnsupportedModelError(
             path,
-            f"expected a linear layer, found {type(module).__name__}.",
-            "Merge adapters (merge_and_unload) and prune before quantizing.",
+            f"expected a linear layer, found {type(module).__module__}.{type(module).__name__}.",
+            "Merge adapters (merge_and_unload) first, and prune before quantizing.",
         )
     return module
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
 from patchers.groups import Group, Select, Structure
-from patchers.layers import Linear, features, keep_features, linear_at, parameter_like
+from patchers.layers import Linear, bare_linear_at, features, keep_features, parameter_like
 from patchers.modeling_pruned import Skip, add_select
 
 # Shape legend: U = units of a group.
@@ -63,7 +63,7 @@ def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
         _skip_attention(model, group, with_bias=True)
         return
     for s in group.slices:
-        keep_features(linear_at(model, s.path), s.axis, s.features(keep_U))
+        keep_features(bare_linear_at(model, s.path), s.axis, s.features(keep_U))
     num_kept = int(keep_U.sum())
     for edit in group.edits:
         setattr(model.get_submodule(edit.path), edit.attribute, num_kept * edit.per_unit)
@@ -77,14 +77,14 @@ def _cut_branch(model: nn.Module, group: Group) -> None:
         return
     none_U = torch.zeros(group.consumer_slice.units, dtype=torch.bool)
     for s in group.slices:
-        keep_features(linear_at(model, s.path), s.axis, s.features(none_U))
-    _silence(linear_at(model, group.consumer))
+        keep_features(bare_linear_at(model, s.path), s.axis, s.features(none_U))
+    _silence(bare_linear_at(model, group.consumer))
 
 
 def _skip_attention(model: nn.Module, group: Group, *, with_bias: bool) -> None:
     """Replace the attention of a block by a no-op, or by the constant that its output linear adds."""
     assert group.core is not None
-    consumer = linear_at(model, group.consumer)
+    consumer = bare_linear_at(model, group.consumer)
     if group.core.owns_output:
         constant = consumer.bias if with_bias else None
         skip = Skip(group.core.outputs, features(consumer)[0], constant is not None)

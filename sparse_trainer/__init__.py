@@ -2,9 +2,14 @@
 
 from patchers import discover
 from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.export import save_pruned
+from sparse_trainer.optimize import optimize_model
 from sparse_trainer.trainer import PruningTrainer, SparseTrainer
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ModelPatchingCoordinator",
@@ -13,4 +18,7 @@ __all__ = [
     "SparseTrainerError",
     "SparseTrainingArguments",
     "discover",
+    "load_pruned",
+    "optimize_model",
+    "save_pruned",
 ]

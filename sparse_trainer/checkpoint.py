@@ -196,8 +196,14 @@ def _class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[Pr
 
 
 def _load(cls: Any, where: str, strict: bool, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    # Pickled weights are never ours, and can run code.
-    options = {"use_safetensors": True, **kwargs, "output_loading_info": True}
+    """Load `cls`, and name the entries that do not fit; missing and unknown ones only where `strict`."""
+    # Pickled weights are never ours, and can run code. Mismatches are told below, by name.
+    options = {
+        "use_safetensors": True,
+        **kwargs,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     try:
         model, info = cls.from_pretrained(where, **options)
     except LayoutError as error:
@@ -208,12 +214,14 @@ def _load(cls: Any, where: str, strict: bool, kwargs: Mapping[str, Any]) -> PreT
             f"cannot be loaded into {cls.__name__} ({_first_line(error)}).",
             _DAMAGED,
         ) from error
-    lost = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]))
-    if lost and strict:
+    lost = [] if kwargs.get("ignore_mismatched_sizes") else [name for name, *_ in info["mismatched_keys"]]
+    if strict:
+        lost += [*info["missing_keys"], *info["unexpected_keys"]]
+    if lost:
         raise CheckpointError(
             f"{where}: {SAFE_WEIGHTS_NAME}",
-            f"{len(lost)} entries are missing, unknown or of the wrong size, the first of them {lost[0]!r}.",
-            _DAMAGED,
+            f"{len(lost)} entries are missing, unknown or of the wrong size, the first of them {min(lost)!r}.",
+            f"{_DAMAGED} For a fresh task head pass ignore_mismatched_sizes=True.",
         )
     return model  # type: ignore[no-any-return]
 

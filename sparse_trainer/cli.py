@@ -100,7 +100,7 @@ def bench(
     place, kind = find_device(device), find_dtype(dtype)
     names = [name for name in (against, model) if name is not None]
     with redirect_stdout(sys.stderr):
-        models = {name: load_model(name, dtype=kind).to(place) for name in names}
+        models = {name: load_model(name, device=place, dtype=kind) for name in names}
         result = run_bench(
             models,
             batch_sizes=batch_size or (1, 16),

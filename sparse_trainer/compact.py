@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparse_trainer.checkpoint import is_patched_checkpoint, load_patched
-from sparse_trainer.errors import CheckpointError
-from sparse_trainer.export import Export, save_pruned
+from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
+from sparse_trainer.export import EXPORTS, Export, save_pruned
 from sparse_trainer.loading import load_model, resolve
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.plan import Plan
@@ -18,7 +18,7 @@ TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def compact_folder(
-    source: str, folder: Path, *, export: Export = "auto", overwrite: bool = False
+    source: str, folder: Path, *, export: str = "auto", overwrite: bool = False
 ) -> tuple[Path, Plan]:
     """Cut the model in `source` and save it; return the folder and the record of the cut.
 
@@ -26,8 +26,12 @@ def compact_folder(
         source: A checkpoint with gates, or a folder or hub id of a model that contains zeros.
 
     Raises:
+        ArgumentError: An unknown export.
         CheckpointError: `source` cannot be loaded or has nothing to cut; `folder` is not ours to replace.
     """
+    form: Export | None = next((known for known in EXPORTS if known == export), None)
+    if form is None:
+        raise ArgumentError("export", f"unknown value {export!r}.", nearest(export, EXPORTS))
     compact = optimize_model(_load(source), inplace=True)
     plan = plan_of(compact)
     if plan is None or plan.params["compact"] == plan.params["dense"]:
@@ -36,7 +40,7 @@ def compact_folder(
         )
     has_tokenizer = Path(resolve(source), TOKENIZER_FILE).is_file()
     tokenizer = AutoTokenizer.from_pretrained(resolve(source)) if has_tokenizer else None
-    return save_pruned(compact, folder, processor=tokenizer, export=export, overwrite=overwrite), plan
+    return save_pruned(compact, folder, processor=tokenizer, export=form, overwrite=overwrite), plan
 
 
 def _load(source: str) -> PreTrainedModel:

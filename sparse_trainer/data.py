@@ -166,12 +166,15 @@ def _load_file(path: Path, split: Split) -> Dataset:
     if path.stat().st_size == 0:
         raise DataError(where, "is empty.", "Give a file with at least one example.")
     try:
-        return load_dataset(READERS[ending], data_files={split: str(path)}, split=split)
+        loaded = load_dataset(READERS[ending], data_files={split: str(path)})
     except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
         reason = error.__cause__ or error
         raise DataError(
             where, f"cannot be read: {reason}.", f"Is it really {READERS[ending]}, and whole?"
         ) from error
+    if split not in loaded or len(loaded[split]) == 0:
+        raise DataError(where, "is empty.", "Give a file with at least one example.")
+    return loaded[split]
 
 
 def _load_hub(options: DataOptions, split: str) -> Dataset:

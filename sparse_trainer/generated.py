@@ -106,7 +106,9 @@ def _things(rng: random.Random, split: Split, form: _Form) -> tuple[_Thing, _Thi
     numbers = [form.attribute, *rng.sample(others, rng.choice((0, 1, 2)))]
     facts = {number: rng.choice(domain.attributes[number].values) for number in numbers}
     shared = rng.sample(numbers, min(len(numbers), rng.choice((0, 1, 2))))
-    other_facts = {number: rng.choice(_without(domain.attributes[number].values, facts[number])) for number in shared}
+    other_facts = {
+        number: rng.choice(_without(domain.attributes[number].values, facts[number])) for number in shared
+    }
     return _Thing(name, again, facts), _Thing(other_name, other_again, other_facts)
 
 

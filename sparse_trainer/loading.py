@@ -19,16 +19,19 @@ def resolve(name: str) -> str:
     return str(packaged_folder(name)) if is_packaged(name) else name
 
 
-def load_model(name: str, **options: Any) -> PreTrainedModel:
+def load_model(name: str, *, device: torch.device | None = None, **options: Any) -> PreTrainedModel:
     """Load a model with its weights under the class its config names.
 
     Args:
+        device: Where to move it; None = leave it on the CPU.
         options: Go to `from_pretrained`.
 
     Raises:
         CheckpointError: It cannot be loaded, or it is a checkpoint with gates.
     """
-    return checkpoint.load_model(resolve(name), **options)
+    model: Any = checkpoint.load_model(resolve(name), **options)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
 
 
 def load_shape(name: str) -> PreTrainedModel:
@@ -52,5 +55,5 @@ def load_shape(name: str) -> PreTrainedModel:
 def _model_class(config: PreTrainedConfig) -> Any:
     """Return the class that the config names as its architecture, or else the bare model of its type."""
     known = [name for name in config.architectures or [] if name in dir(transformers)]
-    stock = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
+    stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
     return pruned_class(stock) if "pruning" in config.to_dict() else stock

@@ -84,6 +84,8 @@ class Recipe:
         if changes is None:
             return None
         section = {**(self.sections.get("training") or {}), "output_dir": f"{self.training.output_dir}/dense"}
+        # A checkpoint to go on from belongs to fine-pruning.
+        section.pop("resume_from_checkpoint", None)
         return _training(section | changes, self.name, f"{self.origin}: model.dense_training")
 
     def dump(self) -> str:
@@ -217,7 +219,10 @@ def _pruning(
 def _training(section: dict[str, Any], name: str, where: str) -> TrainingArguments:
     """Parse the options of the Trainer, whose own checks name fields but not files."""
     # Pinned memory without an accelerator only earns a warning from torch.
-    defaults = {"output_dir": f"runs/{name}", "dataloader_pin_memory": torch.accelerator.is_available()}
+    defaults: dict[str, Any] = {
+        "output_dir": f"runs/{name}",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
     values = defaults | checked(TrainingArguments, section, where)
     try:
         return TrainingArguments(**values)

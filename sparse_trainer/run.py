@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -127,7 +128,7 @@ def run(recipe: Recipe, tell: Tell = logger.info) -> RunResult:
 
     dense, dense_metrics, student = _starting_points(setting, student, tell)
     if recipe.pruning.distil_teacher_name_or_path == DENSE:
-        teacher = copy.deepcopy(dense)
+        teacher = dense
 
     tell("fine-pruning")
     compact = _fine_prune(setting, student, recipe.pruning, teacher)
@@ -143,7 +144,7 @@ def run(recipe: Recipe, tell: Tell = logger.info) -> RunResult:
         export=recipe.export.export,
         overwrite=True,
     )
-    plan = compact.pruning_plan
+    plan = Plan.load(folder)
     return RunResult(
         recipe=recipe.name,
         folder=folder,
@@ -229,7 +230,13 @@ def _train(setting: _Setting, model: PreTrainedModel, training: TrainingArgument
     """Fine-tune without pruning."""
     trainer = Trainer(model=model, args=training, **setting.trainer_options())
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    return model
+    return _bare(trainer, model)
+
+
+def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
+    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too."""
+    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return bare
 
 
 def _fine_prune(
@@ -251,7 +258,9 @@ def _fine_prune(
 
 def _evaluate(setting: _Setting, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
     """Return the metrics of the recipe on the validation set."""
-    logged = Trainer(model=model, args=training, **setting.trainer_options()).evaluate()
+    trainer = Trainer(model=model, args=training, **setting.trainer_options())
+    logged = trainer.evaluate()
+    _bare(trainer, model)
     return {name: logged[f"eval_{name}"] for name in setting.recipe.task.metrics}
 
 
@@ -323,6 +332,18 @@ def _write_beside(recipe: Recipe, plan: Plan, comparison: Comparison, folder: Pa
     return files
 
 
+def _save_dense(setting: _Setting, model: PreTrainedModel, folder: Path) -> None:
+    """Write a stock checkpoint beside its place, then rename it."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft)
+    setting.tokenizer.save_pretrained(draft)
+    write_text(draft / RECIPE_FILE, setting.recipe.dump())
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)
+
+
 def _run_dense(setting: _Setting, folder: Path, tell: Tell, start: float) -> RunResult:
     """Fine-tune without pruning, save a stock checkpoint, measure it."""
     recipe = setting.recipe
@@ -331,9 +352,7 @@ def _run_dense(setting: _Setting, folder: Path, tell: Tell, start: float) -> Run
     model = _train(setting, setting.load_model(), training)
     comparison = _compare(setting, {"dense": (model, _evaluate(setting, model, training))})
     tell(f"saving to {folder}")
-    model.save_pretrained(folder)
-    setting.tokenizer.save_pretrained(folder)
-    write_text(folder / RECIPE_FILE, recipe.dump())
+    _save_dense(setting, model, folder)
     return RunResult(
         recipe=recipe.name,
         folder=folder,

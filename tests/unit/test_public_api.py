@@ -33,7 +33,7 @@ def test_import_is_light_and_silent() -> None:
     """Importing draws in no plotting or metric library and prints nothing."""
     code = (
         "import sys, sparse_trainer\n"
-        "heavy = {'matplotlib', 'evaluate', 'peft', 'sparse_trainer.autoload', 'sparse_trainer.cli'}\n"
+        "heavy = {'matplotlib', 'evaluate', 'sklearn', 'sparse_trainer.autoload', 'sparse_trainer.cli'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

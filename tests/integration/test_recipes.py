@@ -1,0 +1,202 @@
+"""Every shipped recipe trains, prunes, saves and reloads, on a tiny model and local files, without a network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
+from sparse_trainer.plan import PLAN_FILE, Plan
+from sparse_trainer.recipe import Recipe, load_recipe, shipped
+from sparse_trainer.run import run
+from tests.recipe_files import boolq_rows, sst2_rows, write_rows, write_tiny_model
+
+FILES = {"sst2-local": "sst2.jsonl"}
+STEPS = 4
+"""Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_trainer.metrics.hub_reachable", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipes")
+    write_tiny_model(folder / "model")
+    write_rows(folder / "boolq.jsonl.gz", boolq_rows(24))
+    write_rows(folder / "sst2.jsonl", sst2_rows(24))
+    return folder
+
+
+def small(name: str, files: Path, out: Path, *overrides: str) -> Recipe:
+    """Load a recipe with a tiny model, local files and a few steps."""
+    data = files / FILES.get(name, "boolq.jsonl.gz")
+    return load_recipe(
+        name,
+        [
+            f"model.name_or_path={files / 'model'}",
+            f"data.train_file={data}",
+            f"data.validation_file={data}",
+            "data.label_column=label",
+            "data.max_length=48",
+            f"training.output_dir={out}",
+            f"training.max_steps={STEPS}",
+            f"model.dense_training.max_steps={STEPS}",
+            "training.per_device_train_batch_size=4",
+            "training.use_cpu=true",
+            "export.latency_rounds=1",
+            "export.latency_sequence_length=8",
+            *overrides,
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
+    name: str, files: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    result = run(small(name, files, tmp_path / "run", "export.verify=false"), said.append)
+
+    plan = Plan.load(result.folder)
+    assert plan.density_reached == pytest.approx(0.5, abs=0.1)
+    compact = AutoModelForSequenceClassification.from_pretrained(result.folder, trust_remote_code=True)
+    assert compact.num_parameters() == plan.params["compact"] < plan.params["dense"]
+    assert result.comparison.models["pruned"].parameters == plan.params["compact"]
+    for file in ("recipe.yaml", "report.json", "shapes.txt", "kept.png", "README.md", PLAN_FILE):
+        assert (result.folder / file).stat().st_size > 0, file
+    assert said[0] == "loading data and model"
+    assert (
+        load_recipe(result.folder / "recipe.yaml").sections
+        == small(name, files, tmp_path / "run", "export.verify=false").sections
+    )
+
+
+def test_the_command_prints_json_and_the_lines_it_prints_work(files: Path, tmp_path: Path) -> None:
+    """Run as a user does: in a process of its own, reloading in one more."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(small("quickstart", files, tmp_path / "run").dump())
+    command = [sys.executable, "-m", "sparse_trainer", "run", str(recipe), "--json"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    printed: dict[str, Any] = json.loads(done.stdout)
+    assert printed["reloaded"]["same_predictions"] == printed["reloaded"]["samples"] == 24
+    assert printed["models"]["pruned"]["parameters"] == printed["reloaded"]["parameters"]
+    assert set(printed["models"]["dense"]["latencies"]) == {"1", "16"}
+    assert "scikit-learn computes it instead" in done.stderr
+
+    scope: dict[str, Any] = {}
+    exec("\n".join(printed["load"][:2]), scope)
+    answer = scope["model"]({"text": "is it blue", "text_pair": "It is blue."})
+    assert answer["label"] in ("no", "yes")
+
+
+def test_mixed_precision_leaves_no_wrapper_behind(files: Path, tmp_path: Path) -> None:
+    """Reloading is exact, and both models are timed as they are, only without accelerate's autocast."""
+    result = run(small("quickstart", files, tmp_path / "run", "training.bf16=true"), lambda line: None)
+    assert result.reloaded is not None
+    assert result.reloaded.largest_difference < 1e-5
+    assert result.comparison.conditions.dtype == "float32"
+
+
+def test_a_dense_run_saves_a_stock_checkpoint(files: Path, tmp_path: Path) -> None:
+    result = run(small("boolq-local", files, tmp_path / "run", "pruning=null"), lambda line: None)
+    assert result.plan is None
+    assert list(result.comparison.models) == ["dense"]
+    assert not (result.folder / PLAN_FILE).exists()
+    model = AutoModelForSequenceClassification.from_pretrained(result.folder)
+    classify = pipeline(
+        "text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(result.folder)
+    )
+    assert classify({"text": "is it", "text_pair": "It is."})["label"] in ("no", "yes")
+
+
+def test_without_a_dense_fine_tune_the_baseline_has_no_accuracy(files: Path, tmp_path: Path) -> None:
+    changes = ("model.dense_training=null", "pruning.distil_teacher_name_or_path=self", "export.verify=false")
+    recipe = files / "changed.yaml"
+    recipe.write_text(small("boolq-local", files, tmp_path / "run").dump())
+    result = run(load_recipe(recipe, changes), lambda line: None)
+    assert result.comparison.models["dense"].metrics is None
+    assert result.comparison.models["pruned"].metrics is not None
+
+
+def test_the_same_recipe_runs_again_over_its_own_result(files: Path, tmp_path: Path) -> None:
+    first = run(small("sst2-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
+    second = run(small("sst2-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
+    assert first.plan == second.plan
+    assert first.comparison.models["pruned"].metrics == second.comparison.models["pruned"].metrics
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["data.text_columns=[question, context]"], DataError, "no column 'context'"),
+        (["task.labels=['no']"], DataError, "has the label 1, which is not one of the 1 classes"),
+        (["task.metrics=[acuracy]"], RecipeError, "Did you mean 'accuracy'"),
+        (["task.name=text-clasification"], RecipeError, "Did you mean 'text-classification'"),
+        (["data.max_length=65"], RecipeError, "the model reads 64 tokens at most"),
+        (["data.text_columns=[passage]"], RecipeError, "there is one text column"),
+        (["model.name_or_path=/nowhere/at/all"], RecipeError, "/nowhere/at/all"),
+        (["pruning.exclude=['layer.7']"], SparseTrainerError, "matches no group"),
+        (["pruning.min_keep={channels: 32, heads: 4}"], SparseTrainerError, "min_keep"),
+    ],
+)
+def test_bad_input_is_refused_before_training(
+    overrides: list[str],
+    error: type[SparseTrainerError],
+    message: str,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sparse_trainer.run._train", _no_training)
+    with pytest.raises(error, match=message):
+        run(small("boolq-local", files, tmp_path / "run", *overrides), lambda line: None)
+
+
+def test_a_folder_that_is_not_ours_is_refused_before_training(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_trainer.run._train", _no_training)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not ours to replace"):
+        run(small("boolq-local", files, tmp_path / "run", f"export.directory={tmp_path / 'precious'}"), print)
+    assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_head_with_other_classes_is_refused(files: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(files / "model", num_labels=3)
+    model.save_pretrained(tmp_path / "three")
+    AutoTokenizer.from_pretrained(files / "model").save_pretrained(tmp_path / "three")
+    with pytest.raises(DataError, match=r"its head has 3 classes \(num_labels\), the data has 2: no, yes"):
+        run(small("boolq-local", files, tmp_path / "run", f"model.name_or_path={tmp_path / 'three'}"), print)
+
+
+def _no_training(*_: Any) -> None:
+    raise AssertionError("training started")
+
+
+def test_real_boolq_files_are_accepted(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = (
+        Path(os.environ.get("SPARSE_TRAINER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "boolq"
+    )
+    if not folder.is_dir():
+        pytest.skip(f"no BoolQ files in {folder}; set SPARSE_TRAINER_DATA")
+    overrides = [
+        f"data.train_file={folder / 'train.jsonl.gz'}",
+        f"data.validation_file={folder / 'validation.jsonl.gz'}",
+        "data.max_train_samples=16",
+        "data.max_eval_samples=16",
+        "export.verify=false",
+    ]
+    result = run(small("boolq-local", files, tmp_path / "run", *overrides), lambda line: None)
+    assert result.comparison.models["pruned"].metrics is not None

@@ -1,0 +1,171 @@
+"""Open gates change nothing, closed gates equal the cut, unpatch gives the very same tensors back."""
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from patchers import cut, discover, gated, gates_by_group, patch, unpatch
+from patchers.groups import KINDS, Kind, Structure
+from sparse_trainer import SparseTrainingArguments
+from sparse_trainer.criteria import CRITERIA
+from tests.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
+
+CASES = [
+    (family, kinds)
+    for family in FAMILIES
+    for kinds in (("heads", "channels"), ("attention", "ffn"), ("layers",))
+]
+
+
+def random_keep(structure: Structure, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    keep = {g.name: torch.rand(g.num_units, generator=generator) > 0.4 for g in structure.groups}
+    layers = structure.of(["layers"])
+    if layers:
+        keep[layers[0].name][:] = True
+        keep[layers[-1].name][:] = False
+    return keep
+
+
+@pytest.mark.parametrize(("family", "kinds"), CASES)
+def test_open_gates_are_the_identity(family: str, kinds: tuple[Kind, ...]) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model = tiny(family, dtype)
+        before = logits(model)
+        for name in CRITERIA:
+            if name == "layer_gate":  # a soft gate is open only once it is hard
+                continue
+            criterion = CRITERIA[name](SparseTrainingArguments())
+            patch(model, discover(model, kinds), criterion.make_gate)
+            assert torch.equal(logits(model), before), name
+            unpatch(model)
+
+
+@pytest.mark.parametrize(("family", "kinds"), CASES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_closed_gates_equal_the_cut(family: str, kinds: tuple[Kind, ...], attention: str) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        model = tiny(family, dtype)
+        if attention == "sdpa" and not model._supports_sdpa:
+            pytest.skip(f"{family} has no sdpa attention")
+        model.set_attn_implementation(attention)
+        structure = discover(model, kinds)
+        for seed in range(3):
+            keep = random_keep(structure, seed)
+            with gated(model, structure, keep):
+                masked = logits(model)
+            smaller = copy.deepcopy(model)
+            cut(smaller, structure, keep)
+            torch.testing.assert_close(logits(smaller), masked, rtol=0, atol=tolerance)
+            assert not torch.allclose(masked, logits(model), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_decisions_of_every_sort_equal_the_cut(family: str, decision: str) -> None:
+    model = tiny(family)
+    structure = discover(model)
+    keep = DECISIONS[decision](structure)
+    with gated(model, structure, keep):
+        masked = logits(model)
+    cut(model, structure, keep)
+    torch.testing.assert_close(logits(model), masked, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_closed_gates_equal_the_cut_in_backward(family: str) -> None:
+    model = tiny(family)
+    structure = discover(model, ["heads", "channels"])
+    keep = random_keep(structure, 1)
+    smaller = copy.deepcopy(model)
+    cut(smaller, structure, keep)
+    with gated(model, structure, keep):
+        model(**batch(model)).logits.square().sum().backward()
+    smaller(**batch(model)).logits.square().sum().backward()
+    for group in structure.groups:
+        for s in group.slices:
+            index = s.features(keep[group.name])
+            whole = model.get_submodule(s.path).weight.grad
+            part = smaller.get_submodule(s.path).weight.grad
+            expected = whole[index] if s.axis == "out" else whole[:, index]
+            torch.testing.assert_close(part, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unpatch_returns_the_very_same_tensors(family: str) -> None:
+    model = tiny(family)
+    tensors, modules = dict(model.named_parameters()), dict(model.named_modules())
+    keys = list(model.state_dict())
+    patch(
+        model, discover(model, ["heads", "channels"]), CRITERIA["taylor"](SparseTrainingArguments()).make_gate
+    )
+    assert list(model.state_dict()) != keys
+    unpatch(model)
+    assert all(tensor is tensors[name] for name, tensor in model.named_parameters())
+    assert all(module is modules[name] for name, module in model.named_modules())
+    assert list(model.state_dict()) == keys
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), tensors.values(), strict=False))
+
+
+def test_a_copy_of_a_patched_model_is_independent() -> None:
+    model = tiny()
+    structure = discover(model, ["heads", "channels"])
+    patch(model, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    twin = copy.deepcopy(model)
+    before = logits(model)
+    for gate in gates_by_group(twin, structure).values():
+        gate.set_keep(torch.zeros_like(gate.keep_U, dtype=torch.bool))
+    assert torch.equal(logits(model), before)
+    assert not torch.allclose(logits(twin), before)
+    unpatch(twin)
+    assert torch.equal(logits(twin), before)
+
+
+@pytest.mark.parametrize("kinds", [("heads", "channels"), ("layers",), ("attention",)])
+def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object, kinds: tuple[Kind, ...]) -> None:
+    model = tiny("bert", torch.float32)
+    patch(
+        model,
+        discover(model, kinds),
+        CRITERIA["movement"](SparseTrainingArguments(units=list(kinds))).make_gate,
+    )
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch|ignore_mismatched_sizes"):
+        type(model).from_pretrained(tmp_path)
+    again = tiny("bert", torch.float32)
+    patch(
+        again,
+        discover(again, kinds),
+        CRITERIA["movement"](SparseTrainingArguments(units=list(kinds))).make_gate,
+    )
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(logits(again), logits(model))
+
+
+# peft 0.21 asks transformers 5.23 for a property by its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_gates_compose_with_lora() -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny("bert")
+    config = peft.LoraConfig(target_modules=["output.dense", "intermediate.dense"], init_lora_weights=False)
+    adapted: PreTrainedModel = peft.get_peft_model(model, config).eval()
+    structure = discover(adapted, ["heads", "channels"])
+    names = [g.name for g in structure.groups]
+    keep = {g.name: torch.rand(g.num_units) > 0.5 for g in structure.groups}
+    patch(adapted, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    for name, gate in gates_by_group(adapted, structure).items():
+        gate.set_keep(keep[name])
+    masked = adapted(**batch(model)).logits
+    unpatch(adapted)
+    merged = adapted.merge_and_unload()
+    plain = discover(merged, ["heads", "channels"])
+    cut(merged, plain, {g.name: keep[name] for g, name in zip(plain.groups, names, strict=True)})
+    torch.testing.assert_close(merged(**batch(model)).logits, masked, rtol=0, atol=1e-10)
+
+
+def test_every_kind_has_a_place() -> None:
+    model = tiny("bert")
+    assert {g.kind for g in discover(model).groups} == set(KINDS)

@@ -1,0 +1,89 @@
+"""Latency: measured side by side, never across devices."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from sparse_trainer import bench as module
+from sparse_trainer.bench import Bench, Conditions, Latency, bench, find_device, find_dtype, summarize
+from sparse_trainer.errors import ArgumentError
+
+
+def tiny() -> BertForSequenceClassification:
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
+    )
+
+
+def test_models_take_turns_and_each_starts_some_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tiny(), tiny()
+    order: list[str] = []
+
+    def call(model: object, *_: object) -> float:
+        order.append("first" if model is first else "second")
+        return 0.001 if model is first else 0.002
+
+    monkeypatch.setattr(module, "_call_seconds", call)
+    result = bench({"first": first, "second": second}, batch_sizes=(1,), sequence_length=4, rounds=5)
+    pairs = [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
+    assert set(pairs) == {("first", "second"), ("second", "first")}
+    assert all(a != b for a, b in pairwise(pairs))
+    assert result.speedups("second", "first") == {1: 0.5}
+
+
+def test_every_batch_size_gets_a_positive_median_within_its_quartiles() -> None:
+    model = tiny().train()
+    result = bench({"m": model}, batch_sizes=(1, 2), sequence_length=8, rounds=3, threads=1)
+    assert list(result.latencies["m"]) == [1, 2]
+    for latency in result.latencies["m"].values():
+        assert 0 < latency.low <= latency.median <= latency.high
+    assert (result.conditions.threads, result.conditions.dtype) == (1, "float32")
+    assert model.training
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    bench({"m": tiny()}, batch_sizes=(1,), sequence_length=2, rounds=1, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_models_in_different_places_are_not_compared() -> None:
+    model = tiny()
+    with pytest.raises(ArgumentError, match=r"latencies cannot be compared: a on cpu .* b on meta"):
+        bench({"a": model, "b": copy.deepcopy(model).to("meta")})
+    with pytest.raises(ArgumentError, match=r"b on cpu in torch\.bfloat16"):
+        bench({"a": model, "b": copy.deepcopy(model).to(torch.bfloat16)})
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"sequence_length": 0}, {"batch_sizes": (1, 0)}])
+def test_counts_below_one_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(wrong))):
+        bench({"m": tiny()}, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_single_round_is_its_own_spread() -> None:
+    assert summarize([2.0]) == Latency(median=2.0, low=2.0, high=2.0)
+    assert summarize([1.0, 2.0, 3.0, 4.0, 5.0]).iqr == 2.0
+
+
+def test_devices_and_types_are_found_by_name_or_refused() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    with pytest.raises(ArgumentError, match="device: 'abacus' cannot be used"):
+        find_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(ArgumentError, match="'cuda' cannot be used"):
+            find_device("cuda")
+    with pytest.raises(ArgumentError, match="Did you mean 'float32'"):
+        find_dtype("float3")
+
+
+def test_json_holds_every_number() -> None:
+    conditions = Conditions(device="cpu", dtype="float32", threads=1, sequence_length=8, rounds=1, torch="2")
+    result = Bench(conditions=conditions, latencies={"m": {1: Latency(median=1.0, low=0.5, high=2.0)}})
+    assert result.to_json()["latencies"] == {"m": {"1": {"median": 1.0, "low": 0.5, "high": 2.0}}}
+    assert result.to_json()["conditions"]["device"] == "cpu"

@@ -1,0 +1,154 @@
+"""Selection is exact, monotone, honours floors and multiples, and says what is feasible."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchers.groups import Group, Kind
+from sparse_trainer.budget import Budget, Selector
+from sparse_trainer.errors import BudgetError
+
+COSTS: dict[str, int] = {"heads": 64, "channels": 3}
+
+
+def group(kind: Kind, layer: int, units: int) -> Group:
+    block = f"layers.{layer}"
+    return Group(
+        name=f"{block}.{kind}",
+        kind=kind,
+        layer=layer,
+        stack="layers",
+        block=block,
+        num_units=units,
+        consumer=block,
+    )
+
+
+def model_groups(layers: int = 4, heads: int = 8, channels: int = 50) -> list[Group]:
+    pairs = [(group("heads", i, heads), group("channels", i, channels)) for i in range(layers)]
+    return [g for pair in pairs for g in pair]
+
+
+def make(density: Any, groups: list[Group] | None = None, **options: Any) -> tuple[Selector, list[Group]]:
+    groups = model_groups() if groups is None else groups
+    budget = Budget(
+        density=density,
+        scope=options.get("scope", "global"),
+        multiple_of={"heads": 1, "channels": options.get("multiple_of", 1)},
+        min_keep={"heads": options.get("min_keep", 1), "channels": options.get("min_keep", 1)},
+    )
+    return Selector(groups, {g.name: COSTS[g.kind] for g in groups}, budget), groups
+
+
+def scores_of(groups: list[Group], seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {g.name: torch.randn(g.num_units, generator=generator) for g in groups}
+
+
+def cost(keep: dict[str, torch.Tensor], groups: list[Group]) -> int:
+    return sum(int(keep[g.name].sum()) * COSTS[g.kind] for g in groups)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    density=st.floats(0.15, 1.0),
+    scope=st.sampled_from(["global", "layer"]),
+    multiple=st.sampled_from([1, 4, 7]),
+    min_keep=st.integers(0, 2),
+    seed=st.integers(0, 10_000),
+)
+def test_budget_is_met_to_the_smallest_unit(
+    density: float, scope: str, multiple: int, min_keep: int, seed: int
+) -> None:
+    try:
+        selector, groups = make(density, scope=scope, multiple_of=multiple, min_keep=min_keep)
+    except BudgetError:
+        return
+    keep = selector.select(scores_of(groups, seed)).keep
+    pools = [groups] if scope == "global" else [[g for g in groups if g.layer == i] for i in range(4)]
+    for pool in pools:
+        total = sum(g.num_units * COSTS[g.kind] for g in pool)
+        reached = cost(keep, pool)
+        assert reached <= density * total + 1e-6 * total
+        # A chunk of either kind that is still out would not have fitted.
+        out = {g.kind for g in pool if not bool(keep[g.name].all())}
+        step = min((COSTS[k] * (multiple if k == "channels" else 1) for k in out), default=0)
+        assert not out or reached + step > density * total - 1e-6 * total
+    for g in groups:
+        kept = int(keep[g.name].sum())
+        assert kept >= min(min_keep, g.num_units)
+        assert g.kind == "heads" or kept == g.num_units or kept % multiple == 0
+
+
+@settings(max_examples=80, deadline=None)
+@given(low=st.floats(0.2, 1.0), high=st.floats(0.2, 1.0), seed=st.integers(0, 10_000))
+def test_larger_budget_keeps_a_superset_when_costs_are_equal(low: float, high: float, seed: int) -> None:
+    groups = [group("channels", i, 40) for i in range(3)]
+    low, high = sorted((low, high))
+    scores = scores_of(groups, seed)
+    small, large = (make(d, groups)[0].select(scores).keep for d in (low, high))
+    assert all(bool((~small[name] | large[name]).all()) for name in small)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_are_kept_within_each_group(seed: int) -> None:
+    selector, groups = make(0.5)
+    scores = scores_of(groups, seed)
+    selection = selector.select(scores)
+    for g in groups:
+        keep = selection.keep[g.name]
+        if bool(keep.any()) and not bool(keep.all()):
+            assert scores[g.name][keep].min() >= scores[g.name][~keep].max()
+
+
+def test_ties_keep_the_lower_index() -> None:
+    groups = [group("channels", 0, 10)]
+    keep = make(0.3, groups)[0].select({groups[0].name: torch.zeros(10)}).keep[groups[0].name]
+    assert keep.tolist() == [True] * 3 + [False] * 7
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "uniform"])
+def test_per_kind_densities_count_units_of_that_kind(scope: str) -> None:
+    selector, groups = make({"heads": 0.75, "channels": 0.5}, scope=scope)
+    keep = selector.select(scores_of(groups, 0)).keep
+    for kind, kept in (("heads", 6), ("channels", 25)):
+        counts = [int(keep[g.name].sum()) for g in groups if g.kind == kind]
+        assert sum(counts) == kept * 4
+        assert scope == "global" or counts == [kept] * 4
+
+
+@pytest.mark.parametrize("density", [0.3, 0.44, 0.5, 0.55, 0.8])
+def test_uniform_gives_equal_widths_and_makes_up_for_rounding(density: float) -> None:
+    selector, groups = make(density, scope="uniform")
+    keep = selector.select(scores_of(groups, 0)).keep
+    widths = {(g.kind, int(keep[g.name].sum())) for g in groups}
+    assert len(widths) == 2
+    total = sum(g.num_units * COSTS[g.kind] for g in groups)
+    smallest_step = 4 * COSTS["channels"]
+    if min(width for _, width in widths) > 1 and max(w for k, w in widths if k == "channels") < 50:
+        assert abs(cost(keep, groups) - density * total) <= smallest_step / 2 + 1e-6
+
+
+def test_remaining_interpolates_towards_dense() -> None:
+    selector, groups = make(0.5)
+    scores = scores_of(groups, 0)
+    assert all(bool(k.all()) for k in selector.select(scores, remaining=1.0).keep.values())
+    halfway = cost(selector.select(scores, remaining=0.5).keep, groups)
+    total = sum(g.num_units * COSTS[g.kind] for g in groups)
+    assert halfway == pytest.approx(0.75 * total, abs=COSTS["heads"])
+
+
+def test_impossible_budget_gives_the_feasible_range() -> None:
+    with pytest.raises(BudgetError, match=r"not reachable.*min_keep.*\[0\.\d+, 1\]"):
+        make(0.05, min_keep=3)
+    with pytest.raises(BudgetError, match="multiple_of"):
+        make({"channels": 0.1}, [group("channels", 0, 64)], multiple_of=32)
+
+
+def test_threshold_is_the_lowest_score_kept() -> None:
+    groups = [group("channels", 0, 10)]
+    selection = make(0.4, groups)[0].select({groups[0].name: torch.arange(10.0)})
+    assert float(selection.threshold) == 6.0
