@@ -165,13 +165,23 @@ class ModelPatchingCoordinator:
 
     def extra_losses(self, inputs: Mapping[str, Any], outputs: Any) -> ExtraLosses:
         """Return what fine-pruning adds for one batch."""
-        distillation = self.distiller.loss(inputs, outputs) if self.distiller is not None else None
-        penalty = None
+        distillation = penalty = None
+        if self.distiller is not None:
+            distillation = self.distiller.loss(inputs, outputs, self._open_layers())
         if not self.finished:
             penalty = self.criterion.penalty(self.gates, self.costs, self.density_target)
         self._remember("distillation_loss", distillation)
         self._remember("penalty", penalty)
         return ExtraLosses(distillation=distillation, penalty=penalty)
+
+    def _open_layers(self) -> Tensor | None:
+        """Return which layers of the stack are kept, shape [L], or None where no layer can close."""
+        layers = self.structure.of(["layers"])
+        if not layers or len(self.structure.stacks) != 1:
+            return None
+        by_layer = {g.layer: self.gates[g.name].keep_U for g in layers}
+        always = torch.ones_like(next(iter(by_layer.values())))
+        return torch.cat([by_layer.get(layer, always) for layer in range(self.structure.stacks[0].size)])
 
     @property
     def needs_hidden_states(self) -> bool:

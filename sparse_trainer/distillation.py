@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparse_trainer.errors import ArgumentError
 
-# Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, N = distributions.
+# Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, L = layers.
 
 IGNORED = -100
 """Label of positions that do not count, as in transformers."""
@@ -81,12 +81,13 @@ class Distiller:
         """Whether the student has to return its hidden states."""
         return bool(self.args.distil_alpha_hidden > 0)
 
-    def loss(self, inputs: Mapping[str, Any], outputs: Any) -> Tensor:
+    def loss(self, inputs: Mapping[str, Any], outputs: Any, open_L: Tensor | None = None) -> Tensor:
         """Return the weighted sum of logit and hidden-state losses.
 
         Args:
             inputs: The student's batch; labels are withheld from the teacher.
             outputs: The student's outputs, with hidden states where `needs_hidden_states`.
+            open_L: 1 for the layers that are kept, 0 for closed ones, whose outputs are not compared; None = all are.
         """
         withheld = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
         questions = {name: value for name, value in inputs.items() if name not in withheld}
@@ -94,7 +95,7 @@ class Distiller:
             taught = self.teacher(**questions, output_hidden_states=self.needs_hidden_states)
         total: Tensor = self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught)
         if self.needs_hidden_states:
-            total = total + self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught)
+            total = total + self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L)
         return total
 
     def _logits(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
@@ -114,8 +115,13 @@ class Distiller:
             losses.append(logit_loss(student, teacher, self.args.distil_temperature, counts))
         return torch.stack(losses).mean()
 
-    def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
-        """Average over the layers; where a layer is closed the student repeats its input, judged in its own place."""
+    def _hidden(
+        self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None
+    ) -> Tensor:
+        """Compare the kept layers, each with the teacher's layer in its place, and average."""
         pairs = list(zip(outputs["hidden_states"], taught["hidden_states"], strict=True))[1:]
         mask_BT = inputs.get("attention_mask")
-        return torch.stack([hidden_loss(student, teacher, mask_BT) for student, teacher in pairs]).mean()
+        loss_L = torch.stack([hidden_loss(student, teacher, mask_BT) for student, teacher in pairs])
+        if open_L is None:
+            return loss_L.mean()
+        return (loss_L * open_L).sum() / open_L.sum().clamp_min(1)

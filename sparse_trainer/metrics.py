@@ -38,7 +38,11 @@ def _f1(predictions_N: Labels, references_N: Labels) -> float:
     """Return scikit-learn's F1 of class 1; with more than two classes the mean over classes."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(references_N, predictions_N, average=_average(references_N, predictions_N)))
+    return float(
+        f1_score(
+            references_N, predictions_N, average=_average(references_N, predictions_N), zero_division=0.0
+        )
+    )
 
 
 def _average(references_N: Labels, predictions_N: Labels) -> str:

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
 )
 
-from patchers import unpatch
-from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.bench import bench
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cost import parameter_count
-from sparse_trainer.errors import CheckpointError, RecipeError
+from sparse_trainer.errors import CheckpointError
 from sparse_trainer.export import save_pruned
 from sparse_trainer.files import write_text
-from sparse_trainer.loading import resolve
-from sparse_trainer.optimize import optimize_model
 from sparse_trainer.plan import PLAN_FILE, Plan
 from sparse_trainer.recipe import DENSE, Recipe
 from sparse_trainer.report import Comparison, Measured, shape_lines, write_map
-from sparse_trainer.tasks import Prepared, Task, find_task
-from sparse_trainer.trainer import PruningTrainer
+from sparse_trainer.stages import (
+    Setting,
+    Tell,
+    evaluate,
+    fine_prune,
+    load_teacher,
+    prepare,
+    rehearse,
+    starting_points,
+    train,
+)
 from sparse_trainer.verify import Reloaded, verify_reload
 
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-Tell = Callable[[str], None]
-"""Takes one line about what is being done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,32 +76,6 @@ class RunResult:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """What every stage of a run needs."""
-
-    recipe: Recipe
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    data: Prepared
-    source: str
-
-    def load_model(self) -> PreTrainedModel:
-        """Load the model that the recipe starts from; its fresh head follows from the seed."""
-        set_seed(self.recipe.training.seed)
-        return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
-
-    def trainer_options(self) -> dict[str, Any]:
-        """Return the arguments that every Trainer of the run shares."""
-        return {
-            "train_dataset": self.data.train,
-            "eval_dataset": self.data.validation,
-            "processing_class": self.tokenizer,
-            "data_collator": self.data.collator,
-            "compute_metrics": self.data.compute_metrics,
-        }
-
-
 def run(recipe: Recipe, tell: Tell = logger.info) -> RunResult:
     """Run a recipe from start to end.
 
@@ -120,19 +89,19 @@ def run(recipe: Recipe, tell: Tell = logger.info) -> RunResult:
     folder = export_folder(recipe)
     _check_target(folder, ours=RECIPE_FILE if recipe.pruning is None else PLAN_FILE)
     tell("loading data and model")
-    setting = _prepare(recipe)
+    setting = prepare(recipe)
     if recipe.pruning is None:
         return _run_dense(setting, folder, tell, start)
-    student, teacher = setting.load_model(), _teacher(setting, recipe.pruning)
-    _rehearse(student, recipe.pruning)
+    student, teacher = setting.load_model(), load_teacher(setting, recipe.pruning)
+    rehearse(student, recipe.pruning)
 
-    dense, dense_metrics, student = _starting_points(setting, student, tell)
+    dense, dense_metrics, student = starting_points(setting, student, tell)
     if recipe.pruning.distil_teacher_name_or_path == DENSE:
         teacher = dense
 
     tell("fine-pruning")
-    compact = _fine_prune(setting, student, recipe.pruning, teacher)
-    metrics = _evaluate(setting, compact, recipe.training)
+    compact = fine_prune(setting, student, recipe.pruning, teacher)
+    metrics = evaluate(setting, compact, recipe.training)
     tell("measuring")
     comparison = _compare(setting, {"dense": (dense, dense_metrics), "pruned": (compact, metrics)})
     tell(f"saving to {folder}")
@@ -176,96 +145,8 @@ def _check_target(folder: Path, ours: str) -> None:
         )
 
 
-def _prepare(recipe: Recipe) -> _Setting:
-    """Load tokenizer and data."""
-    source = resolve(recipe.model.name_or_path)
-    task = find_task(recipe.task.name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=recipe.model.revision)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"model.name_or_path: {recipe.model.name_or_path}",
-            f"no tokenizer can be loaded: {error}.",
-            "Give a model folder or a hub id.",
-        ) from error
-    if recipe.data.max_length > tokenizer.model_max_length:
-        raise RecipeError(
-            f"data.max_length: {recipe.data.max_length}",
-            f"the model reads {tokenizer.model_max_length} tokens at most.",
-            "Give a smaller number.",
-        )
-    data = task.prepare(recipe.task, recipe.data, tokenizer)
-    return _Setting(recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source)
-
-
-def _teacher(setting: _Setting, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
-    """Load a teacher given by name; the coordinator makes its own copy for 'self'."""
-    name = pruning.distil_teacher_name_or_path
-    if name is None or name in (DENSE, "self"):
-        return None
-    return setting.task.load_model(resolve(name), "main", setting.data.labels)
-
-
-def _rehearse(model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
-    """Patch and unpatch, so that a model or budget that cannot work is refused before the dense fine-tune."""
-    alone = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
-    unpatch(ModelPatchingCoordinator(alone).patch_model(model))
-
-
-def _starting_points(
-    setting: _Setting, model: PreTrainedModel, tell: Tell
-) -> tuple[PreTrainedModel, Mapping[str, float] | None, PreTrainedModel]:
-    """Return the dense baseline, its metrics (None: it is not fine-tuned) and the model to prune."""
-    training = setting.recipe.dense_training()
-    if training is None:
-        return model, None, copy.deepcopy(model)
-    tell("fine-tuning the dense model")
-    dense = _train(setting, model, training)
-    metrics = _evaluate(setting, dense, training)
-    from_dense = setting.recipe.model.prune_from == DENSE
-    return dense, metrics, copy.deepcopy(dense) if from_dense else setting.load_model()
-
-
-def _train(setting: _Setting, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
-    """Fine-tune without pruning."""
-    trainer = Trainer(model=model, args=training, **setting.trainer_options())
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    return _bare(trainer, model)
-
-
-def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
-    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too."""
-    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return bare
-
-
-def _fine_prune(
-    setting: _Setting,
-    student: PreTrainedModel,
-    pruning: SparseTrainingArguments,
-    teacher: PreTrainedModel | None,
-) -> PreTrainedModel:
-    """Fine-tune under the budget, and cut."""
-    if teacher is not None:
-        pruning = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
-    training = setting.recipe.training
-    trainer = PruningTrainer(
-        model=student, args=training, sparse_args=pruning, teacher=teacher, **setting.trainer_options()
-    )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    return optimize_model(student)
-
-
-def _evaluate(setting: _Setting, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
-    """Return the metrics of the recipe on the validation set."""
-    trainer = Trainer(model=model, args=training, **setting.trainer_options())
-    logged = trainer.evaluate()
-    _bare(trainer, model)
-    return {name: logged[f"eval_{name}"] for name in setting.recipe.task.metrics}
-
-
 def _compare(
-    setting: _Setting, models: Mapping[str, tuple[PreTrainedModel, Mapping[str, float] | None]]
+    setting: Setting, models: Mapping[str, tuple[PreTrainedModel, Mapping[str, float] | None]]
 ) -> Comparison:
     """Measure sizes, and latencies side by side."""
     options = setting.recipe.export
@@ -294,7 +175,7 @@ def _file_bytes(model: PreTrainedModel) -> int:
         return sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))
 
 
-def _reload(setting: _Setting, compact: PreTrainedModel, folder: Path, tell: Tell) -> Reloaded | None:
+def _reload(setting: Setting, compact: PreTrainedModel, folder: Path, tell: Tell) -> Reloaded | None:
     """Check the folder in a new process, on the CPU, with examples of the validation set."""
     options = setting.recipe.export
     if not options.verify:
@@ -306,7 +187,7 @@ def _reload(setting: _Setting, compact: PreTrainedModel, folder: Path, tell: Tel
     return verify_reload(folder, setting.task.auto_class, compact.cpu(), inputs)
 
 
-def _load_lines(setting: _Setting, folder: Path) -> tuple[str, str, str]:
+def _load_lines(setting: Setting, folder: Path) -> tuple[str, str, str]:
     """Return Python that loads the folder and asks it about an example."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
@@ -332,7 +213,7 @@ def _write_beside(recipe: Recipe, plan: Plan, comparison: Comparison, folder: Pa
     return files
 
 
-def _save_dense(setting: _Setting, model: PreTrainedModel, folder: Path) -> None:
+def _save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
     """Write a stock checkpoint beside its place, then rename it."""
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -344,13 +225,13 @@ def _save_dense(setting: _Setting, model: PreTrainedModel, folder: Path) -> None
     draft.rename(folder)
 
 
-def _run_dense(setting: _Setting, folder: Path, tell: Tell, start: float) -> RunResult:
+def _run_dense(setting: Setting, folder: Path, tell: Tell, start: float) -> RunResult:
     """Fine-tune without pruning, save a stock checkpoint, measure it."""
     recipe = setting.recipe
     tell("fine-tuning")
     training = recipe.dense_training() or recipe.training
-    model = _train(setting, setting.load_model(), training)
-    comparison = _compare(setting, {"dense": (model, _evaluate(setting, model, training))})
+    model = train(setting, setting.load_model(), training)
+    comparison = _compare(setting, {"dense": (model, evaluate(setting, model, training))})
     tell(f"saving to {folder}")
     _save_dense(setting, model, folder)
     return RunResult(

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from sparse_trainer.compact import compact_folder
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
+from sparse_trainer.inspection import inspect_model
+from sparse_trainer.loading import load_shape
 from sparse_trainer.plan import PLAN_FILE, Plan
 from sparse_trainer.recipe import Recipe, load_recipe, shipped
 from sparse_trainer.run import run
@@ -107,6 +110,16 @@ def test_mixed_precision_leaves_no_wrapper_behind(files: Path, tmp_path: Path) -
     assert result.comparison.conditions.dtype == "float32"
 
 
+def test_a_checkpoint_of_a_run_can_be_cut_and_inspected(files: Path, tmp_path: Path) -> None:
+    steps = ("training.save_strategy=steps", f"training.save_steps={STEPS}", "export.verify=false")
+    result = run(small("boolq-local", files, tmp_path / "run", *steps), lambda line: None)
+    folder, plan = compact_folder(str(tmp_path / "run" / f"checkpoint-{STEPS}"), tmp_path / "cut")
+    assert result.plan is not None
+    assert plan.groups == result.plan.groups
+    assert inspect_model(load_shape(str(folder))).parameters == plan.params["compact"]
+    assert AutoTokenizer.from_pretrained(folder)("is it")["input_ids"]
+
+
 def test_a_dense_run_saves_a_stock_checkpoint(files: Path, tmp_path: Path) -> None:
     result = run(small("boolq-local", files, tmp_path / "run", "pruning=null"), lambda line: None)
     assert result.plan is None
@@ -157,7 +170,7 @@ def test_bad_input_is_refused_before_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run._train", _no_training)
+    monkeypatch.setattr("sparse_trainer.stages.train", _no_training)
     with pytest.raises(error, match=message):
         run(small("boolq-local", files, tmp_path / "run", *overrides), lambda line: None)
 
@@ -165,7 +178,7 @@ def test_bad_input_is_refused_before_training(
 def test_a_folder_that_is_not_ours_is_refused_before_training(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run._train", _no_training)
+    monkeypatch.setattr("sparse_trainer.stages.train", _no_training)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):

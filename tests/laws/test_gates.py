@@ -133,7 +133,7 @@ def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object, kind
         CRITERIA["movement"](SparseTrainingArguments(units=list(kinds))).make_gate,
     )
     model.save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="size mismatch|ignore_mismatched_sizes"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         type(model).from_pretrained(tmp_path)
     again = tiny("bert", torch.float32)
     patch(

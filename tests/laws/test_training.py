@@ -91,7 +91,8 @@ def test_read_scores_stay_out_of_the_optimizer_and_of_clipping(tmp_path: Path) -
     run.add_callback(Watch())
     run.train()
     scores = {id(p) for p in run.coordinator.score_parameters()}
-    assert seen and all(seen)
+    assert seen
+    assert all(seen)
     assert not any(id(p) in scores for g in run.optimizer.param_groups for p in g["params"])
     assert all(bool((gate.saliency_U > 0).any()) for gate in gates_of(run.model).values())
 

