@@ -121,26 +121,26 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
                     f"config.pruning: layout.{part} names {path!r}, which {type(base).__name__} lacks."
                 )
     try:
-        _apply(base, layout)
+        _apply(base, modules, layout)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise LayoutError(
             f"config.pruning: the layout does not fit {type(base).__name__}: {error}"
         ) from error
 
 
-def _apply(base: nn.Module, layout: dict[str, Any]) -> None:
+def _apply(base: nn.Module, modules: dict[str, nn.Module], layout: dict[str, Any]) -> None:
     for path, (outputs, width, bias) in layout["skips"].items():
         name, reference = next(base.get_submodule(path).named_parameters())
         skip = Skip(outputs, width, bias).to(device=reference.device, dtype=reference.dtype)
         skip.stand_for(name, reference)
         base.set_submodule(path, skip)
     for path, (outputs, inputs) in layout["linears"].items():
-        _resize(base.get_submodule(path), outputs, inputs)
+        _resize(modules[path], outputs, inputs)
     for path, attributes in layout["attributes"].items():
         for name, value in attributes.items():
-            setattr(base.get_submodule(path), name, value)
+            setattr(modules[path], name, value)
     for path, select in layout["selects"].items():
-        add_select(base.get_submodule(path), **select)
+        add_select(modules[path], **select)
 
 
 def _resize(linear: Any, outputs: int, inputs: int) -> None:

@@ -12,16 +12,20 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from patchers import gates_of
 from sparse_trainer import PruningTrainer, SparseTrainer
 from sparse_trainer.errors import NonFiniteError
+from tests.compact_models import FAMILIES, tiny
 from tests.laws.training import METHODS, quiet_model, rows, sparse_args, state, trainer
 
+CASES = [("bert", method) for method in METHODS] + [
+    (family, method) for family in FAMILIES if family != "bert" for method in ("movement-distilled", "taylor")
+]
 
-@pytest.mark.parametrize("method", METHODS)
-def test_accumulation_1x8_equals_4x2(method: str, tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "a", sparse_args(method))
+
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_accumulation_1x8_equals_4x2(family: str, method: str, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "a", sparse_args(method), quiet_model(family))
     whole.train()
-    split = trainer(
-        tmp_path / "b", sparse_args(method), per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    split = trainer(tmp_path / "b", sparse_args(method), quiet_model(family), **options)
     split.train()
     for (name, a), b in zip(state(whole.model).items(), state(split.model).values(), strict=True):
         torch.testing.assert_close(
@@ -30,14 +34,12 @@ def test_accumulation_1x8_equals_4x2(method: str, tmp_path: Path) -> None:
     assert any((gate.keep_U == 0).any() for gate in gates_of(whole.model).values())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_resume_equals_uninterrupted(method: str, tmp_path: Path) -> None:
-    from tests.compact_models import tiny
-
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_resume_equals_uninterrupted(family: str, method: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
-    straight = trainer(tmp_path, sparse_args(method), tiny().train(), **options)
+    straight = trainer(tmp_path, sparse_args(method), tiny(family).train(), **options)
     straight.train()
-    resumed = trainer(tmp_path, sparse_args(method), tiny().train(), **options)
+    resumed = trainer(tmp_path, sparse_args(method), tiny(family).train(), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     for (name, a), b in zip(state(straight.model).items(), state(resumed.model).values(), strict=True):
         assert torch.equal(a, b), name

@@ -9,12 +9,14 @@ import torch
 from patchers import UnsupportedModelError, gates_of
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
 from sparse_trainer.errors import BudgetError, NonFiniteError
-from tests.compact_models import batch, logits, tiny
+from tests.compact_models import FAMILIES, batch, logits, tiny
 from tests.laws.training import METHODS, sparse_args
 
 
-def loop(args: SparseTrainingArguments, steps: int = 12) -> tuple[Any, ModelPatchingCoordinator]:
-    model = tiny().train()
+def loop(
+    args: SparseTrainingArguments, family: str = "bert", steps: int = 12
+) -> tuple[Any, ModelPatchingCoordinator]:
+    model = tiny(family).train()
     coordinator = ModelPatchingCoordinator(args)
     coordinator.patch_model(model)
     optimizer = torch.optim.AdamW(coordinator.parameter_groups(lr=1e-3, weight_decay=0.01))
@@ -30,9 +32,10 @@ def loop(args: SparseTrainingArguments, steps: int = 12) -> tuple[Any, ModelPatc
     return model.eval(), coordinator
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_hand_written_loop_prunes_and_cuts(method: str) -> None:
-    model, coordinator = loop(sparse_args(method))
+def test_hand_written_loop_prunes_and_cuts(method: str, family: str) -> None:
+    model, coordinator = loop(sparse_args(method), family)
     assert coordinator.finished
     asked = sparse_args(method).density
     assert coordinator.density_reached() == pytest.approx(asked, abs=0.05)
