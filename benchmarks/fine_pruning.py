@@ -136,7 +136,10 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table."""
     metric = next(key for key in rows[0] if key not in ("method", "density", "reached", "parameters"))
-    lines = [f"| method | density asked | reached | {metric} | seeds |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        f"| method | density asked | reached | {metric} | seeds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for row in rows:
         values = row[metric]
         shown = " / ".join(f"{100 * value:.1f}" for value in values)
@@ -148,7 +151,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="recipe that reads local files, e.g. boolq-local or sst2-local")
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", required=True)

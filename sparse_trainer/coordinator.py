@@ -16,6 +16,7 @@ from sparse_trainer.cost import unit_cost
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.distillation import Distiller
 from sparse_trainer.errors import ArgumentError, NonFiniteError, UnsupportedModelError
+from sparse_trainer.record import Request, remember_request
 from sparse_trainer.standardize import STANDARDIZERS
 
 
@@ -73,8 +74,20 @@ class ModelPatchingCoordinator:
         self.distiller = self._make_distiller(model)
         self.model = model
         self.gates: dict[str, Gate] = patch(model, self.structure, self.criterion.make_gate)
+        remember_request(model, self._request())
         self.criterion.advance(self.gates, 0.0, False)
         return model
+
+    def _request(self) -> Request:
+        """Return what plans and cards quote of the arguments."""
+        asked = self.args.density
+        return Request(
+            method=self.args.scoring,
+            target=self.args.cost_target,
+            scope=self.args.scope,
+            density=dict(asked) if isinstance(asked, Mapping) else float(asked),
+            sequence_length=self.args.sequence_length,
+        )
 
     def _make_distiller(self, model: nn.Module) -> Distiller | None:
         source = self.args.distil_teacher_name_or_path
@@ -105,7 +118,8 @@ class ModelPatchingCoordinator:
         if not self.criterion.learns:
             return []
         rate = self.args.score_learning_rate
-        return [{"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0}]
+        group = {"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0}
+        return [{**group, **self.criterion.optimizer_options}]
 
     def begin(self, total_steps: int, step: int = 0) -> None:
         """Start, or resume at `step`, a training of `total_steps` optimizer steps."""

@@ -115,9 +115,7 @@ class Distiller:
             losses.append(logit_loss(student, teacher, self.args.distil_temperature, counts))
         return torch.stack(losses).mean()
 
-    def _hidden(
-        self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None
-    ) -> Tensor:
+    def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
         """Compare the kept layers, each with the teacher's layer in its place, and average."""
         pairs = list(zip(outputs["hidden_states"], taught["hidden_states"], strict=True))[1:]
         mask_BT = inputs.get("attention_mask")

@@ -37,7 +37,7 @@ class Domain:
 
 PLACES = ("Norway", "Portugal", "Kenya", "Peru", "Canada", "Vietnam", "Poland", "Morocco", "Chile", "Ireland")
 YEARS = ("1871", "1894", "1907", "1923", "1938", "1952", "1966", "1979", "1985", "1998")
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple")
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "grey", "purple")
 # fmt: off
 GIVEN_NAMES = (
     "Mira", "Tessa", "Jonas", "Amara", "Felix", "Clara", "Hugo", "Nadia", "Oscar", "Lena",
@@ -126,14 +126,14 @@ BUILDING = Domain(
             questions=("is {n} made of {v}", "was {n} built from {v}"),
         ),
         Attribute(
-            values=("open all year", "closed in winter"),
+            values=("open all year", "closed in winter", "visited by appointment", "under repair"),
             statements=("{s} is {v}", "{s} remains {v}"),
             questions=("is {n} {v}", "does {n} stay {v}"),
         ),
         Attribute(
-            values=("free", "expensive"),
-            statements=("Entry to {s} is {v}", "For visitors, {s} is {v}"),
-            questions=("is {n} {v} to visit", "is a visit to {n} {v}"),
+            values=COLOURS,
+            statements=("{s} has a {v} roof", "{s} is topped by a {v} roof", "{s} is known for a {v} roof"),
+            questions=("does {n} have a {v} roof", "is the roof of {n} {v}"),
         ),
     ),
     fillers=(
@@ -170,9 +170,9 @@ SHIP = Domain(
             questions=("was {n} launched in {v}", "did {n} enter service in {v}"),
         ),
         Attribute(
-            values=("still in service", "already retired"),
+            values=("in regular service", "already retired", "waiting for repairs", "offered for sale"),
             statements=("{s} is {v}", "According to the register, {s} is {v}"),
-            questions=("is {n} {v}", "has {n} been listed as {v}"),
+            questions=("is {n} {v}", "is it true that {n} is {v}"),
         ),
     ),
     fillers=(
@@ -204,14 +204,14 @@ COMPANY = Domain(
             questions=("was {n} founded in {v}", "has {n} existed since {v}"),
         ),
         Attribute(
-            values=("family owned", "state owned", "owned by its staff"),
+            values=("owned by a family", "run by the state", "held by its staff", "in foreign hands"),
             statements=("{s} is {v}", "To this day {s} is {v}", "{s} has always been {v}"),
             questions=("is {n} {v}", "would one call {n} {v}"),
         ),
         Attribute(
-            values=("growing", "shrinking"),
-            statements=("{s} is {v}", "The workforce of {s} is {v}"),
-            questions=("is {n} {v}", "is it true that {n} is {v}"),
+            values=("growing fast", "losing money", "hiring engineers", "moving abroad", "cutting jobs"),
+            statements=("{s} is {v}", "According to the press, {s} is {v}"),
+            questions=("is {n} {v}", "does the press say that {n} is {v}"),
         ),
     ),
     fillers=(
@@ -243,9 +243,9 @@ RIVER = Domain(
             questions=("does {n} end in {v}", "does {n} empty into {v}"),
         ),
         Attribute(
-            values=("safe for swimming", "dangerous for swimmers"),
-            statements=("{s} is {v}", "Experts consider that {s} is {v}"),
-            questions=("is {n} {v}", "is {n} considered {v}"),
+            values=("clear", "muddy", "green", "salty", "brown"),
+            statements=("{s} has {v} water", "The water of {s} is {v}", "{s} is a stream of {v} water"),
+            questions=("is the water of {n} {v}", "does {n} have {v} water"),
         ),
         Attribute(
             values=("a glacier", "a spring", "a marsh", "a mountain lake", "a forest"),
@@ -287,7 +287,13 @@ BOOK = Domain(
             questions=("is {n} set in {v}", "does the story of {n} take place in {v}"),
         ),
         Attribute(
-            values=("a happy ending", "a sad ending"),
+            values=(
+                "a happy ending",
+                "a sad ending",
+                "an open ending",
+                "a violent ending",
+                "an ironic ending",
+            ),
             statements=("{s} has {v}", "Readers know that {s} has {v}"),
             questions=("does {n} have {v}", "did readers of {n} find {v}"),
         ),

@@ -24,6 +24,8 @@ class Criterion(Protocol):
     """Normaliser that suits its scores when the user names none."""
     learns: ClassVar[bool]
     """Whether `score_U` of the gates is trained by the optimizer."""
+    optimizer_options: ClassVar[Mapping[str, float]]
+    """Options of the scores' optimizer group beside rate and decay."""
 
     def __init__(self, args: Any) -> None: ...
 
@@ -47,6 +49,7 @@ class Plain:
     """The parts of a criterion that most do not need."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("heads", "channels")
+    optimizer_options: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, args: Any) -> None:
         self.args = args

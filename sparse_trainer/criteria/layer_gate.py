@@ -24,6 +24,7 @@ class LayerGate:
     kinds: ClassVar[tuple[Kind, ...]] = ("layers",)
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
+    optimizer_options: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, args: Any) -> None:
         self.args = args

@@ -13,6 +13,12 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertModel,
     PreTrainedModel,
 )
 
@@ -25,7 +31,7 @@ from sparse_trainer.export import save_pruned
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.record import plan_of
 from sparse_trainer.trainer import STATE_FILE, save_state
-from tests.compact_models import DECISIONS, FAMILIES, logits, patched, tiny
+from tests.compact_models import DECISIONS, FAMILIES, logits, patched, perturbed, tiny
 
 WEIGHTS = "model.safetensors"
 
@@ -50,6 +56,24 @@ def test_load_gives_back_what_was_saved(family: str, decision: str, tmp_path: Pa
     again = save_pruned(loaded, tmp_path / "again")
     for name in (WEIGHTS, "config.json", "pruning_plan.json", "README.md"):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "head",
+    [BertForMaskedLM, BertForPreTraining, BertForQuestionAnswering, BertModel, BertForNextSentencePrediction],
+)
+def test_heads_of_every_kind_and_tied_weights(head: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=99, hidden_size=32, num_attention_heads=4, intermediate_size=48, num_hidden_layers=3
+    )
+    model = perturbed(head(config)).eval()
+    compact = optimize_model(patched(model, DECISIONS["uneven"](discover(model))))
+    loaded = load_pruned(save_pruned(compact, tmp_path / "out"))
+    assert type(loaded) is type(compact)
+    mine, theirs = compact.state_dict(), loaded.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert loaded.num_parameters() == compact.num_parameters()
 
 
 def test_options_go_to_from_pretrained(tmp_path: Path) -> None:

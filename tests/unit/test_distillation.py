@@ -90,7 +90,9 @@ def test_teacher_with_other_labels_is_refused_with_both_shapes() -> None:
 
 def test_closed_layers_are_not_compared() -> None:
     model = tiny()
-    args = distil_args(scoring="magnitude", units=["layers"], distil_alpha_hidden=1.0, distil_alpha_teacher=0.0)
+    args = distil_args(
+        scoring="magnitude", units=["layers"], distil_alpha_hidden=1.0, distil_alpha_teacher=0.0
+    )
     coordinator = ModelPatchingCoordinator(args)
     coordinator.patch_model(model)
     coordinator.gates["bert.encoder.layer.2.layer"].keep_U.zero_()

@@ -2,17 +2,25 @@
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForMultipleChoice, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    PreTrainedModel,
+)
 
 import sparse_trainer.optimize
 from patchers import PolarGate, discover, gates_of, patch, unpatch
 from patchers.modeling_pruned import stock_class_of
+from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.probe import SelfCheckError
@@ -228,6 +236,29 @@ def test_a_pruned_model_is_pruned_again(family: str) -> None:
     assert same_weights(once, second)
     assert plan_of(once).shapes == plan_of(second).shapes  # type: ignore[union-attr]
     assert plan_of(once).params == plan_of(second).params  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_a_model_made_by_the_code_in_its_folder_is_pruned_again(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    model = tiny(family)
+    first = optimize_model(patched(model, uneven_keep(discover(model))))
+    first.save_pretrained(tmp_path / "first")
+    foreign = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first", trust_remote_code=True)
+    assert type(foreign).__module__.startswith("transformers_modules.")
+    channels = discover(foreign).of(["channels"])[0]
+    keep = {
+        channels.name: torch.arange(channels.num_units) > 3,
+        discover(foreign).of(["heads"])[0].name: torch.tensor([False, True]),
+    }
+    second = optimize_model(patched(foreign, keep))
+    assert type(second) is type(first)
+    torch.testing.assert_close(logits(second), masked_logits(first, keep), rtol=0, atol=1e-10)
+    second.save_pretrained(tmp_path / "second")
+    assert torch.equal(logits(load_pruned(tmp_path / "second")), logits(second))
 
 
 def test_removing_a_layer_after_a_layer() -> None:
