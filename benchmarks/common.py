@@ -106,6 +106,11 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
+def best_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Return the ratio of the fastest rounds: what a busy machine disturbs least."""
+    return min(numerator) / min(denominator)
+
+
 def show(result: Mapping[str, Any], as_json: bool) -> None:
     """Print the result as one JSON object, or as indented lines."""
     if as_json:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from common import base_parser, environment, interleave, prepare, ratio, show, summary
+from common import base_parser, best_ratio, environment, interleave, prepare, ratio, show, summary
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, discover, optimize_model
@@ -93,6 +93,8 @@ def main() -> None:
             speed_up = ratio(times["dense"], times[name])
             rows[name]["speed_up"] = speed_up
             rows[name]["share_of_ideal"] = speed_up * macs[name] / macs["dense"]
+            best = best_ratio(times["dense"], times[name])
+            rows[name]["share_of_ideal_best"] = best * macs[name] / macs["dense"]
         result[f"{batch} x {options.length}"] = rows
     show(result, options.json)
 

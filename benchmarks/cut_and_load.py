@@ -30,7 +30,7 @@ def patched_model(density: float, layers: int) -> BertForSequenceClassification:
 
 
 def cutting(model: BertForSequenceClassification, *, check: bool) -> Callable[[], object]:
-    """Return a function that cuts a copy of the model."""
+    """Return a function that cuts a copy of the model (the time of the copy is counted)."""
     return lambda: optimize_model(model, check=check)
 
 

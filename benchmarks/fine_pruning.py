@@ -2,9 +2,9 @@
 
     python benchmarks/fine_pruning.py sst2-local OUT --train TRAIN --validation VALIDATION
 
-Every run is `sparse-trainer run` with overrides, printed before it starts. All start from the same dense model, which is
-also the teacher of the distilled ones, and train for the same number of epochs. Finished runs are kept in OUT and not
-repeated; several processes may share the work (`--worker 0/2`, `--worker 1/2`).
+Every run is `sparse-trainer run` with overrides, printed before it starts. All start from the same dense model, which
+is also the teacher of the distilled ones, and train for the same number of epochs. Finished runs are kept in OUT and
+not repeated; several processes may share the work (`--worker 0/2`, `--worker 1/2`).
 """
 
 import argparse
