@@ -4,10 +4,12 @@
 
 Every run is `sparse-trainer run` with overrides, printed before it starts. All start from the same dense model, which
 is also the teacher of the distilled ones, and train for the same number of epochs. Finished runs are kept in OUT and
-not repeated; several processes may share the work (`--worker 0/2`, `--worker 1/2`).
+not repeated; several processes may share the work (`--worker 0/2`, `--worker 1/2`). With `--rows`, `--holdout N` also
+scores every model on N training rows that no run has seen: small validation sets cannot tell close methods apart.
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import statistics
@@ -17,6 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from sparse_trainer import load_pruned
+from sparse_trainer.data import load_splits
+from sparse_trainer.recipe import load_recipe
 
 METHODS: dict[str, list[str]] = {
     "movement + distillation": ["pruning.scoring=movement"],
@@ -110,41 +119,74 @@ def run(arguments: list[str], result: Path) -> None:
     result.write_text(done.stdout)
 
 
+def holdout_accuracy(options: argparse.Namespace, folder: str) -> float:
+    """Return the accuracy of a saved model on training rows behind those that were trained on; kept in a file."""
+    result = options.out / f"{folder}.holdout.json"
+    if not result.is_file():
+        result.write_text(json.dumps(_score(options, options.out / folder)))
+    return float(json.loads(result.read_text())["accuracy"])
+
+
+@torch.no_grad()
+def _score(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    asked = [f"model.name_or_path={options.model}", *shared(options)]
+    data = dataclasses.replace(
+        load_recipe(options.recipe, asked).data, max_train_samples=options.rows + options.holdout
+    )
+    rows = load_splits(data, [*data.text_columns, data.label_column]).train
+    rows = rows.select(range(options.rows, len(rows)))
+    texts = [list(rows[column]) for column in data.text_columns]
+    labels = list(rows[data.label_column])
+    model, tokenizer = load_pruned(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    right = 0
+    order = sorted(range(len(rows)), key=lambda row: sum(len(column[row]) for column in texts))
+    for start in range(0, len(order), 64):
+        chosen = order[start : start + 64]
+        batch = tokenizer(
+            *[[column[row] for row in chosen] for column in texts],
+            truncation=data.truncation,
+            max_length=options.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        asked_for = torch.tensor([int(labels[row]) for row in chosen])
+        right += int((model(**batch).logits.argmax(-1) == asked_for).sum())
+    return {"accuracy": right / len(rows), "rows": len(rows)}
+
+
 def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row per method and density: accuracy over seeds, density reached, latency ratio."""
+    """Return a row per method and density: accuracy over seeds, and density reached."""
     dense = json.loads((options.out / "dense.json").read_text())["models"]["dense"]
     metric = next(iter(dense["metrics"]))
-    rows = [{"method": "dense", "density": 1.0, metric: [dense["metrics"][metric]], "reached": 1.0}]
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    first = {"method": "dense", "density": 1.0, metric: [dense["metrics"][metric]], "reached": 1.0}
+    rows: list[dict[str, Any]] = [first]
+    if options.holdout:
+        first["holdout"] = [holdout_accuracy(options, "dense")]
+    done: dict[tuple[str, float], list[Cell]] = {}
     for cell in cells(options):
-        path = options.out / f"{cell.folder}.json"
-        if path.is_file():
-            groups.setdefault((cell.method, cell.density), []).append(json.loads(path.read_text()))
-    for (method, density), runs in groups.items():
-        rows.append(
-            {
-                "method": method,
-                "density": density,
-                metric: [r["models"]["pruned"]["metrics"][metric] for r in runs],
-                "reached": statistics.mean(r["density_reached"] for r in runs),
-                "parameters": statistics.mean(r["models"]["pruned"]["parameters"] for r in runs),
-            }
-        )
+        if (options.out / f"{cell.folder}.json").is_file():
+            done.setdefault((cell.method, cell.density), []).append(cell)
+    for (method, density), members in done.items():
+        runs = [json.loads((options.out / f"{cell.folder}.json").read_text()) for cell in members]
+        reached = statistics.mean(run["density_reached"] for run in runs)
+        values = [run["models"]["pruned"]["metrics"][metric] for run in runs]
+        rows.append({"method": method, "density": density, metric: values, "reached": reached})
+        if options.holdout:
+            rows[-1]["holdout"] = [holdout_accuracy(options, cell.folder) for cell in members]
     return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table."""
-    metric = next(key for key in rows[0] if key not in ("method", "density", "reached", "parameters"))
+    """Return the table; several seeds are set apart by slashes."""
+    metrics = [key for key in rows[0] if key not in ("method", "density", "reached")]
     lines = [
-        f"| method | density asked | reached | {metric} | seeds |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| method | density asked | reached | {' | '.join(metrics)} |",
+        f"| --- | ---: | ---: |{' ---: |' * len(metrics)}",
     ]
     for row in rows:
-        values = row[metric]
-        shown = " / ".join(f"{100 * value:.1f}" for value in values)
+        shown = [" / ".join(f"{100 * value:.1f}" for value in row[metric]) for metric in metrics]
         lines.append(
-            f"| {row['method']} | {row['density']:.2f} | {row['reached']:.3f} | {shown} | {len(values)} |"
+            f"| {row['method']} | {row['density']:.2f} | {row['reached']:.3f} | {' | '.join(shown)} |"
         )
     return "\n".join(lines)
 
@@ -164,6 +206,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--rows", type=int, help="training rows; default: all")
+    parser.add_argument("--holdout", type=int, default=0, help="also score so many unseen training rows")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-length", type=int, default=64)
@@ -176,6 +219,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Do this worker's share of the runs and print the table so far."""
     options = parse()
+    if options.holdout and options.rows is None:
+        sys.exit("--holdout needs --rows: without it every row is trained on")
     if not options.table:
         options.out.mkdir(parents=True, exist_ok=True)
         if not (options.out / "dense.json").is_file():

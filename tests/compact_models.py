@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    CamembertConfig,
+    CamembertForSequenceClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
@@ -19,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 from patchers import Gate, Structure, discover, gated, gates_by_group, patch
@@ -31,6 +35,8 @@ _COMMON = {"vocab_size": 99, "max_position_embeddings": 40, "num_labels": 3}
 FAMILIES: Mapping[str, tuple[type, type, dict[str, object]]] = {
     "bert": (BertForSequenceClassification, BertConfig, _SIZES),
     "roberta": (RobertaForSequenceClassification, RobertaConfig, _SIZES),
+    "xlm-roberta": (XLMRobertaForSequenceClassification, XLMRobertaConfig, _SIZES),
+    "camembert": (CamembertForSequenceClassification, CamembertConfig, _SIZES),
     "electra": (ElectraForSequenceClassification, ElectraConfig, {**_SIZES, "embedding_size": 24}),
     "distilbert": (
         DistilBertForSequenceClassification,

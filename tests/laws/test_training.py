@@ -16,7 +16,10 @@ from tests.compact_models import FAMILIES, tiny
 from tests.laws.training import METHODS, quiet_model, rows, sparse_args, state, trainer
 
 CASES = [("bert", method) for method in METHODS] + [
-    (family, method) for family in FAMILIES if family != "bert" for method in ("movement-distilled", "taylor")
+    (family, method)
+    for family in FAMILIES
+    if family not in ("bert", "xlm-roberta", "camembert")  # the latter two run RoBERTa's code
+    for method in ("movement-distilled", "taylor")
 ]
 
 
