@@ -156,6 +156,7 @@ class _Pool:
         full_costs = torch.tensor([c * s for c, s in zip(costs, steps, strict=True)], dtype=torch.float64)
         self.full_cost_C = torch.repeat_interleave(full_costs, torch.tensor(chunks))
         self.num_costs = len(full_costs.unique())
+        self.step_cost = float(full_costs[0])
         chunk_cost_C = self._chunk_costs()
         self.floor = float(chunk_cost_C[self.is_floor_C].sum())
         self.rounds = budget.scope == "uniform" or (budget.scope == "layer" and len(groups) == 1)
@@ -167,8 +168,7 @@ class _Pool:
 
     def rounded(self, density: float) -> float:
         """Return the cost that a pool of one group keeps at `density`."""
-        step_cost = float(self.cost_N[0]) * int(self.step_N[0])
-        kept = step_cost * int(density * self.total / step_cost + 0.5 + 1e-9)
+        kept = self.step_cost * int(density * self.total / self.step_cost + 0.5 + 1e-9)
         return min(self.total, max(self.floor, kept))
 
     @property

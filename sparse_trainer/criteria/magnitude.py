@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers.gates import Gate
-from patchers.groups import Group, Structure
+from patchers.groups import WIDTH_KINDS, Group, Slice, Structure
 from patchers.layers import linear_at, weight_OI
 from sparse_trainer.criteria.base import Gates, Plain
 
@@ -37,10 +37,7 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
         weight = weight_OI(linear_at(model, s.path)).float()
         powers = weight.abs() if norm == 1 else weight.square()
         per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
-        if group.kind in ("heads", "channels"):
-            part_U = per_feature[s.index_UW.to(per_feature.device)].sum(dim=1)
-        else:
-            part_U = per_feature.sum().unsqueeze(0)
+        part_U = _per_unit(per_feature, s) if group.kind in WIDTH_KINDS else per_feature.sum().unsqueeze(0)
         total_U = part_U if total_U is None else total_U + part_U
     if total_U is None:
         block = model.get_submodule(group.block)
@@ -51,3 +48,10 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
         ]
         return torch.stack(parts).sum().unsqueeze(0)
     return total_U
+
+
+def _per_unit(per_feature: Tensor, s: Slice) -> Tensor:
+    """Sum over the features of each unit, shape [U]; contiguous runs need no index on the device."""
+    if s.index is None:
+        return per_feature.view(s.units, s.width).sum(dim=1)
+    return per_feature[s.index_UW.to(per_feature.device)].sum(dim=1)
