@@ -3,6 +3,7 @@
 from typing import Any, Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Shape legend: B = batch, T = tokens, D = hidden features, I = features of a consumer's input, U = units.
@@ -109,6 +110,53 @@ class GateHook:
         if isinstance(output, tuple):
             return (_between(x_BTD, output[0], value_U), *output[1:])
         return _between(x_BTD, output, value_U)
+
+
+@final
+class GatedForward:
+    """Stands for the `forward` of a plain linear: gate and linear as one autograd function.
+
+    Only the input is kept for the backward pass; with a product in front, autograd would keep the gated input as well.
+    """
+
+    def __init__(self, linear: nn.Linear, gate: Gate, width: int) -> None:
+        self.linear, self.gate, self.width = linear, gate, width
+
+    def __call__(self, x_BTI: Tensor) -> Tensor:
+        """Return the linear's output for the gated input."""
+        gate_I = _over_features(self.gate(), self.width)
+        y_BTO: Tensor = _GatedLinear.apply(x_BTI, gate_I, self.linear.weight, self.linear.bias)  # type: ignore[no-untyped-call]
+        return y_BTO
+
+
+class _GatedLinear(torch.autograd.Function):
+    """y = (x g) W^T + b. dL/dg_i = sum over o of W[o, i] (dL/dy^T x)[o, i]: no second pass over the tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTI: Tensor, gate_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BTI, gate_I, weight_OI)
+        return F.linear(x_BTI * gate_I.to(x_BTI.dtype), weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, dy_BTO: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTI, gate_I, weight_OI = ctx.saved_tensors
+        needs_x, needs_gate, needs_weight, needs_bias = ctx.needs_input_grad
+        # Under autocast the gradient comes in the lower precision that the forward pass computed in.
+        dy_NO = dy_BTO.flatten(0, -2)
+        x_NI = x_BTI.flatten(0, -2).to(dy_NO.dtype)
+        weight_OI, gate_cast_I = weight_OI.to(dy_NO.dtype), gate_I.to(dy_NO.dtype)
+        dx = dgate = dweight = None
+        if needs_x or (needs_gate and not needs_weight):
+            dx = dy_NO @ weight_OI
+        if needs_weight:
+            dweight = dy_NO.T @ x_NI
+            if needs_gate:
+                dgate = (dweight * weight_OI).sum(0, dtype=gate_I.dtype)
+            dweight.mul_(gate_cast_I)
+        elif needs_gate:
+            dgate = (x_NI * dx).sum(0, dtype=gate_I.dtype)
+        dx = dx.mul_(gate_cast_I).view_as(x_BTI) if needs_x and dx is not None else None
+        return dx, dgate, dweight, dy_NO.sum(0) if needs_bias else None
 
 
 def _over_features(value_U: Tensor, width: int) -> Tensor:

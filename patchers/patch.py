@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.gates import Gate, GateHook, Place
+from patchers.gates import Gate, GatedForward, GateHook, Place
 from patchers.groups import Group, Structure
 
 _PLACES: dict[str, Place] = {
@@ -24,8 +24,9 @@ GATE_SUFFIX = "_gate"
 def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], Gate]) -> dict[str, Gate]:
     """Hang one gate per group on the model, in place, all open.
 
-    The modules stay what and where they are (names, types and tensors do not change); each consumer gets a child with
-    the gate and a forward hook. `unpatch` is the exact inverse.
+    The modules stay what and where they are: names, types and tensors do not change. Each consumer gets a child with
+    the gate, and a forward hook; of a plain linear whose input is gated the `forward` is replaced instead, which spares
+    memory. `unpatch` is the exact inverse.
 
     Args:
         make_gate: Called once per group.
@@ -49,11 +50,12 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     gate.to(device=reference.device)
     place = _PLACES[group.kind]
     width = group.consumer_slice.width if place == "input" else 1
-    hook = GateHook(gate, place, width)
-    if place == "input":
-        owner.register_forward_pre_hook(hook)
+    if place == "input" and type(owner) is nn.Linear:
+        vars(owner)["forward"] = GatedForward(owner, gate, width)
+    elif place == "input":
+        owner.register_forward_pre_hook(GateHook(gate, place, width))
     else:
-        owner.register_forward_hook(hook, with_kwargs=True)
+        owner.register_forward_hook(GateHook(gate, place), with_kwargs=True)
     owner.add_module(f"{group.kind}{GATE_SUFFIX}", gate)
     if not getattr(model, _MARKED, False):
         _mark(model)
@@ -65,6 +67,8 @@ def unpatch(model: nn.Module) -> None:
     for owner in [m for m in model.modules() if _gate_names(m)]:
         for name in _gate_names(owner):
             delattr(owner, name)
+        if isinstance(vars(owner).get("forward"), GatedForward):
+            del vars(owner)["forward"]
         for hooks, flags in (
             (owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
             (owner._forward_hooks, owner._forward_hooks_with_kwargs),

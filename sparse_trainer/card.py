@@ -107,7 +107,8 @@ def _rows(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
     }
     shown = {**rows, **metrics}
     return [
-        (name, {side: shown_value(row[side]) for side in ("dense", "pruned")}) for name, row in shown.items()
+        (name, {side: shown_value(row.get(side)) for side in ("dense", "pruned")})
+        for name, row in shown.items()
     ]
 
 

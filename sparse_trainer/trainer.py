@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.distillation import IGNORED
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files import write_text
 
 STATE_FILE = "pruning_state.json"
@@ -41,6 +42,12 @@ class SparseTrainer:
         if model is not None:
             self.coordinator.patch_model(model)
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:  # type: ignore[attr-defined]
+            raise ArgumentError(
+                "n_gpu",
+                f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
+                "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
+            )
         self.add_callback(_Schedule(self.coordinator))  # type: ignore[attr-defined]
         self._place_scores()
 

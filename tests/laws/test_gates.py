@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from patchers import cut, discover, gated, gates_by_group, patch, unpatch
+from patchers import Gate, cut, discover, gated, gates_by_group, patch, unpatch
+from patchers.gates import GatedForward
 from patchers.groups import KINDS, Kind, Structure
 from sparse_trainer import SparseTrainingArguments
 from sparse_trainer.criteria import CRITERIA
@@ -107,6 +108,7 @@ def test_unpatch_returns_the_very_same_tensors(family: str) -> None:
     assert all(module is modules[name] for name, module in model.named_modules())
     assert list(model.state_dict()) == keys
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert not any("forward" in vars(m) for m in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), tensors.values(), strict=False))
 
 
@@ -169,3 +171,23 @@ def test_gates_compose_with_lora() -> None:
 def test_every_kind_has_a_place() -> None:
     model = tiny("bert")
     assert {g.kind for g in discover(model).groups} == set(KINDS)
+
+
+@pytest.mark.parametrize("trained", ["weights and gates", "gates alone", "weights alone"])
+def test_gate_and_linear_in_one_function_equal_the_two_apart(trained: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(6, 5).double().requires_grad_(trained != "gates alone")
+    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    gate = Gate(3, scored=trained != "weights alone")
+    gate.set_keep(torch.tensor([True, False, True]))
+    wanted = [p for p in (x, *linear.parameters(), gate.score_U) if p is not None and p.requires_grad]
+    weights = torch.randn(2, 3, 5, dtype=torch.float64, generator=generator)
+    together = GatedForward(linear, gate, width=2)(x)
+    apart = torch.nn.functional.linear(x * gate().repeat_interleave(2), linear.weight, linear.bias)
+    assert torch.equal(together, apart)
+    for a, b in zip(
+        torch.autograd.grad((together * weights).sum(), wanted),
+        torch.autograd.grad((apart * weights).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6 if a.dtype == torch.float32 else 1e-12)
