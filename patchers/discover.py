@@ -1,15 +1,31 @@
-"""Find what of a model can be pruned: match its blocks against the tables of the families."""
+"""Find what of a model can be pruned: match its modules against the tables of forms."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
+from patchers.attention import Attention, attention_form_of, read_attention
 from patchers.errors import UnsupportedModelError
-from patchers.families import FAMILIES, AttentionTable, Family, FfnTable
-from patchers.groups import KINDS, Core, Edit, Group, Kind, Select, Slice, Stack, Structure
+from patchers.families.exceptions import LAYERS_STAY, PER_LAYER_INPUT, TAPPED
+from patchers.ffn import Ffn, ffn_form_of, is_experts, read_experts, read_ffn
+from patchers.groups import KINDS, Group, Kind, Stack, Structure
 from patchers.layers import LINEAR_TYPES, features, linear_at
+from patchers.parts import Refusal
+
+Part = Attention | Ffn
+
+
+@dataclass
+class _Block:
+    """One block of a stack, and what was found in it."""
+
+    path: str
+    layer: int
+    parts: list[Part] = field(default_factory=list)
 
 
 def discover(model: nn.Module, kinds: Iterable[Kind] = KINDS, exclude: Sequence[str] = ()) -> Structure:
@@ -20,22 +36,16 @@ def discover(model: nn.Module, kinds: Iterable[Kind] = KINDS, exclude: Sequence[
         exclude: Patterns of group names that stay dense: a glob (`*.layer.0.*`) or a part of the name.
 
     Raises:
-        UnsupportedModelError: no block of the model belongs to a known family, or its shapes contradict each other.
+        UnsupportedModelError: nothing in the model follows a known form, or its shapes contradict each other.
     """
-    groups: list[Group] = []
-    stacks: list[Stack] = []
-    for path, blocks in model.named_modules():
-        if isinstance(blocks, nn.ModuleList) and len(blocks) > 0:
-            family = _family_of(blocks)
-            if family is not None:
-                stacks.append(_stack(model, path, blocks, family))
-                groups.extend(_groups_of_stack(model, stacks[-1], family))
+    stacks, refusals = _read(model)
     if not stacks:
         raise UnsupportedModelError(
             type(model).__name__,
-            f"no block of a known family ({', '.join(FAMILIES)}). Its linears: {_linear_summary(model)}.",
-            "Add a table to patchers/families for its naming.",
+            f"no attention or feed-forward module of a known form. {_summary(model, refusals)}",
+            "Declare its naming with patchers.families.register_form (docs/architectures.md says how).",
         )
+    groups = [group for stack, blocks in stacks for group in _groups_of_stack(stack, blocks)]
     wanted, dropped = set(kinds), set(exclude)
     unmatched = [p for p in exclude if not any(matches(p, g.name) for g in groups)]
     if unmatched:
@@ -43,7 +53,10 @@ def discover(model: nn.Module, kinds: Iterable[Kind] = KINDS, exclude: Sequence[
             "exclude", f"{unmatched[0]!r} matches no group.", f"Groups are named like {groups[0].name!r}."
         )
     chosen = tuple(g for g in groups if g.kind in wanted and not any(matches(p, g.name) for p in dropped))
-    return Structure(groups=chosen, stacks=tuple(stacks), untouched=_untouched(model, groups, chosen, stacks))
+    known = tuple(stack for stack, _ in stacks)
+    return Structure(
+        groups=chosen, stacks=known, untouched=_untouched(model, groups, chosen, known, refusals)
+    )
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -57,165 +70,198 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or f".{pattern}." in f".{name}."
 
 
-def _family_of(blocks: nn.ModuleList) -> Family | None:
-    """Return the family that names the parts of every block, or None."""
-    for family in FAMILIES.values():
-        if all(_has_all(block, _required_paths(family)) for block in blocks):
-            return family
-    return None
-
-
-def _required_paths(family: Family) -> list[str]:
-    paths: list[str] = []
-    if family.attention is not None:
-        paths += [family.attention.value, family.attention.output, *family.attention.queries[:2]]
-    if family.ffn is not None:
-        paths += [*family.ffn.up, family.ffn.down]
-    return paths
-
-
-def _has_all(block: nn.Module, paths: Iterable[str]) -> bool:
-    """Tell whether every path is there: a layer, or the no-op that took the place of its attention."""
-    present = {path for path, _ in block.named_modules()}
-    gone = {path for path, module in block.named_modules() if module.__class__.__name__ == "Skip"}
-    return all(path in present or any(path.startswith(f"{g}.") for g in gone) for path in paths)
-
-
-def _stack(model: nn.Module, path: str, blocks: nn.ModuleList, family: Family) -> Stack:
-    fixed = False
-    if family.pins_first_layer is not None:
-        parent = model.get_submodule(path.rpartition(".")[0])
-        fixed = dict(parent.named_children()).get(family.pins_first_layer) is not None
-    return Stack(
-        path=path,
-        size=len(blocks),
-        family=family.name,
-        config_keys=family.config_keys,
-        fixed_layers=frozenset({0}) if fixed else frozenset(),
-    )
-
-
-def _groups_of_stack(model: nn.Module, stack: Stack, family: Family) -> Iterator[Group]:
-    for layer in range(stack.size):
-        block = f"{stack.path}.{layer}"
-        modules = {path for path, _ in model.get_submodule(block).named_modules()}
-        if family.attention is not None and family.attention.value in modules:
-            heads = _heads(model, stack, layer, family.attention, modules)
-            yield heads
-            yield _branch(heads, "attention")
-        if family.ffn is not None:
-            channels = _channels(model, stack, layer, family.ffn)
-            if channels.num_units > 0:
-                yield channels
-                yield _branch(channels, "ffn")
-        if layer not in stack.fixed_layers and stack.size > 1:
-            yield Group(
-                name=f"{block}.layer", kind="layers", layer=layer, stack=stack.path, block=block,
-                num_units=1, consumer=block,
-            )  # fmt: skip
-
-
-def _heads(model: nn.Module, stack: Stack, layer: int, table: AttentionTable, modules: set[str]) -> Group:
-    block = f"{stack.path}.{layer}"
-    core = f"{block}.{table.core}"
-    num_heads = getattr(model.get_submodule(core), table.num_heads)
-    rows, _ = features(linear_at(model, f"{block}.{table.value}"))
-    if num_heads < 1 or rows % num_heads:
-        raise UnsupportedModelError(
-            f"{block}.{table.value}",
-            f"{rows} output features do not divide into {num_heads} heads.",
-            f"Check {table.num_heads} of the config against the weights.",
+def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refusal]]:
+    """Return the stacks with what their blocks hold, in model order, and what was recognised and refused."""
+    lists = {p: m for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
+    found: dict[str, dict[int, _Block]] = {}
+    refusals: list[Refusal] = []
+    pinned: dict[str, set[int]] = {}
+    taken: set[str] = set()
+    for path, module in model.named_modules():
+        for part in _parts_at(model, path, module):
+            stack_path = _stack_around(path, lists)
+            if isinstance(part, Refusal) or stack_path is None:
+                refusals.append(part if isinstance(part, Refusal) else _outside(part))
+                if isinstance(part, Refusal) and part.pins_layer and stack_path is not None:
+                    pinned.setdefault(stack_path, set()).add(_number(path, stack_path))
+            elif part.consumer not in taken:
+                taken.add(part.consumer)
+                layer = _number(path, stack_path)
+                blocks = found.setdefault(stack_path, {})
+                block = blocks.setdefault(layer, _Block(path=f"{stack_path}.{layer}", layer=layer))
+                block.parts.append(part)
+    stacks = []
+    tapped = _tapped_towers(model)
+    for stack_path, blocks in found.items():
+        parts = [part for block in blocks.values() for part in block.parts]
+        stack = Stack(
+            path=stack_path,
+            size=len(lists[stack_path]),
+            forms=tuple(dict.fromkeys(part.form for part in parts)),
+            fixed_layers=frozenset(
+                range(len(lists[stack_path]))
+                if tapped and "vision" in stack_path
+                else pinned.get(stack_path, set()) | _fixed_layers(model, stack_path, blocks)
+            ),
         )
-    head_dim = rows // num_heads
-    producers = [q for q in table.queries if q in modules]
-    slices = [Slice(path=f"{block}.{q}", axis="out", units=num_heads, width=head_dim) for q in producers]
-    slices.append(
-        Slice(path=f"{block}.{table.value}", axis="out", units=num_heads, width=head_dim, is_value=True)
-    )
-    slices.append(Slice(path=f"{block}.{table.output}", axis="in", units=num_heads, width=head_dim))
-    _check_sizes(model, slices)
-    edits = [Edit(path=core, attribute=table.num_heads, per_unit=1)]
-    if table.all_head_size is not None:
-        edits.append(Edit(path=core, attribute=table.all_head_size, per_unit=head_dim))
-    return Group(
-        name=f"{block}.heads",
-        kind="heads",
-        layer=layer,
-        stack=stack.path,
-        block=block,
-        num_units=num_heads,
-        consumer=f"{block}.{table.output}",
-        slices=tuple(slices),
-        edits=tuple(edits),
-        selects=tuple(Select(path=core, argument=a, position=p, dim=d) for a, p, d in table.selects),
-        core=Core(path=core, outputs=table.core_outputs, owns_output=table.core_owns_output),
-    )
+        stacks.append((stack, [blocks[layer] for layer in sorted(blocks)]))
+    return stacks, refusals
 
 
-def _channels(model: nn.Module, stack: Stack, layer: int, table: FfnTable) -> Group:
-    block = f"{stack.path}.{layer}"
-    _, width = features(linear_at(model, f"{block}.{table.down}"))
-    slices = [Slice(path=f"{block}.{u}", axis="out", units=width, width=1, is_value=True) for u in table.up]
-    slices.append(Slice(path=f"{block}.{table.down}", axis="in", units=width, width=1))
-    _check_sizes(model, slices)
-    return Group(
-        name=f"{block}.channels",
-        kind="channels",
-        layer=layer,
-        stack=stack.path,
-        block=block,
-        num_units=width,
-        consumer=f"{block}.{table.down}",
-        slices=tuple(slices),
-    )
+def _parts_at(model: nn.Module, path: str, module: nn.Module) -> Iterator[Part | Refusal]:
+    if is_experts(module):
+        yield read_experts(model, path)
+        return
+    attention = attention_form_of(module)
+    if attention is not None:
+        yield read_attention(model, path, attention)
+    ffn = ffn_form_of(module)
+    if ffn is not None:
+        yield read_ffn(model, path, ffn)
 
 
-def _branch(width: Group, kind: Kind) -> Group:
-    """Return the branch around a group of heads or channels, as one unit."""
-    return Group(
-        name=f"{width.block}.{kind}", kind=kind, layer=width.layer, stack=width.stack, block=width.block,
-        num_units=1, consumer=width.consumer, inner=width.name, core=width.core, slices=width.slices,
-    )  # fmt: skip
+def _outside(part: Part) -> Refusal:
+    return Refusal(path=part.consumer, reason="outside the blocks")
 
 
-def _check_sizes(model: nn.Module, slices: Sequence[Slice]) -> None:
-    for s in slices:
-        outputs, inputs = features(linear_at(model, s.path))
-        have = outputs if s.axis == "out" else inputs
-        if have != s.units * s.width:
-            raise UnsupportedModelError(
-                s.path,
-                f"{have} {s.axis}put features, expected {s.units} units x {s.width}.",
-                "The weights contradict the config.",
-            )
+def _stack_around(path: str, lists: dict[str, nn.ModuleList]) -> str | None:
+    """Return the innermost list of blocks around a module; lists of unlike parts inside a block do not count."""
+    around = [p for p in lists if path.startswith(f"{p}.") or (p == "" and path)]
+    around.sort(key=len, reverse=True)
+    alike = [p for p in around if len({type(block) for block in lists[p]}) == 1]
+    return next(iter(alike or around), None)
+
+
+def _number(path: str, stack: str) -> int:
+    return int(path.removeprefix(f"{stack}." if stack else "").partition(".")[0])
+
+
+_BESIDE_FIRST = "conv"
+"""A convolution beside a list of blocks that takes the output of block 0 (DeBERTa-v2)."""
+
+
+def _fixed_layers(model: nn.Module, stack: str, blocks: dict[int, _Block]) -> set[int]:
+    """Return the blocks of a list that cannot go as a whole."""
+    whole: Any = model.get_submodule(stack)
+    every = set(range(len(whole)))
+    owner = model.get_submodule(stack.rpartition(".")[0])
+    beside = dict(owner.named_children())
+    twins = [
+        m for m in beside.values() if isinstance(m, nn.ModuleList) and m is not whole and len(m) == len(whole)
+    ]
+    names = (name for name, value in vars(owner).items() if isinstance(value, list | tuple))
+    if any(type(block).__name__ in LAYERS_STAY for block in whole):
+        return every
+    if any(PER_LAYER_INPUT in dict(block.named_children()) for block in whole):
+        return every
+    if len(whole) > 1 and (twins or any(part in name for name in names for part in TAPPED)):
+        return every
+    fixed = {layer for layer, block in blocks.items() if not _keeps_width(model, block)}
+    return fixed | {0} if beside.get(_BESIDE_FIRST) is not None else fixed
+
+
+def _tapped_towers(model: nn.Module) -> bool:
+    """Tell whether the config takes the output of a vision tower from a layer by its number (LLaVA)."""
+    config = vars(model).get("config")
+    layer = None if config is None else getattr(config, "vision_feature_layer", None)
+    return layer not in (None, -1)
+
+
+def _keeps_width(model: nn.Module, block: _Block) -> bool:
+    """Tell whether everything in a block reads and writes the same number of features."""
+    widths = set()
+    for part in block.parts:
+        if part.slices:
+            widths.add(features(linear_at(model, part.slices[0].path))[1])
+            widths.add(features(linear_at(model, part.consumer))[0])
+    return len(widths) < 2
+
+
+def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
+    for block in blocks:
+        # Attention first, whatever the order in which a class creates its parts.
+        for part in sorted(block.parts, key=lambda part: isinstance(part, Ffn)):
+            like = [p for p in block.parts if isinstance(p, Attention) == isinstance(part, Attention)]
+            inner = part.path.removeprefix(block.path).removeprefix(".") if len(like) > 1 else ""
+            prefix = f"{block.path}.{inner}" if inner else block.path
+            yield from _groups_of_part(stack, block, part, prefix)
+    if stack.size > 1:
+        for layer in range(stack.size):
+            if layer not in stack.fixed_layers:
+                path = f"{stack.path}.{layer}"
+                yield Group(
+                    name=f"{path}.layer", kind="layers", layer=layer, stack=stack.path, block=path,
+                    num_units=1, consumer=path,
+                )  # fmt: skip
+
+
+def _groups_of_part(stack: Stack, block: _Block, part: Part, prefix: str) -> Iterator[Group]:
+    if part.units == 0:
+        return
+    if isinstance(part, Attention):
+        width = Group(
+            name=f"{prefix}.heads", kind="heads", layer=block.layer, stack=stack.path, block=block.path,
+            num_units=part.units, consumer=part.consumer, slices=part.slices, tensors=part.tensors, edits=part.edits,
+            selects=part.selects, core=part.core, min_units=0 if part.core is not None else 1,
+        )  # fmt: skip
+        branch: Kind | None = "attention" if part.core is not None else None
+    else:
+        width = Group(
+            name=f"{prefix}.channels", kind="channels", layer=block.layer, stack=stack.path, block=block.path,
+            num_units=part.units, consumer=part.consumer, slices=part.slices, tensors=part.tensors, edits=part.edits,
+            min_units=0 if part.can_be_empty else 1, active=part.active,
+        )  # fmt: skip
+        branch = "ffn" if part.can_be_empty else None
+    yield width
+    if branch is not None:
+        yield Group(
+            name=f"{prefix}.{branch}", kind=branch, layer=block.layer, stack=stack.path, block=block.path,
+            num_units=1, consumer=width.consumer, inner=width.name, core=width.core, slices=width.slices,
+            tensors=width.tensors,
+        )  # fmt: skip
 
 
 def _untouched(
-    model: nn.Module, groups: Sequence[Group], chosen: Sequence[Group], stacks: Sequence[Stack]
+    model: nn.Module,
+    groups: Sequence[Group],
+    chosen: Sequence[Group],
+    stacks: Sequence[Stack],
+    refusals: Sequence[Refusal],
 ) -> dict[str, str]:
     known = {s.path for g in groups for s in g.slices}
     in_chosen = {s.path for g in chosen for s in g.slices}
-    whole = tuple(f"{g.block}." for g in chosen if g.kind == "layers")
-    reasons: dict[str, str] = {}
+    whole = tuple(f"{g.block}." for g in chosen if g.kind == "layers") or ("\0",)
+    reasons = {refusal.path: refusal.reason for refusal in refusals}
+    refused = tuple(f"{path}." for path in reasons)
     for path, module in model.named_modules():
-        if (
-            isinstance(module, LINEAR_TYPES)
-            and path not in in_chosen
-            and not path.startswith(whole or ("\0",))
-        ):
+        if isinstance(module, LINEAR_TYPES) and path not in in_chosen and path not in reasons:
             if path in known:
-                reasons[path] = "excluded, or of a kind that was not asked for"
-            elif any(path.startswith(f"{stack.path}.") for stack in stacks):
-                reasons[path] = "not in the table of its family"
-            else:
+                if not path.startswith(whole):
+                    reasons[path] = "excluded, or of a kind that was not asked for"
+            elif path.startswith(refused):
+                continue
+            elif not any(path.startswith(f"{stack.path}.") for stack in stacks):
                 reasons[path] = "outside the blocks"
+            elif not path.startswith(whole):
+                reasons[path] = "not in the table of any form"
     return reasons
+
+
+def _summary(model: nn.Module, refusals: Sequence[Refusal]) -> str:
+    """Return the refusals and the distinct linear paths, layer numbers starred."""
+    told = dict.fromkeys(f"{_starred(r.path)}: {r.reason}" for r in refusals)
+    recognised = f"Recognised, but left alone: {'; '.join(list(told)[:4])}. " if told else ""
+    return f"{recognised}Its linears: {_linear_summary(model)}."
+
+
+def _starred(path: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path)
 
 
 def _linear_summary(model: nn.Module, most: int = 12) -> str:
     """Return the distinct linear paths with layer numbers starred, a few of them."""
     names = dict.fromkeys(
-        re.sub(r"\.\d+\.", ".*.", p) for p, m in model.named_modules() if isinstance(m, LINEAR_TYPES)
+        _starred(path) for path, module in model.named_modules() if isinstance(module, LINEAR_TYPES)
     )
     listed = list(names)[:most]
     more = f", … {len(names) - most} more" if len(names) > most else ""

@@ -106,9 +106,11 @@ class GateHook:
         kwargs, output = rest
         if self.place == "output":
             return output * value_U.to(output.dtype)
-        x_BTD = args[0] if args else kwargs["hidden_states"]
-        if isinstance(output, tuple):
-            return (_between(x_BTD, output[0], value_U), *output[1:])
+        x_BTD = kwargs.get(
+            "hidden_states", next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        )
+        if isinstance(output, tuple | list):
+            return type(output)([_between(x_BTD, output[0], value_U), *output[1:]])
         return _between(x_BTD, output, value_U)
 
 
@@ -127,6 +129,29 @@ class GatedForward:
         gate_I = _over_features(self.gate(), self.width)
         y_BTO: Tensor = _GatedLinear.apply(x_BTI, gate_I, self.linear.weight, self.linear.bias)  # type: ignore[no-untyped-call]
         return y_BTO
+
+
+@final
+class GatedParameter:
+    """Stands for the `forward` of a module that reads its units with a bare parameter: stacked experts.
+
+    The units sit inside that forward, where no hook reaches them, so the parameter is multiplied instead.
+    """
+
+    def __init__(self, owner: nn.Module, gate: Gate, name: str, dim: int) -> None:
+        self.owner, self.gate, self.name, self.dim = owner, gate, name, dim
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module says with the gated parameter in the place of its own."""
+        whole = self.owner.get_parameter(self.name)
+        shape = [1] * whole.dim()
+        shape[self.dim] = -1
+        gated = whole * self.gate().to(whole.dtype).view(shape)
+        self.owner._parameters[self.name] = gated
+        try:
+            return type(self.owner).forward(self.owner, *args, **kwargs)
+        finally:
+            self.owner._parameters[self.name] = whole
 
 
 class _GatedLinear(torch.autograd.Function):

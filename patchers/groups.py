@@ -16,36 +16,56 @@ WIDTH_KINDS: tuple[Kind, ...] = ("heads", "channels")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slice:
+class Features:
+    """Which entries along one axis belong to each unit of a group."""
+
+    units: int
+    width: int
+    """Entries of one unit."""
+    index: tuple[tuple[int, ...], ...] | None = None
+    """Entries of each unit; None = contiguous runs of `width`, in order."""
+
+    @cached_property
+    def index_UW(self) -> Tensor:
+        """Entries of each unit, shape [U, W]."""
+        if self.index is not None:
+            return torch.tensor(self.index, device="cpu")
+        return torch.arange(self.units * self.width, device="cpu").view(self.units, self.width)
+
+    def features(self, keep_U: Tensor) -> Tensor:
+        """Return the kept entries in their original order, shape [kept units * W]."""
+        return self.index_UW[keep_U.cpu()].flatten().sort().values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice(Features):
     """Which features of one linear belong to each unit of a group."""
 
     path: str
     """Module path of the linear."""
     axis: Literal["out", "in"]
     """Output features (rows of the weight, entries of the bias) or input features (columns)."""
-    units: int
-    width: int
-    """Features of one unit along `axis`."""
     is_value: bool = False
     """True for the producers whose silence makes the unit constant: value rows of a head, rows of a channel."""
-    index: tuple[tuple[int, ...], ...] | None = None
-    """Features of each unit; None = contiguous runs of `width`, in order."""
 
-    @cached_property
-    def index_UW(self) -> Tensor:
-        """Feature indices of each unit, shape [U, W]."""
-        if self.index is not None:
-            return torch.tensor(self.index)
-        return torch.arange(self.units * self.width, device="cpu").view(self.units, self.width)
 
-    def features(self, keep_U: Tensor) -> Tensor:
-        """Return the kept features in their original order, shape [kept units * W]."""
-        return self.index_UW[keep_U.cpu()].flatten().sort().values
+@dataclass(frozen=True, kw_only=True)
+class TensorSlice(Features):
+    """Which entries of a parameter that is no linear's belong to each unit: sinks, position tables, experts."""
+
+    name: str
+    """Path of the parameter."""
+    dim: int
+    is_consumer: bool = False
+    """True for the tensor that reads the units, where no linear does: the down projections of experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """An attribute that follows the number of kept units: `module.attribute = kept * per_unit`."""
+    """An attribute that follows the number of kept units: `module.attribute = kept * per_unit`.
+
+    `config.NAME` stands for a field of the module's config, of which the module then gets a view of its own.
+    """
 
     path: str
     attribute: str
@@ -62,7 +82,12 @@ class Select:
     position: int
     """Positional index of the argument, self not counted."""
     dim: int
-    """Dimension of the argument that runs over the units."""
+    """Dimension of the argument that runs over the units, or over rows x units."""
+    units: int
+    width: int = 1
+    """Entries of one unit: query heads of a KV group."""
+    returned: int | None = None
+    """Where in the module's output the argument is handed on to the next layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +115,29 @@ class Group:
     """Path of the block."""
     num_units: int
     consumer: str
-    """Linear whose input the units feed; of a branch, its last linear; of a layer, the block."""
+    """Linear whose input the units feed; of a branch, its last linear; of a layer, the block; of experts, they."""
     slices: tuple[Slice, ...] = ()
+    tensors: tuple[TensorSlice, ...] = ()
     edits: tuple[Edit, ...] = ()
     selects: tuple[Select, ...] = ()
     core: Core | None = None
     inner: str | None = None
     """Of a branch: the group of its heads or channels."""
+    min_units: int = 0
+    """Units that must stay: 1 where the module cannot run without any."""
+    active: float = 1.0
+    """Share of the parameters in `tensors` that a token meets: experts chosen / experts."""
 
     @property
-    def consumer_slice(self) -> Slice:
-        """Return the slice over the consumer's input features."""
-        return next(s for s in self.slices if s.path == self.consumer and s.axis == "in")
+    def consumer_slice(self) -> Features:
+        """Return the slice over what the consumer reads."""
+        inputs = (s for s in self.slices if s.path == self.consumer and s.axis == "in")
+        return next(inputs, None) or next(t for t in self.tensors if t.is_consumer)
+
+    @property
+    def consumer_tensor(self) -> TensorSlice | None:
+        """Return the parameter that reads the units where no linear does, else None."""
+        return next((t for t in self.tensors if t.is_consumer), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +146,8 @@ class Stack:
 
     path: str
     size: int
-    family: str
-    config_keys: Mapping[str, str]
-    """Config field of each size: {"channels": "intermediate_size", "layers": "num_hidden_layers", …}."""
+    forms: tuple[str, ...] = ()
+    """Names of the forms that its blocks follow."""
     fixed_layers: frozenset[int] = frozenset()
     """Layers that cannot be taken away as a whole."""
 
@@ -124,7 +159,7 @@ class Structure:
     groups: tuple[Group, ...]
     stacks: tuple[Stack, ...]
     untouched: Mapping[str, str] = field(default_factory=dict)
-    """Path of every linear that belongs to no group, with the reason."""
+    """Path of every linear, expert tensor or attention that belongs to no group, with the reason."""
 
     def __getitem__(self, name: str) -> Group:
         return self._by_name[name]
@@ -137,9 +172,9 @@ class Structure:
         return {group.name: group for group in self.groups}
 
     @property
-    def families(self) -> tuple[str, ...]:
-        """Names of the families met, in order, once each."""
-        return tuple(dict.fromkeys(stack.family for stack in self.stacks))
+    def forms(self) -> tuple[str, ...]:
+        """Names of the forms met, in order, once each."""
+        return tuple(dict.fromkeys(form for stack in self.stacks for form in stack.forms))
 
     def of(self, kinds: Iterable[Kind]) -> tuple[Group, ...]:
         """Return the groups of these kinds, in model order."""

@@ -14,6 +14,16 @@ LINEAR_TYPES = (nn.Linear, Conv1D)
 Linear = nn.Linear | Conv1D
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer, or an adapter around one."""
+    return isinstance(dict(module.named_children()).get("base_layer", module), LINEAR_TYPES)
+
+
+def present(module: nn.Module) -> set[str]:
+    """Return the paths of everything inside a module."""
+    return {path for path, _ in module.named_modules()}
+
+
 def linear_at(model: nn.Module, path: str) -> Linear:
     """Return the linear at `path`, to read: looking through an adapter that wraps it (peft's `base_layer`)."""
     module = model.get_submodule(path)
@@ -75,6 +85,17 @@ def keep_features(linear: Linear, axis: Literal["out", "in"], index_K: Tensor) -
     if axis == "out" and linear.bias is not None:
         linear.bias = parameter_like(linear.bias.index_select(0, index_K), linear.bias)
     set_features(linear)
+
+
+@torch.no_grad()
+def keep_entries(model: nn.Module, name: str, dim: int, index_K: Tensor) -> None:
+    """Cut a parameter down to these entries of one dimension, in place."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    whole = owner.get_parameter(leaf)
+    setattr(owner, leaf, parameter_like(whole.index_select(dim, index_K.to(whole.device)), whole))
+    if isinstance(owner, nn.Embedding):
+        owner.num_embeddings, owner.embedding_dim = owner.weight.shape
 
 
 def set_features(linear: Linear) -> None:

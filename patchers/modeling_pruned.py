@@ -1,12 +1,15 @@
 """Pruned models of any stock class, from nothing but torch and transformers.
 
 This file travels inside saved folders. `config.pruning["layout"]` says what differs from the stock model:
-sizes of linears, attributes, no-ops, selections. The module's `__getattr__` makes the subclass of any stock class on
-demand, under the stock name, so that `AutoModelFor….from_pretrained(folder, trust_remote_code=True)` finds it.
+layers that are gone, no-ops, shapes of tensors, attributes, selections. The module's `__getattr__` makes the subclass
+of any stock class on demand, under the stock name, so that `AutoModelFor….from_pretrained(folder,
+trust_remote_code=True)` finds it.
 """
 
 import copy
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +19,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
-_PARTS = ("skips", "linears", "attributes", "selects")
+_PARTS = ("layers", "skips", "shapes", "attributes", "selects")
+_ROOT = "/"
+"""Begins a path that counts from the whole model: what lies outside the part that all heads share."""
 
 
 class LayoutError(ValueError):
@@ -26,19 +31,34 @@ class LayoutError(ValueError):
 class Skip(nn.Module):
     """Takes the place of attention where no head is left: nothing, or a constant, for every token."""
 
-    def __init__(self, outputs: int, width: int, bias: bool) -> None:
+    def __init__(self, outputs: int, width: int, bias: bool, layer_idx: int | None = None) -> None:
         super().__init__()
-        self.outputs, self.width = outputs, width
+        self.outputs, self.width, self.layer_idx = outputs, width, layer_idx
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return [..., width] zeros or the bias, in the form of the module it replaces."""
+        hidden_states: Tensor = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        hidden_states = kwargs.get("hidden_states", hidden_states)
+        self._count_tokens(hidden_states, kwargs)
         out = hidden_states.new_zeros((*hidden_states.shape[:-1], self.width))
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
         # MPNet's attention returns its probabilities only when asked to.
-        outputs = max(self.outputs, 1 + bool(kwargs.get("output_attentions")))
+        outputs = (
+            max(self.outputs, 1 + bool(kwargs.get("output_attentions"))) if self.outputs < 2 else self.outputs
+        )
         return out if self.outputs == 0 else (out,) + (None,) * (outputs - 1)
+
+    def _count_tokens(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> None:
+        """Tell the cache how many tokens passed: masks and positions of all layers may be counted at this one."""
+        cache = kwargs.get("past_key_values")
+        other = (kwargs.get(name) for name in ("key_value_states", "encoder_hidden_states"))
+        if cache is None or self.layer_idx is None or any(states is not None for states in other):
+            return
+        cache = getattr(cache, "self_attention_cache", cache)
+        nothing = hidden_states.new_zeros((hidden_states.shape[0], 1, hidden_states.shape[1], 1))
+        cache.update(nothing, nothing, self.layer_idx)
 
     def stand_for(self, name: str, reference: Tensor) -> None:
         """Hold an empty entry under the name of a weight that is gone.
@@ -53,18 +73,56 @@ class Skip(nn.Module):
         owner.register_buffer(leaf, reference.new_empty(0))
 
 
-def select_argument(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, argument: str, position: int, dim: int,
-    index: list[int],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
-    """Keep the entries of the remaining units in an argument that has one per original unit (forward pre-hook)."""
-    value = kwargs.get(argument) if argument in kwargs else args[position] if len(args) > position else None
-    if value is None:
-        return args, kwargs
-    value = value.index_select(dim, _index_on(tuple(index), value.device))
-    if argument in kwargs:
-        return args, {**kwargs, argument: value}
-    return (*args[:position], value, *args[position + 1 :]), kwargs
+class Selection:
+    """Picks the entries of the remaining units in an argument that has one per original unit.
+
+    Args:
+        argument: Its name.
+        position: Where it stands among positional arguments.
+        dim: Dimension that runs over units, or over rows x units.
+        index: Entries that remain.
+        of: Entries that there were.
+        returned: Where in its output the module hands the argument on: the next module must get it whole.
+    """
+
+    def __init__(
+        self,
+        *,
+        argument: str,
+        position: int,
+        dim: int,
+        index: list[int],
+        of: int,
+        returned: int | None = None,
+    ) -> None:
+        self.argument, self.position, self.dim = argument, position, dim
+        self.index, self.of, self.returned = index, of, returned
+        self._given: Tensor | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments that make an equal selection."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Narrow the argument (forward pre-hook)."""
+        name, place = self.argument, self.position
+        value = kwargs[name] if name in kwargs else args[place] if len(args) > place else None
+        self._given = value if self.returned is not None else None
+        if value is None or value.dim() <= self.dim or value.shape[self.dim] % self.of:
+            return args, kwargs
+        narrow = value.unflatten(self.dim, (-1, self.of))
+        narrow = narrow.index_select(self.dim + 1, _index_on(tuple(self.index), value.device))
+        narrow = narrow.flatten(self.dim, self.dim + 1)
+        if name in kwargs:
+            return args, {**kwargs, name: narrow}
+        return (*args[:place], narrow, *args[place + 1 :]), kwargs
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Hand the argument on as it came (forward hook)."""
+        given, self._given = self._given, None
+        if self.returned is None or not isinstance(output, tuple):
+            return output
+        return (*output[: self.returned], given, *output[self.returned + 1 :])
 
 
 @lru_cache(maxsize=1024)
@@ -73,15 +131,85 @@ def _index_on(index: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(index, device=device)
 
 
-def add_select(module: nn.Module, *, argument: str, position: int, dim: int, index: list[int]) -> Any:
-    """Make `module` see only the entries of its remaining units; return the handle."""
-    hook = partial(select_argument, argument=argument, position=position, dim=dim, index=index)
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+def add_select(module: nn.Module, **select: Any) -> Selection:
+    """Make `module` see only the entries of its remaining units."""
+    selection = Selection(**select)
+    module.register_forward_pre_hook(selection.before, with_kwargs=True)
+    if selection.returned is not None:
+        module.register_forward_hook(selection.after)
+    return selection
+
+
+def selections_of(module: nn.Module) -> list[Any]:
+    """Return the selections that hang on a module, also ones whose class came with a saved folder."""
+    owners = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
+    return [owner for owner in owners if type(owner).__name__ == Selection.__name__]
+
+
+class OwnConfig:
+    """A module's view of a config that other modules share, with a few fields of its own."""
+
+    def __init__(self, shared: Any, **own: Any) -> None:
+        self._shared, self._own = shared, own
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_shared", "_own"):
+            raise AttributeError(name)
+        return self._own[name] if name in self._own else getattr(self._shared, name)
+
+
+def set_attribute(module: Any, name: str, value: Any) -> None:
+    """Set an attribute of a module; `config.NAME` goes into a view of its own config."""
+    _, _, rest = name.partition(".")
+    if not rest:
+        setattr(module, name, value)
+    elif isinstance(module.config, OwnConfig):
+        module.config._own[rest] = value
+    else:
+        module.config = OwnConfig(module.config, **{rest: value})
+
+
+_LAYER_COUNTS = ("n_layers", "n_layer", "num_layers", "num_hidden_layers", "num_blocks")
+"""Attributes beside a list of blocks that count them."""
+_LAYER_NUMBERS = ("layer_idx", "layer_id")
+"""Attributes of what lies in a block: its place in the cache."""
+
+
+def keep_layers(model: nn.Module, stack: str, kept: list[int]) -> None:
+    """Leave only these blocks in a list of blocks, and number them anew."""
+    whole = list(model.get_submodule(stack).children())
+    blocks = [block for layer, block in enumerate(whole) if layer in set(kept)]
+    model.set_submodule(stack, nn.ModuleList(blocks))
+    owner = vars(model.get_submodule(stack.rpartition(".")[0]))
+    owner.update({name: len(blocks) for name in _LAYER_COUNTS if owner.get(name) == len(whole)})
+    for layer, block in enumerate(blocks):
+        for module in block.modules():
+            own = vars(module)
+            own.update({name: layer for name in _LAYER_NUMBERS if isinstance(own.get(name), int)})
 
 
 def base_of(model: nn.Module) -> nn.Module:
     """Return the part that all heads of a model type share: layouts are written relative to it."""
     return getattr(model, getattr(model, "base_model_prefix", "") or "_", model)
+
+
+def portable(model: nn.Module, path: str) -> str:
+    """Return a path as layouts write it: from the shared part where it lies there, else from the whole model."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if base_of(model) is model:
+        return path
+    return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else f"{_ROOT}{path}"
+
+
+def local(model: nn.Module, path: str) -> str:
+    """Return the path in `model` of what a layout calls `path`."""
+    if base_of(model) is model:
+        return path.removeprefix(_ROOT)
+    return (
+        path.removeprefix(_ROOT)
+        if path.startswith(_ROOT)
+        else f"{getattr(model, 'base_model_prefix', '')}.{path}"
+    )
 
 
 def layout_in(config: Any) -> dict[str, Any]:
@@ -112,58 +240,91 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     Raises:
         LayoutError: the layout is of another model.
     """
-    base = base_of(model)
-    modules = dict(base.named_modules())
     for part in _PARTS:
-        for path in layout[part]:
-            if path not in modules:
+        for path, value in layout[part].items():
+            try:
+                _APPLY[part](model, local(model, path), value)
+            except (AttributeError, TypeError, ValueError, RuntimeError, StopIteration) as error:
                 raise LayoutError(
-                    f"config.pruning: layout.{part} names {path!r}, which {type(base).__name__} lacks."
-                )
-    try:
-        _apply(base, modules, layout)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise LayoutError(
-            f"config.pruning: the layout does not fit {type(base).__name__}: {error}"
-        ) from error
+                    f"config.pruning: layout.{part}[{path!r}] does not fit {type(model).__name__}: {error}"
+                ) from error
 
 
-def _apply(base: nn.Module, modules: dict[str, nn.Module], layout: dict[str, Any]) -> None:
-    for path, (outputs, width, bias) in layout["skips"].items():
-        name, reference = next(base.get_submodule(path).named_parameters())
-        skip = Skip(outputs, width, bias).to(device=reference.device, dtype=reference.dtype)
-        skip.stand_for(name, reference)
-        base.set_submodule(path, skip)
-    for path, (outputs, inputs) in layout["linears"].items():
-        _resize(modules[path], outputs, inputs)
-    for path, attributes in layout["attributes"].items():
-        for name, value in attributes.items():
-            setattr(modules[path], name, value)
-    for path, select in layout["selects"].items():
-        add_select(modules[path], **select)
+def _apply_skip(model: nn.Module, path: str, value: list[Any]) -> None:
+    outputs, width, bias = value
+    replaced = model.get_submodule(path)
+    name, reference = next(replaced.named_parameters())
+    skip = Skip(outputs, width, bias, vars(replaced).get("layer_idx")).to(
+        device=reference.device, dtype=reference.dtype
+    )
+    skip.stand_for(name, reference)
+    model.set_submodule(path, skip)
 
 
-def _resize(linear: Any, outputs: int, inputs: int) -> None:
-    """Change the sizes of a linear; its new weight is uninitialised."""
-    old = linear.weight
-    shape = (inputs, outputs) if isinstance(linear, Conv1D) else (outputs, inputs)
-    linear.weight = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
-    if linear.bias is not None and linear.bias.numel() != outputs:
-        linear.bias = nn.Parameter(linear.bias.new_empty(outputs), requires_grad=linear.bias.requires_grad)
-    if isinstance(linear, Conv1D):
-        linear.nf, linear.nx = outputs, inputs
-    else:
-        linear.out_features, linear.in_features = outputs, inputs
+def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
+    """Give a tensor another shape; its new values are not set."""
+    path, _, leaf = name.rpartition(".")
+    owner: Any = model.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = owner._buffers[leaf].new_empty(shape)
+        return
+    old = owner.get_parameter(leaf)
+    setattr(owner, leaf, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = owner.weight.shape
+    elif isinstance(owner, Conv1D):
+        owner.nx, owner.nf = owner.weight.shape
+    elif isinstance(owner, nn.Embedding):
+        owner.num_embeddings, owner.embedding_dim = owner.weight.shape
+
+
+def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -> None:
+    module = model.get_submodule(path)
+    for name, value in attributes.items():
+        set_attribute(module, name, value)
+
+
+def _apply_selects(model: nn.Module, path: str, selects: list[dict[str, Any]]) -> None:
+    module = model.get_submodule(path)
+    for select in selects:
+        add_select(module, **select)
+
+
+_APPLY: dict[str, Any] = {
+    "layers": keep_layers,
+    "skips": _apply_skip,
+    "shapes": _apply_shape,
+    "attributes": _apply_attributes,
+    "selects": _apply_selects,
+}
 
 
 @torch.no_grad()
 def _initialise(model: Any, layout: dict[str, Any]) -> None:
-    """Give resized linears fresh values when nothing will be loaded into them (`from_config`)."""
-    base = base_of(model)
-    for path in layout["linears"]:
-        linear: Any = base.get_submodule(path)
-        if linear.weight.device.type != "meta" and linear.weight.numel() > 0:
-            model._init_weights(linear)
+    """Give resized tensors fresh values when nothing will be loaded into them (`from_config`)."""
+    for name in layout["shapes"]:
+        owner: Any = model.get_submodule(local(model, name).rpartition(".")[0])
+        tensors = list(owner.parameters(recurse=False))
+        if tensors and tensors[0].device.type != "meta" and tensors[0].numel() > 0:
+            model._init_weights(owner)
+
+
+@contextmanager
+def overridden(config: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Give fields of a config, or of a config in it (`text_config.num_hidden_layers`), other values for a while."""
+    before = []
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        owner = config
+        for parent in parents:
+            owner = getattr(owner, parent)
+        before.append((owner, name, vars(owner)[name]))
+        vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            vars(owner)[name] = value
 
 
 _CLASSES: dict[type, type] = {}
@@ -176,7 +337,8 @@ def pruned_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
             # A head class builds its base through the stock class, so only the outermost model applies the layout.
             layout = layout_in(config)
-            stock.__init__(self, config, *args, **kwargs)
+            with overridden(config, layout.get("build", {})):
+                stock.__init__(self, config, *args, **kwargs)
             apply_layout(self, layout)
             _initialise(self, layout)
 

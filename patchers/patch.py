@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.gates import Gate, GatedForward, GateHook, Place
+from patchers.gates import Gate, GatedForward, GatedParameter, GateHook, Place
 from patchers.groups import Group, Structure
 
 _PLACES: dict[str, Place] = {
@@ -50,7 +50,11 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     gate.to(device=reference.device)
     place = _PLACES[group.kind]
     width = group.consumer_slice.width if place == "input" else 1
-    if place == "input" and type(owner) is nn.Linear:
+    tensor = group.consumer_tensor
+    if tensor is not None:
+        leaf = tensor.name.rpartition(".")[2]
+        vars(owner)["forward"] = GatedParameter(owner, gate, leaf, tensor.dim)
+    elif place == "input" and type(owner) is nn.Linear:
         vars(owner)["forward"] = GatedForward(owner, gate, width)
     elif place == "input":
         owner.register_forward_pre_hook(GateHook(gate, place, width))
@@ -67,7 +71,7 @@ def unpatch(model: nn.Module) -> None:
     for owner in [m for m in model.modules() if _gate_names(m)]:
         for name in _gate_names(owner):
             delattr(owner, name)
-        if isinstance(vars(owner).get("forward"), GatedForward):
+        if isinstance(vars(owner).get("forward"), GatedForward | GatedParameter):
             del vars(owner)["forward"]
         for hooks, flags in (
             (owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
@@ -138,8 +142,9 @@ def gated_weight_names(names: Any) -> set[str]:
     """
     present = sorted(names)
     owners = {n.rpartition(".")[0].rpartition(".")[0] for n in present if n.endswith(f"{GATE_SUFFIX}.keep_U")}
-    weights = [n for n in present if n.endswith(".weight")]
-    first_below = (next((w for w in weights if w.startswith(f"{owner}.")), None) for owner in owners)
+    tensors = [n for n in present if GATE_SUFFIX not in n]
+    tensors.sort(key=lambda name: not name.endswith(".weight"))
+    first_below = (next((t for t in tensors if t.startswith(f"{owner}.")), None) for owner in owners)
     return {weight for weight in first_below if weight is not None}
 
 

@@ -1,16 +1,15 @@
 """Take closed units out of a model: every slice of them, for good."""
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.groups import Group, Select, Structure
-from patchers.layers import Linear, bare_linear_at, features, keep_features, parameter_like
-from patchers.modeling_pruned import Skip, add_select
+from patchers.groups import Group, Select, Slice, Structure, TensorSlice
+from patchers.layers import Linear, bare_linear_at, features, keep_entries, keep_features, parameter_like
+from patchers.modeling_pruned import Skip, add_select, keep_layers, selections_of, set_attribute
 
 # Shape legend: U = units of a group.
 
@@ -62,22 +61,50 @@ def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
     if group.core is not None and not bool(keep_U.any()):
         _skip_attention(model, group, with_bias=True)
         return
-    for s in group.slices:
-        keep_features(bare_linear_at(model, s.path), s.axis, s.features(keep_U))
+    if not bool(keep_U.any()) and group.min_units > 0:
+        raise UnsupportedModelError(
+            group.name,
+            "every unit would be removed, and its module cannot run without any.",
+            "Keep at least one.",
+        )
+    _cut_slices(model, group, keep_U)
     num_kept = int(keep_U.sum())
     for edit in group.edits:
-        setattr(model.get_submodule(edit.path), edit.attribute, num_kept * edit.per_unit)
+        set_attribute(model.get_submodule(edit.path), edit.attribute, num_kept * edit.per_unit)
     for select in group.selects:
         _narrow_select(model.get_submodule(select.path), select, keep_U)
+
+
+def _cut_slices(model: nn.Module, group: Group, keep_U: Tensor) -> None:
+    # Of a fused linear several slices belong to the unit, and they must go at once: indices count the whole linear.
+    at: dict[tuple[str, Literal["out", "in"]], list[Slice]] = {}
+    for s in group.slices:
+        at.setdefault((s.path, s.axis), []).append(s)
+    for (path, axis), slices in at.items():
+        whole = bare_linear_at(model, path)
+        known = torch.cat([s.index_UW.flatten() for s in slices])
+        kept = torch.cat([s.features(keep_U) for s in slices])
+        keep_features(whole, axis, _with_rest(features(whole)[0 if axis == "out" else 1], known, kept))
+    tensors: dict[tuple[str, int], list[TensorSlice]] = {}
+    for t in group.tensors:
+        tensors.setdefault((t.name, t.dim), []).append(t)
+    for (name, dim), parts in tensors.items():
+        keep_entries(model, name, dim, torch.cat([t.features(keep_U) for t in parts]).sort().values)
+
+
+def _with_rest(size: int, known: Tensor, kept: Tensor) -> Tensor:
+    """Return the kept entries and those of no unit (the one KV head behind the queries), in order."""
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[known] = False
+    stays[kept] = True
+    return stays.nonzero().flatten()
 
 
 def _cut_branch(model: nn.Module, group: Group) -> None:
     if group.core is not None:
         _skip_attention(model, group, with_bias=False)
         return
-    none_U = torch.zeros(group.consumer_slice.units, dtype=torch.bool)
-    for s in group.slices:
-        keep_features(bare_linear_at(model, s.path), s.axis, s.features(none_U))
+    _cut_slices(model, group, torch.zeros(group.consumer_slice.units, dtype=torch.bool))
     _silence(bare_linear_at(model, group.consumer))
 
 
@@ -95,6 +122,7 @@ def _skip_attention(model: nn.Module, group: Group, *, with_bias: bool) -> None:
         if not with_bias:
             _silence(consumer)
         skip = Skip(group.core.outputs, 0, bias=False)
+    skip.layer_idx = vars(model.get_submodule(group.core.path)).get("layer_idx")
     model.set_submodule(group.core.path, skip)
 
 
@@ -104,33 +132,24 @@ def _silence(linear: Linear) -> None:
 
 
 def _narrow_select(module: nn.Module, select: Select, keep_U: Tensor) -> None:
-    """Hang, or narrow, the hook that picks the remaining entries of a per-unit argument."""
-    kept = keep_U.cpu().nonzero().flatten().tolist()
-    hook = select_hook(module, select.argument)
-    if hook is None:
-        add_select(module, argument=select.argument, position=select.position, dim=select.dim, index=kept)
-    else:
-        hook["index"] = [hook["index"][i] for i in kept]
-
-
-def select_hook(module: nn.Module, argument: str) -> dict[str, Any] | None:
-    """Return the keyword arguments of the selection that hangs on `module`, to read or to change."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, partial) and hook.keywords.get("argument") == argument:
-            return hook.keywords
-    return None
+    """Hang, or narrow, the selection that picks the remaining entries of a per-unit argument."""
+    entries = torch.arange(select.units * select.width).view(select.units, select.width)
+    kept = entries[keep_U.cpu()].flatten().tolist()
+    hung = next((s for s in selections_of(module) if s.argument == select.argument), None)
+    if hung is not None:
+        hung.index = [hung.index[i] for i in kept]
+        return
+    add_select(
+        module, argument=select.argument, position=select.position, dim=select.dim, index=kept,
+        of=entries.numel(), returned=select.returned,
+    )  # fmt: skip
 
 
 def _cut_layers(model: nn.Module, stack: str, gone: set[int]) -> None:
     if not gone:
         return
-    blocks = model.get_submodule(stack)
-    assert isinstance(blocks, nn.ModuleList)
-    kept = [block for layer, block in enumerate(blocks) if layer not in gone]
+    size = len(list(model.get_submodule(stack).children()))
+    kept = [layer for layer in range(size) if layer not in gone]
     if not kept:
         raise UnsupportedModelError(stack, "every layer would be removed.", "Keep at least one.")
-    model.set_submodule(stack, nn.ModuleList(kept))
-    for layer, block in enumerate(kept):
-        for module in block.modules():
-            if isinstance(module.__dict__.get("layer_idx"), int):
-                module.__dict__["layer_idx"] = layer
+    keep_layers(model, stack, kept)

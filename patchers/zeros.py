@@ -24,13 +24,19 @@ def removable(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
 
 
 def _free_U(model: nn.Module, group: Group) -> Tensor:
-    s = group.consumer_slice
-    zero_I = (weight_OI(linear_at(model, s.path)) == 0).all(dim=0)
-    return zero_I[s.index_UW.to(zero_I.device)].all(dim=1).cpu()
+    tensor = group.consumer_tensor
+    if tensor is not None:
+        zero = model.get_parameter(tensor.name) == 0
+        zero_I = zero.transpose(0, tensor.dim).flatten(1).all(dim=1)
+    else:
+        zero_I = (weight_OI(linear_at(model, group.consumer)) == 0).all(dim=0)
+    return zero_I[group.consumer_slice.index_UW.to(zero_I.device)].all(dim=1).cpu()
 
 
 def _constant_U(model: nn.Module, group: Group) -> Tensor:
     """Return True where every value row is zero and the consumer can take the constant, shape [U]."""
+    if not any(s.is_value for s in group.slices):
+        return torch.zeros(group.num_units, dtype=torch.bool)
     constant_U = torch.ones(group.num_units, dtype=torch.bool)
     silent_U = torch.ones(group.num_units, dtype=torch.bool)
     for s in group.slices:
@@ -54,7 +60,11 @@ def fold_constants(
     The constant (the activation of a producer's bias, the value bias of a head) is read off the consumer's input while
     `run` calls the model once in evaluation mode: whatever the input, it is the same for every token.
     """
-    dropped = {g.consumer: g for g in structure.of(["heads", "channels"]) if not bool(keep[g.name].all())}
+    dropped = {
+        g.consumer: g
+        for g in structure.of(["heads", "channels"])
+        if g.consumer_tensor is None and not bool(keep[g.name].all())
+    }
     first_token: dict[str, Tensor] = {}
 
     def remember(path: str) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from patchers.modeling_pruned import LayoutError, pruned_class
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.nn_pruning_format import loading_options, removed_heads
 from sparse_trainer.plan import PLAN_FILE, Plan
 from sparse_trainer.record import attach_plan
 from sparse_trainer.trainer import STATE_FILE
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 def load_pruned(path_or_hub_id: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """Load a pruned model of any export, without `trust_remote_code`; `model.pruning_plan` is its plan.
+
+    Checkpoints of nn_pruning, with `pruned_heads` in their config, load too; `optimize_model` cuts their zeros.
 
     Args:
         path_or_hub_id: A folder, or a name on the hub.
@@ -66,14 +69,22 @@ def load_model(path: str | os.PathLike[str], auto_class: Any = None, **kwargs: A
     values = _config_values(where, hub)
     plan = _read_plan(where, hub)
     cls = _class_of(where, values, auto_class)
-    ours = plan is not None or "pruning" in values
+    removed = {} if "pruning" in values else removed_heads(values, f"{where}: {CONFIG_FILE}")
+    ours = plan is not None or "pruning" in values or bool(removed)
     # A task head of choice, or more labels than before, start fresh: only then may weights be missing.
     strict = (
         ours
         and auto_class is None
         and not {"num_labels", "id2label", "ignore_mismatched_sizes"} & set(kwargs)
     )
-    model = _load(cls, where, strict, kwargs)
+    if removed:
+        shape, file, options = loading_options(cls, values, removed, where, hub, kwargs)
+        model = _load(type(shape.model), where, strict, options, file=file, lacks=shape.lacks)
+        # What was renamed to be loaded is not renamed back to be saved.
+        vars(model).pop("_weight_conversions", None)
+        plan = shape.plan
+    else:
+        model = _load(cls, where, strict, kwargs)
     if plan is not None:
         attach_plan(model, plan)
     return model
@@ -195,8 +206,24 @@ def _class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[Pr
     return pruned_class(stock) if "pruning" in values else stock
 
 
-def _load(cls: Any, where: str, strict: bool, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    """Load `cls`, and name the entries that do not fit; missing and unknown ones only where `strict`."""
+def _nothing(entry: str) -> bool:
+    return False
+
+
+def _load(
+    cls: Any,
+    where: str,
+    strict: bool,
+    kwargs: Mapping[str, Any],
+    *,
+    file: str = SAFE_WEIGHTS_NAME,
+    lacks: Callable[[str], bool] = _nothing,
+) -> PreTrainedModel:
+    """Load `cls`, and name the entries that do not fit; missing and unknown ones only where `strict`.
+
+    Args:
+        lacks: Entries of the file that need no place in the model.
+    """
     # Pickled weights are never ours, and can run code. Mismatches are told below, by name.
     options = {
         "use_safetensors": True,
@@ -210,16 +237,17 @@ def _load(cls: Any, where: str, strict: bool, kwargs: Mapping[str, Any]) -> PreT
         raise CheckpointError(f"{where}: {CONFIG_FILE}", f"{error}", _DAMAGED) from error
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
-            f"{where}: {SAFE_WEIGHTS_NAME}",
+            f"{where}: {file}",
             f"cannot be loaded into {cls.__name__} ({_first_line(error)}).",
             _DAMAGED,
         ) from error
     lost = [] if kwargs.get("ignore_mismatched_sizes") else [name for name, *_ in info["mismatched_keys"]]
     if strict:
         lost += [*info["missing_keys"], *info["unexpected_keys"]]
+    lost = [name for name in lost if not lacks(name)]
     if lost:
         raise CheckpointError(
-            f"{where}: {SAFE_WEIGHTS_NAME}",
+            f"{where}: {file}",
             f"{len(lost)} entries are missing, unknown or of the wrong size, the first of them {min(lost)!r}.",
             f"{_DAMAGED} For a fresh task head pass ignore_mismatched_sizes=True.",
         )

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from patchers.discover import discover
-from patchers.groups import Group, Structure
+from patchers.groups import Group, Slice, Structure, TensorSlice
 from patchers.layers import LINEAR_TYPES, features, linear_at
 
 Target = Literal["params", "macs", "units"]
@@ -27,13 +27,14 @@ def unit_cost(model: nn.Module, group: Group, target: Target, sequence_length: i
             return sum(p.numel() for p in block.parameters())
         return sum(_linear_macs(m) for m in block.modules()) + _attention_macs(model, group, sequence_length)
     units = 1 if group.kind in ("heads", "channels") else group.slices[0].units
-    return units * sum(_slice_cost(model, group, i, target) for i in range(len(group.slices))) + (
-        units * 2 * sequence_length * _head_dim(group) if target == "macs" else 0
-    )
+    per_unit = sum(_slice_cost(model, s, target) for s in group.slices)
+    per_unit += sum(_tensor_cost(model, t, target, group.active) for t in group.tensors)
+    if target == "macs":
+        per_unit += 2 * sequence_length * _head_width(group)
+    return units * per_unit
 
 
-def _slice_cost(model: nn.Module, group: Group, index: int, target: Target) -> int:
-    s = group.slices[index]
+def _slice_cost(model: nn.Module, s: Slice, target: Target) -> int:
     linear = linear_at(model, s.path)
     outputs, inputs = features(linear)
     if s.axis == "in":
@@ -41,8 +42,22 @@ def _slice_cost(model: nn.Module, group: Group, index: int, target: Target) -> i
     return s.width * (inputs + (target == "params" and linear.bias is not None))
 
 
-def _head_dim(group: Group) -> int:
-    return group.consumer_slice.width if group.core is not None else 0
+def _tensor_cost(model: nn.Module, t: TensorSlice, target: Target, active: float) -> int:
+    """Return the cost of a unit's entries in a bare parameter: experts multiply, everything else only counts."""
+    tensor = _tensor_at(model, t.name)
+    entries = tensor.numel() // tensor.shape[t.dim] * t.width
+    if target == "params":
+        return entries
+    return round(entries * active) if tensor.dim() == 3 else 0
+
+
+def _tensor_at(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path).get_parameter(leaf)
+
+
+def _head_width(group: Group) -> int:
+    return group.consumer_slice.width if group.kind in ("heads", "attention") else 0
 
 
 def _linear_macs(module: nn.Module) -> int:

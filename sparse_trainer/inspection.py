@@ -31,7 +31,7 @@ class Inspection:
     """The prunable and the untouched part of a model."""
 
     model: str
-    families: tuple[str, ...]
+    forms: tuple[str, ...]
     parameters: int
     macs: int
     """Multiply-accumulates per token of the whole model."""
@@ -72,7 +72,7 @@ def inspect_model(
     structure = discover(model, tuple(kinds), tuple(exclude))
     return Inspection(
         model=type(model).__name__,
-        families=structure.families,
+        forms=structure.forms,
         parameters=parameter_count(model),
         macs=mac_count(model, discover(model), sequence_length),
         sequence_length=sequence_length,

@@ -2,95 +2,82 @@
 
 import copy
 from collections.abc import Mapping, Set
-from functools import partial
 from typing import Any, TypedDict
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from patchers import Structure, discover
-from patchers.layers import LINEAR_TYPES, features
-from patchers.modeling_pruned import Skip, base_of, stock_class_of, stock_config
+from patchers.modeling_pruned import (
+    OwnConfig,
+    Skip,
+    apply_layout,
+    layout_in,
+    portable,
+    selections_of,
+)
 from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.fit import Fit, shapes_of
 
-_OURS = "modeling_pruned."
-_PER_LAYER_FIELDS = ("layer_types", "mlp_layer_types", "no_rope_layers")
-"""Config fields with one entry per layer."""
+_PASSING = ("training", "gradient_checkpointing")
+"""Attributes that say what a module does at the moment, not what it is."""
 
 
 class Layout(TypedDict):
-    """Differences by module path, relative to the base model."""
+    """Differences by path, relative to the part that all heads of a model type share."""
 
+    layers: dict[str, list[int]]
+    """Of a list of blocks, those that are left: where no field of the config says so."""
+    build: dict[str, Any]
+    """Fields of the config that have other values while the stock class builds what `layers` then thins out."""
     skips: dict[str, list[int | bool]]
     """[outputs, width, bias] of each no-op that took the place of an attention."""
-    linears: dict[str, list[int]]
-    """[output features, input features]."""
-    attributes: dict[str, dict[str, int]]
-    selects: dict[str, dict[str, Any]]
+    shapes: dict[str, list[int]]
+    """Shape of each tensor."""
+    attributes: dict[str, dict[str, Any]]
+    selects: dict[str, list[dict[str, Any]]]
 
 
-def fit_config(config: PreTrainedConfig, cut: Structure, gone: Mapping[str, Set[int]]) -> None:
-    """Bring a config as near to a cut model as the stock class understands, in place.
+def layout_of(
+    model: PreTrainedModel, fit: Fit, gone: Mapping[str, Set[int]], earlier: Mapping[str, list[int]]
+) -> Layout:
+    """Return how a cut model differs from the stock model that its config describes; that one is changed to be like it.
 
     Args:
-        cut: What `discover` finds in the model after the cut.
         gone: Layers that were taken away, by path of their stack.
+        earlier: Layers that an earlier cut had left, of the stacks that the config could not describe.
     """
-    for name in ("pruning", "auto_map"):
-        if name == "pruning" or _is_our_map(vars(config).get(name)):
-            vars(config).pop(name, None)
-    for stack in cut.stacks:
-        setattr(config, stack.config_keys["layers"], stack.size)
-        widths = channel_widths(cut, stack.path)
-        if len(set(widths)) == 1 and widths[0] > 0:
-            setattr(config, stack.config_keys["channels"], widths[0])
-        if gone.get(stack.path):
-            _drop_entries(config, stack.size + len(gone[stack.path]), gone[stack.path])
+    stock = fit.built
+    layout = Layout(layers={}, build=fit.build, skips={}, shapes={}, attributes={}, selects={})
+    layout["layers"] = _layers(model, stock, gone, earlier)
+    layout["skips"] = _skips(model)
+    layout["selects"] = _selects(model)
+    apply_layout(stock, {**layout, "selects": {}})
+    have, plain = shapes_of(model), shapes_of(stock)
+    layout["shapes"] = {
+        portable(model, name): list(shape)
+        for name, shape in have.items()
+        if name in plain and plain[name] != shape
+    }
+    apply_layout(stock, {**layout, "layers": {}, "skips": {}, "selects": {}})
+    layout["attributes"] = _attributes(model, stock)
+    return layout
 
 
-def channel_widths(structure: Structure, stack: str) -> list[int]:
-    """Return the channels of every layer of a stack, 0 where there are none."""
-    size = next(s.size for s in structure.stacks if s.path == stack)
-    widths = {g.layer: g.num_units for g in structure.of(["channels"]) if g.stack == stack}
-    return [widths.get(layer, 0) for layer in range(size)]
-
-
-def _is_our_map(auto_map: object) -> bool:
-    return isinstance(auto_map, dict) and all(_OURS in str(reference) for reference in auto_map.values())
-
-
-def _drop_entries(config: PreTrainedConfig, size: int, gone: Set[int]) -> None:
-    for name in _PER_LAYER_FIELDS:
-        entries = vars(config).get(name)
-        if isinstance(entries, list) and len(entries) == size:
-            setattr(config, name, [entry for layer, entry in enumerate(entries) if layer not in gone])
-
-
-def stock_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the stock model of a cut model's config, on the meta device."""
-    with torch.device("meta"):
-        return stock_class_of(model)(stock_config(model.config))
-
-
-def layout_of(model: PreTrainedModel, stock: PreTrainedModel) -> Layout:
-    """Return how a cut model differs from the stock model that its config describes."""
-    base, plain = base_of(model), base_of(stock)
-    return Layout(
-        skips=_skips(base),
-        linears=_linears(base, plain),
-        attributes=_attributes(base, plain),
-        selects=_selects(base),
-    )
+def earlier_layout(config: Any) -> Layout:
+    """Return the layout that an earlier cut left in a config, an empty one where there was none."""
+    empty = Layout(layers={}, build={}, skips={}, shapes={}, attributes={}, selects={})
+    if "pruning" not in vars(config):
+        return empty
+    return {**empty, **layout_in(config)}  # type: ignore[typeddict-item]
 
 
 def mark_skips(model: PreTrainedModel, stock: PreTrainedModel) -> None:
     """Leave an empty entry for a weight that every no-op replaced, so that the stock class refuses the weights."""
-    plain = base_of(stock)
-    for path, module in base_of(model).named_modules():
+    for path, module in model.named_modules():
         if is_skip(module) and not dict(module.named_buffers()):
             skip: Any = module
-            name, _ = next(plain.get_submodule(path).named_parameters())
+            name = next(name for name, _ in stock.get_submodule(path).named_buffers())
             skip.stand_for(name, next(model.parameters()))
 
 
@@ -102,7 +89,7 @@ def check_builds(model: PreTrainedModel) -> None:
     """
     with torch.device("meta"):
         built = type(model)(copy.deepcopy(model.config))
-    have, want = _shapes(model), _shapes(built)
+    have, want = shapes_of(model), shapes_of(built)
     for name in sorted(have.keys() | want.keys()):
         if have.get(name) != want.get(name):
             raise UnsupportedModelError(
@@ -115,7 +102,7 @@ def check_builds(model: PreTrainedModel) -> None:
 def is_native(layout: Layout) -> bool:
     """Tell whether the stock class builds the model all by itself.
 
-    >>> is_native({"skips": {}, "linears": {}, "attributes": {}, "selects": {}})
+    >>> is_native({"layers": {}, "build": {}, "skips": {}, "shapes": {}, "attributes": {}, "selects": {}})
     True
     """
     return not any(layout.values())
@@ -126,40 +113,68 @@ def is_skip(module: nn.Module) -> bool:
     return type(module).__name__ == Skip.__name__ and type(module).__module__.endswith("modeling_pruned")
 
 
-def selects_of(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the arguments of the selections that hang on a module."""
-    hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, partial)]
-    return [dict(hook.keywords) for hook in hooks if "argument" in hook.keywords]
+def _layers(
+    model: PreTrainedModel,
+    stock: PreTrainedModel,
+    gone: Mapping[str, Set[int]],
+    earlier: Mapping[str, list[int]],
+) -> dict[str, list[int]]:
+    found = {}
+    paths = {portable(model, stack): stack for stack in gone} | dict.fromkeys(earlier, "")
+    for name in paths:
+        stack = paths[name] or next(p for p, _ in model.named_modules() if portable(model, p) == name)
+        size = len(list(stock.get_submodule(stack).children()))
+        if size != len(list(model.get_submodule(stack).children())):
+            before = earlier.get(name, list(range(size)))
+            found[name] = [layer for place, layer in enumerate(before) if place not in gone.get(stack, set())]
+    return found
 
 
-def _skips(base: nn.Module) -> dict[str, list[int | bool]]:
+def _skips(model: PreTrainedModel) -> dict[str, list[int | bool]]:
     found: dict[str, list[int | bool]] = {}
-    for path, module in base.named_modules():
+    for path, module in model.named_modules():
         if is_skip(module):
             skip: Any = module
-            found[path] = [skip.outputs, skip.width, skip.bias is not None]
+            found[portable(model, path)] = [skip.outputs, skip.width, skip.bias is not None]
     return found
 
 
-def _linears(base: nn.Module, plain: nn.Module) -> dict[str, list[int]]:
-    stock = {path: features(m) for path, m in plain.named_modules() if isinstance(m, LINEAR_TYPES)}
-    have = {path: features(m) for path, m in base.named_modules() if isinstance(m, LINEAR_TYPES)}
-    return {path: list(size) for path, size in have.items() if stock.get(path, size) != size}
-
-
-def _attributes(base: nn.Module, plain: nn.Module) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for group in discover(base).groups:
-        for edit in group.edits:
-            value = vars(base.get_submodule(edit.path))[edit.attribute]
-            if value != vars(plain.get_submodule(edit.path))[edit.attribute]:
-                found.setdefault(edit.path, {})[edit.attribute] = value
+def _selects(model: PreTrainedModel) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for path, module in model.named_modules():
+        selections = selections_of(module)
+        if selections:
+            found[portable(model, path)] = [selection.to_dict() for selection in selections]
     return found
 
 
-def _selects(base: nn.Module) -> dict[str, dict[str, Any]]:
-    return {path: select for path, module in base.named_modules() for select in selects_of(module)}
+def _attributes(model: PreTrainedModel, stock: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """Return the plain attributes in which the modules of two models differ."""
+    found: dict[str, dict[str, Any]] = {}
+    plain = dict(stock.named_modules())
+    for path, module in model.named_modules():
+        twin = plain.get(path)
+        if twin is None or is_skip(module):
+            continue
+        other = vars(twin)
+        for name, value in vars(module).items():
+            if (
+                _is_plain(name, value)
+                and name in other
+                and type(other[name]) is type(value)
+                and other[name] != value
+            ):
+                found.setdefault(portable(model, path), {})[name] = value
+        config = vars(module).get("config")
+        if type(config).__name__ == OwnConfig.__name__:
+            own = {f"config.{name}": value for name, value in config._own.items()}
+            found.setdefault(portable(model, path), {}).update(own)
+    return found
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _is_plain(name: str, value: object) -> bool:
+    if name.startswith("_") or name in _PASSING:
+        return False
+    return isinstance(value, int | str) or (
+        isinstance(value, list | tuple) and all(isinstance(entry, int | str) for entry in value)
+    )

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from patchers.modeling_pruned import pruned_class
 from sparse_trainer import checkpoint
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.nn_pruning_format import cut_shape, removed_heads
 from sparse_trainer.quickstart import is_packaged, packaged_folder
 
 
@@ -47,8 +48,12 @@ def load_shape(name: str) -> PreTrainedModel:
         raise CheckpointError(
             source, f"no readable config: {error}.", "Give a model folder or a hub id."
         ) from error
+    cls, values = _model_class(config), config.to_dict()
+    removed = {} if "pruning" in values else removed_heads(values, source)
+    if removed:
+        return cut_shape(cls, config, removed, source).model
     with torch.device("meta"):
-        model: PreTrainedModel = _model_class(config)._from_config(config)
+        model: PreTrainedModel = cls._from_config(config)
     return model
 
 

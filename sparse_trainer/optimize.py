@@ -16,7 +16,8 @@ from patchers.modeling_pruned import FORMAT, pruned_class, stock_class_of
 from patchers.zeros import fold_constants, removable
 from sparse_trainer.auto_classes import auto_map_for
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
-from sparse_trainer.layout import check_builds, fit_config, is_native, layout_of, mark_skips, stock_of
+from sparse_trainer.fit import Cut, fit_config
+from sparse_trainer.layout import check_builds, earlier_layout, is_native, layout_of, mark_skips
 from sparse_trainer.plan import Plan
 from sparse_trainer.probe import check_same, outputs_of
 from sparse_trainer.record import (
@@ -178,20 +179,20 @@ def _cut(model: Any, decision: _Decision) -> None:
     for group in structure.of(["layers"]):
         if group.name in keep and not bool(keep[group.name].any()):
             gone.setdefault(group.stack, set()).add(group.layer)
-    fit_config(model.config, discover(model), gone)
-    _take_class(model)
+    _take_class(model, Cut(before=structure, after=discover(model), gone=gone))
     plan = make_plan(model, request=request, structure=structure, keep=keep, reached=reached, before=before)
     attach_plan(model, plan if earlier is None else compose(earlier, plan))
 
 
-def _take_class(model: Any) -> None:
+def _take_class(model: Any, done: Cut) -> None:
     """Make the model an instance of the class that can build it: the stock one where that is possible."""
-    stock = stock_of(model)
-    layout = layout_of(model, stock)
+    earlier = earlier_layout(model.config)
+    fit = fit_config(model, done, earlier["build"])
+    layout = layout_of(model, fit, done.gone, earlier["layers"])
     if is_native(layout):
         model.__class__ = stock_class_of(model)
     else:
-        mark_skips(model, stock)
+        mark_skips(model, fit.built)
         model.config.pruning = {"format": FORMAT, "layout": dict(layout)}
         model.__class__ = pruned_class(stock_class_of(model))
         _say_where_to_find(model)

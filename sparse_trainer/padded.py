@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from patchers import Group, Structure, discover
-from patchers.modeling_pruned import stock_class_of, stock_config
-from sparse_trainer.layout import channel_widths, is_skip, selects_of
+from patchers.modeling_pruned import selections_of, stock_class_of
+from sparse_trainer.fit import widest
+from sparse_trainer.layout import is_skip
 from sparse_trainer.probe import check_same, outputs_of
 
 # Shape legend: K = units that are left, F = features of those units, O = outputs and I = inputs of a linear.
@@ -28,9 +29,7 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
         SelfCheckError: the padded model does not compute what the uneven one does.
     """
     structure = discover(model)
-    config = stock_config(model.config)
-    for stack in structure.stacks:
-        setattr(config, stack.config_keys["channels"], max(1, *channel_widths(structure, stack.path)))
+    config = widest(model, structure)
     # Its random start must not disturb the random numbers of whoever saves a model in the middle of a run.
     with torch.random.fork_rng(devices=[]):
         target: PreTrainedModel = stock_class_of(model)(config)
@@ -97,6 +96,6 @@ def _positions(model: nn.Module, left: Group | None) -> Tensor:
     if left is None:
         return torch.empty(0, dtype=torch.long)
     for select in left.selects:
-        for hung in selects_of(model.get_submodule(select.path)):
-            return torch.tensor(hung["index"])
+        for hung in selections_of(model.get_submodule(select.path)):
+            return torch.tensor(hung.index[:: select.width]) // select.width
     return torch.arange(left.num_units)

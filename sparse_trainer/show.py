@@ -48,7 +48,7 @@ def inspection(result: Inspection) -> list[RenderableType]:
     groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
     untouched = [["untouched linear", "reason"], *([path, why] for path, why in result.untouched.items())]
     return [
-        f"{result.model}, family {', '.join(result.families)}: {result.parameters:,} parameters, "
+        f"{result.model}, forms {', '.join(result.forms)}: {result.parameters:,} parameters, "
         f"{result.macs:,} MACs per token at {result.sequence_length} tokens",
         table(groups, "groups"),
         table(totals, "per kind (kinds contain each other: they do not add up)"),

@@ -1,11 +1,37 @@
-"""Naming families: a new one is one table here, one line below, one row in the conformance test."""
+"""Naming families: tables of forms. A new naming is one row in a table, and one row in the conformance test."""
 
-from patchers.families.bert import BERT
-from patchers.families.deberta_v2 import DEBERTA_V2
-from patchers.families.distilbert import DISTILBERT
-from patchers.families.mpnet import MPNET
-from patchers.families.tables import AttentionTable, Family, FfnTable
+from patchers.families.attention import ATTENTION_FORMS
+from patchers.families.ffn import FFN_FORMS
+from patchers.families.tables import AttentionForm, FfnForm
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, DISTILBERT, MPNET, DEBERTA_V2)}
+Form = AttentionForm | FfnForm
+_REGISTERED: list[Form] = []
 
-__all__ = ["FAMILIES", "AttentionTable", "Family", "FfnTable"]
+
+def register_form(form: Form) -> None:
+    """Teach `discover` the naming of a private model; it is tried before the built-in ones.
+
+    Registering an equal form twice does nothing.
+    """
+    if form not in _REGISTERED:
+        _REGISTERED.append(form)
+
+
+def attention_forms() -> tuple[AttentionForm, ...]:
+    """Return the forms of attention in the order in which they are tried."""
+    return (*(form for form in _REGISTERED if isinstance(form, AttentionForm)), *ATTENTION_FORMS)
+
+
+def ffn_forms() -> tuple[FfnForm, ...]:
+    """Return the forms of feed-forward modules in the order in which they are tried."""
+    return (*(form for form in _REGISTERED if isinstance(form, FfnForm)), *FFN_FORMS)
+
+
+__all__ = [
+    "AttentionForm",
+    "FfnForm",
+    "Form",
+    "attention_forms",
+    "ffn_forms",
+    "register_form",
+]

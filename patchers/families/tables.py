@@ -1,52 +1,53 @@
-"""The vocabulary of a family: module paths relative to a block. Tables only, no behaviour."""
+"""The vocabulary of the tables: where the parts of a block are, by module path. Tables only, no behaviour."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionTable:
-    """Where the heads of a block live."""
-
-    queries: tuple[str, ...]
-    """Producers that have one run of head_dim rows per head, besides the values. Absent ones are skipped."""
-    value: str
-    output: str
-    core: str
-    """Module that computes attention."""
-    core_outputs: int = 2
-    core_owns_output: bool = False
-    num_heads: str = "num_attention_heads"
-    """Attribute of `core` that counts the heads."""
-    all_head_size: str | None = "all_head_size"
-    """Attribute of `core` that counts the features of all heads."""
-    selects: tuple[tuple[str, int, int], ...] = ()
-    """Per-head arguments of `core`: (name, positional index, dimension)."""
+FusedOrder = Literal["concatenated", "grouped"]
+"""Rows of a fused q/k/v: all queries, all keys, all values; or group by group (queries, key, value of a KV group)."""
+PairOrder = Literal["halves", "pairs"]
+"""Rows of a fused gate/up: all gates, then all ups; or gate, up, gate, up …"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FfnTable:
-    """Where the channels of a block live."""
-
-    up: tuple[str, ...]
-    """Producers: one row per channel."""
-    down: str
-    """Consumer: one column per channel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A way to name the parts of a block, shared by every model type that follows it."""
+class AttentionForm:
+    """How an attention module names its parts. Paths are relative to that module."""
 
     name: str
-    attention: AttentionTable | None
-    ffn: FfnTable | None
-    config_keys: Mapping[str, str] = field(
-        default_factory=lambda: {
-            "heads": "num_attention_heads",
-            "channels": "intermediate_size",
-            "layers": "num_hidden_layers",
-        }
-    )
-    pins_first_layer: str | None = None
-    """Module beside the list of blocks whose presence ties it to block 0 (a convolution after it)."""
+    output: str
+    """Consumer: its input is the heads, one after the other."""
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    fused: str | None = None
+    """Queries, keys and values in one linear, instead of the three above."""
+    fused_order: FusedOrder = "concatenated"
+    extras: tuple[str, ...] = ()
+    """More linears with rows per query head (a position or gate projection). Absent ones are skipped."""
+    core: str = ""
+    """Module that a no-op replaces when no head is left; "" = the attention module itself."""
+    core_outputs: int | None = None
+    """What it returns: 0 = a bare tensor, n = a tuple of n; None = what the source of its forward says."""
+    can_be_empty: bool = True
+    """False where other layers need something that this module computes."""
+    selects: tuple[tuple[str, int, int], ...] = ()
+    """Per-head arguments of `core`: (name, positional index, dimension)."""
+    returned: int | None = None
+    """Where in its output the first of these arguments is handed on to the next layer."""
+    marker: str | None = None
+    """An attribute that sets the module apart from others with the same names."""
+    shared_table: str | None = None
+    """A table of position biases that feeds the other layers too: a module that has it keeps all its heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FfnForm:
+    """How a feed-forward module names its parts. Paths are relative to that module."""
+
+    name: str
+    up: tuple[str, ...]
+    """Producers: a row per channel."""
+    down: str
+    """Consumer: a column per channel."""
+    fused: PairOrder | None = None
+    """Set where a producer with twice the rows holds gates and ups."""

@@ -173,7 +173,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "pruning gone": (edit_json("config.json", lambda c: c.pop("pruning")), WEIGHTS),
     "layout of later times": (edit_json("config.json", lambda c: c["pruning"].update(format=7)), "format 7"),
     "layout of another": (
-        edit_json("config.json", lambda c: c["pruning"]["layout"]["linears"].update({"encoder.foo": [1, 1]})),
+        edit_json(
+            "config.json", lambda c: c["pruning"]["layout"]["shapes"].update({"encoder.foo.weight": [1, 1]})
+        ),
         "encoder.foo",
     ),
     "plan cut off": (cut_file("pruning_plan.json", 200), "pruning_plan.json"),

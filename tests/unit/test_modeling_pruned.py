@@ -123,7 +123,7 @@ def test_a_base_model_on_its_own_reports_hidden_states() -> None:
         (None, "no layout"),
         ({"format": 1}, "no layout"),
         ({"format": 2, "layout": {}}, "format 2"),
-        ({"format": 1, "layout": {"skips": {}}}, "layout.linears is None"),
+        ({"format": 1, "layout": {"layers": {}, "skips": {}}}, "layout.shapes is None"),
     ],
 )
 def test_a_damaged_config_is_named(pruning: object, message: str) -> None:
@@ -134,16 +134,17 @@ def test_a_damaged_config_is_named(pruning: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("part", "entry", "message"),
     [
-        ("linears", {"encoder.layer.9.output.dense": [1, 1]}, r"encoder\.layer\.9"),
-        ("linears", {"encoder.layer.0.output.dense": [1]}, "does not fit BertModel"),
-        ("linears", {"encoder.layer.0.output.dense": ["a", "b"]}, "does not fit BertModel"),
-        ("linears", {"encoder.layer": [1, 1]}, "does not fit BertModel"),
-        ("selects", {"encoder.layer.0": {"arguments": 1}}, "does not fit BertModel"),
+        ("shapes", {"encoder.layer.9.output.dense.weight": [1, 1]}, r"encoder\.layer\.9"),
+        ("shapes", {"encoder.layer.0.output.dense.weight": [1]}, "does not fit BertFor"),
+        ("shapes", {"encoder.layer.0.output.dense.weight": ["a", "b"]}, "does not fit BertFor"),
+        ("shapes", {"encoder.layer.weight": [1, 1]}, "does not fit BertFor"),
+        ("selects", {"encoder.layer.0": [{"arguments": 1}]}, "does not fit BertFor"),
+        ("layers", {"encoder.blocks": [1]}, "does not fit BertFor"),
     ],
 )
 def test_a_layout_of_another_model_is_named(part: str, entry: dict[str, Any], message: str) -> None:
     config = tiny().config
-    layout = {"skips": {}, "linears": {}, "attributes": {}, "selects": {}, part: entry}
+    layout = {"layers": {}, "skips": {}, "shapes": {}, "attributes": {}, "selects": {}, part: entry}
     config.pruning = {"format": 1, "layout": layout}
     with pytest.raises(LayoutError, match=message):
         pruned_class(BertForSequenceClassification)(config)

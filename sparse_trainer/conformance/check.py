@@ -1,0 +1,67 @@
+"""Prove on one model that what is discovered can be cut, saved and loaded again without changing what it says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchers import discover
+from sparse_trainer.checkpoint import load_pruned
+from sparse_trainer.conformance.case import Case, Report, reached_stacks
+from sparse_trainer.conformance.laws import EXPECTED_FILE, LAWS
+from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.inputs import inputs_for, outputs_of
+
+logger = logging.getLogger(__name__)
+
+
+def check_model(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = None, folder: Path | None = None
+) -> Report:
+    """Check every law on a model; also for a private one whose naming was just declared.
+
+    Args:
+        model: Small, in float64 or float32, with biases and norms off their start values (`perturb` does that).
+        inputs: For its forward; default: made up from its config.
+        folder: Where to save the cut models, for `check_reload` in another process; None = not saved.
+    """
+    report = Report(model_type=model.config.model_type, architecture=type(model).__name__)
+    try:
+        structure = discover(model)
+        given = dict(inputs_for(model) if inputs is None else inputs)
+        before = outputs_of(model, given)
+    except SparseTrainerError as error:
+        report.reason = str(error)
+        return report
+    report.forms = list(structure.forms)
+    for group in structure.groups:
+        report.units[group.kind] = report.units.get(group.kind, 0) + group.num_units
+    reached = reached_stacks(model, given)
+    report.unreached = [stack.path for stack in structure.stacks if stack.path not in reached]
+    case = Case(reached=reached, model=model, structure=structure, inputs=given, before=before, folder=folder)
+    report.notes = case.notes
+    for name, check in LAWS.items():
+        try:
+            if check(case):
+                report.passed.append(name)
+        except Exception as error:
+            report.failed[name] = f"{type(error).__name__}: {str(error).strip()[:300]}"
+            logger.debug("%s: %s", report.model_type, name, exc_info=error)
+    return report
+
+
+def check_reload(folder: Path, inputs: Callable[[PreTrainedModel], Mapping[str, Tensor]] = inputs_for) -> str:
+    """Load a folder that `check_model` saved, and return "" or how its outputs differ. For a fresh process."""
+    model = load_pruned(folder).eval()
+    expected = load_file(folder / EXPECTED_FILE)
+    found = outputs_of(model, dict(inputs(model)))
+    for place, tensor in enumerate(found):
+        if not torch.equal(expected[str(place)], tensor):
+            return f"output {place} differs by {float((expected[str(place)] - tensor).abs().max()):.3g}"
+    return ""

@@ -1,0 +1,245 @@
+"""The laws that every prunable model keeps, one function each. True = it holds, False = it has nothing to say here."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchers import cut, gated
+from patchers.groups import WIDTH_KINDS, Group
+from patchers.modeling_pruned import stock_class_of
+from sparse_trainer.conformance.case import Case, CheckError
+from sparse_trainer.export import save_pruned
+from sparse_trainer.inputs import outputs_of
+from sparse_trainer.optimize import optimize_model
+from sparse_trainer.record import Request, make_plan, measure
+
+EXPECTED_FILE = "expected.safetensors"
+
+
+def _open_gates(case: Case) -> bool:
+    """Open gates change nothing."""
+    with gated(case.model, case.structure, {}):
+        outputs = outputs_of(case.model, case.inputs)
+    for one, other in zip(outputs, case.before, strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            raise CheckError("gates", "open gates change the outputs.", "")
+    return True
+
+
+def _widths(case: Case) -> bool:
+    """Closed heads, KV groups and channels equal their removal."""
+    groups = case.structure.of(WIDTH_KINDS)
+    if not any(g.num_units > 1 for g in groups):
+        return False
+    for seed in range(2):
+        if not case.equals_cut(case.keep(groups, seed)):
+            raise CheckError("gates", "closing units changes no output.", "The check would be void.")
+    return True
+
+
+def _kinds_alone(case: Case) -> bool:
+    """Heads alone, channels alone."""
+    groups = {kind: [g for g in case.structure.of([kind]) if g.num_units > 1] for kind in WIDTH_KINDS}
+    proved = [case.equals_cut(case.keep(groups[kind], 7)) for kind in groups if groups[kind]]
+    return any(proved)
+
+
+def _attention_functions(case: Case) -> bool:
+    """Heads cut under both attention implementations."""
+    heads = case.structure.of(["heads"])
+    if not any(g.num_units > 1 for g in heads) or not getattr(case.model, "_supports_sdpa", False):
+        return False
+    keep = case.keep(heads, 3)
+    for attention in ("eager", "sdpa"):
+        model = case.fresh()
+        model.set_attn_implementation(attention)
+        if not _runs(model, case):
+            return False
+        smaller = copy.deepcopy(model)
+        expected = case.masked(keep, model)
+        cut(smaller, case.structure, keep)
+        case.same(outputs_of(smaller, case.inputs), expected)
+    return True
+
+
+def _runs(model: PreTrainedModel, case: Case) -> bool:
+    """Tell whether the whole model runs: some say that they support what they do not."""
+    try:
+        outputs_of(model, case.inputs)
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _branches(case: Case) -> bool:
+    """A closed attention or feed-forward branch equals its removal, each alone."""
+    done = False
+    for kind in ("attention", "ffn"):
+        groups = [g for g in case.structure.of([kind]) if g.stack in case.reached]
+        for group in dict.fromkeys((*groups[:1], *groups[-1:])):
+            done |= case.equals_cut({group.name: torch.tensor([False])})
+    return done
+
+
+def _layers(case: Case) -> bool:
+    """A closed layer equals its removal, config and all."""
+    done = False
+    for group in _one_per_stack(case):
+        keep = {group.name: torch.tensor([False])}
+        expected = case.masked(keep)
+        compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
+        case.same(outputs_of(compact, case.inputs), expected)
+        done |= case.changed(expected)
+    return done
+
+
+def _one_per_stack(case: Case) -> list[Group]:
+    """Return a layer of each stack, the second where another one of its sort stays."""
+    chosen: dict[str, Group] = {}
+    for group in case.structure.of(["layers"]):
+        alike = [g for g in case.structure.of(["layers"]) if _sort(case, g) == _sort(case, group)]
+        if group.stack in case.reached and len(alike) > 1 and (group.stack not in chosen or group.layer == 1):
+            chosen[group.stack] = group
+    return list(chosen.values())
+
+
+def _sort(case: Case, layer: Group) -> tuple[object, ...]:
+    block = case.model.get_submodule(layer.block)
+    kinds = tuple(g.kind for g in case.structure.groups if g.block == layer.block)
+    return (layer.stack, kinds, *(type(module) for module in block.modules()))
+
+
+def _backward(case: Case) -> bool:
+    """Gradients reach the cut model as they reach the gated one."""
+    groups = case.structure.of(WIDTH_KINDS)
+    keep = case.keep([g for g in groups if g.num_units > 1], 5)
+    if not keep or not any(value.is_floating_point() for value in case.before):
+        return False
+    model, smaller = case.fresh(), case.fresh()
+    cut(smaller, case.structure, keep)
+    with gated(model, case.structure, keep):
+        expected = _gradients(model, case)
+    found = _gradients(smaller, case)
+    shared = [n for n in found if n in expected and found[n].shape == expected[n].shape]
+    case.same([found[name] for name in shared], [expected[name] for name in shared])
+    return bool(shared)
+
+
+def _gradients(model: PreTrainedModel, case: Case) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = model(**case.inputs)
+    values = output if isinstance(output, tuple) else tuple(output.values())
+    tensors = [v for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.requires_grad]
+    if not tensors:
+        return {}
+    loss = torch.stack([t.double().nan_to_num().square().mean() for t in tensors]).sum()
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "_gate." not in n}
+
+
+def _generation(case: Case) -> bool:
+    """Greedy generation with a cache is the same, gated and cut."""
+    model = case.model
+    if (
+        not model.can_generate()
+        or model.main_input_name != "input_ids"
+        or "input_ids" not in case.inputs
+        or set(case.inputs) - _TEXT
+    ):
+        return False
+    groups = case.structure.of(WIDTH_KINDS)
+    keep = case.keep(groups, 11)
+    layers = _one_per_stack(case)
+    for decision in (keep, {g.name: torch.tensor([False]) for g in layers}):
+        if not decision:
+            continue
+        whole = case.fresh()
+        compact = optimize_model(case.fresh(), plan=_plan(case, decision), inplace=True, check=False)
+        with gated(whole, case.structure, decision):
+            expected = _generate(whole, case.inputs)
+        if not torch.equal(_generate(compact, case.inputs), expected):
+            raise CheckError("generate", "the cut model writes other tokens than the gated one.", "")
+    return True
+
+
+_TEXT = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "token_type_ids"}
+
+
+def _generate(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    given = {k: v[:1] for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    if model.config.is_encoder_decoder:
+        given["decoder_start_token_id"] = 1  # type: ignore[assignment]
+    generate: Any = model.generate
+    tokens: Tensor = generate(**given, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=True)
+    return tokens
+
+
+def _save(case: Case) -> bool:
+    """Uneven widths, a layer and a branch: optimize, save, load; the folder is kept for a fresh process."""
+    keep = case.keep([g for g in case.structure.of(WIDTH_KINDS) if g.num_units > 1], 13)
+    layers = _one_per_stack(case)
+    if layers:
+        keep[layers[-1].name] = torch.tensor([False])
+    expected = case.masked(keep)
+    compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
+    found = outputs_of(compact, case.inputs)
+    case.same(found, expected)
+    if case.folder is not None:
+        folder = save_pruned(
+            compact, case.folder / case.model.config.model_type.replace("/", "-"), overwrite=True
+        )
+        tensors = {str(place): tensor.contiguous().clone() for place, tensor in enumerate(found)}
+        save_file(tensors, folder / EXPECTED_FILE)
+    return True
+
+
+def _native(case: Case) -> bool:
+    """Equal numbers of channels in every layer, and a layer away: the stock class builds the result by itself."""
+    keep = {}
+    generator = torch.Generator().manual_seed(17)
+    for group in case.structure.of(["channels"]):
+        half = max(1, group.num_units // 2)
+        keep[group.name] = torch.zeros(group.num_units, dtype=torch.bool)
+        keep[group.name][torch.randperm(group.num_units, generator=generator)[:half]] = True
+    if not keep:
+        return False
+    compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
+    return type(compact) is stock_class_of(compact)
+
+
+def _plan(case: Case, keep: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a plan as JSON values, as a user would hand it in."""
+    before = measure(case.model, case.structure, 128)
+    plan = make_plan(
+        case.model,
+        request=Request(method="conformance"),
+        structure=case.structure,
+        keep=keep,
+        reached=None,
+        before=before,
+    )
+    values: dict[str, Any] = json.loads(plan.to_json())
+    return values
+
+
+LAWS: dict[str, Callable[[Case], bool]] = {
+    "open": _open_gates,
+    "widths": _widths,
+    "kinds": _kinds_alone,
+    "eager+sdpa": _attention_functions,
+    "branches": _branches,
+    "layers": _layers,
+    "backward": _backward,
+    "generate": _generation,
+    "save": _save,
+    "native": _native,
+}

@@ -1,0 +1,292 @@
+"""Inputs by kind: text, images, patches, sound and series, as the fields of a config ask for them."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+# Shape legend: B = rows, T = tokens, C = channels, F = frames, M = mel bins, N = patches, P = values of a patch.
+
+TOKENS: Final = 11
+IMAGE: Final = 32
+FIRST_WORD, LAST_WORD = 5, 80
+WAVE: Final = 2000
+_PADDING: Final = 4
+_FRAMES: Final = 32
+_IMAGE_TOKEN_NAMES: Final = (
+    "image_token_id",
+    "image_token_index",
+    "img_token_id",
+    "media_placeholder_token_id",
+    "im_patch_id",
+)
+# How many images a row holds, for models that take several.
+_SEVERAL_IMAGES: Final[Mapping[str, int]] = {
+    "idefics": 1,
+    "idefics2": 1,
+    "idefics3": 1,
+    "smolvlm": 1,
+    "modernvbert": 1,
+    "granite_docling": 1,
+    "ultravbert": 1,
+    "colmodernvbert": 1,
+    "inkling_mm_model": 1,
+    "llava_next": 2,
+    "llava_next_video": 2,
+    "llava_onevision": 2,
+}
+# Models that must be told how large each image is.
+_SIZED_IMAGES: Final = frozenset(
+    [
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "lighton_ocr",
+        "mistral3",
+        "mistral4",
+        "mistral_large4",
+    ]
+)
+# Audio encoders that take [B, M, F] rather than [B, F, M].
+_MEL_FIRST: Final = frozenset(
+    [
+        "whisper",
+        "audioflamingo3_encoder",
+        "glmasr_encoder",
+        "moss_transcribe_diarize_audio",
+        "qwen2_audio_encoder",
+        "voxtral_encoder",
+        "voxtral_realtime_encoder",
+    ]
+)
+# Models whose image pipeline is not imitated here: their text part runs alone.
+_TEXT_ONLY: Final = frozenset(
+    [
+        "aria",
+        "deepseek_vl",
+        "deepseek_vl_hybrid",
+        "embedding_gemma2",
+        "florence2",
+        "fuyu",
+        "gemma4",
+        "gemma4_unified",
+        "glm_image",
+        "granite_docling",
+        "inkling2",
+        "inkling_mm_model",
+        "kimi_k25",
+        "kosmos-2",
+        "kosmos-2.5",
+        "molmo2",
+        "muse_glimmer",
+        "muse_spark",
+        "paddleocr_vl",
+        "pi0",
+        "qwen2_5_omni_thinker",
+        "qwen3_omni_moe_thinker",
+        "step3p7",
+        "video_llama_3",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, and what its inputs are to be."""
+
+    model: PreTrainedModel
+    rows: int
+    generator: torch.Generator
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    def noise(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator).to(self.model.dtype)
+
+    def whole(self, low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=self.generator)
+
+
+def field_of(config: PreTrainedConfig, *names: str) -> Any:
+    """Return the first field that is set, by its own or its standard name, or None."""
+    fields = vars(config)
+    for name in names:
+        value = fields.get(config.attribute_map.get(name, name))
+        if value is not None:
+            return value
+    return None
+
+
+def part_of(config: PreTrainedConfig, *names: str) -> PreTrainedConfig:
+    """Return the first sub-config that is set, or the config itself."""
+    value = field_of(config, *names)
+    return value if isinstance(value, PreTrainedConfig) else config
+
+
+def only_accepted(request: Request, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name in request.accepted}
+
+
+def words(request: Request, length: int = TOKENS) -> tuple[Tensor, Tensor]:
+    ids_BT = request.whole(FIRST_WORD, LAST_WORD, request.rows, length)
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[-1, -_PADDING:] = 0
+    return ids_BT, mask_BT
+
+
+def decoder_inputs(request: Request) -> dict[str, Tensor]:
+    if "decoder_input_ids" not in request.accepted:
+        return {}
+    return {"decoder_input_ids": request.whole(FIRST_WORD, LAST_WORD, request.rows, TOKENS - 3)}
+
+
+def image_size(config: PreTrainedConfig) -> tuple[int, int]:
+    size = field_of(config, "image_size", "img_size", "input_size", "crop_size")
+    if isinstance(size, (list, tuple)):
+        return int(size[0]), int(size[-1])
+    return (size, size) if isinstance(size, int) else (IMAGE, IMAGE)
+
+
+def text_inputs(request: Request) -> dict[str, Tensor]:
+    ids_BT, mask_BT = words(request)
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    return only_accepted(request, {**inputs, **decoder_inputs(request)})
+
+
+def pixel_inputs(request: Request) -> dict[str, Tensor]:
+    config = part_of(request.model.config, "vision_config", "encoder", "backbone_config")
+    if "spatial_shapes" in request.accepted:
+        return _natural_size(request, config)
+    channels = field_of(config, "num_channels", "in_channels", "in_chans", "image_channels") or 3
+    height, width = image_size(config)
+    frames = field_of(config, "num_frames", "frames_per_clip", "video_length")
+    shape = (frames, channels) if frames else (channels,)
+    if request.model.config.model_type in _SEVERAL_IMAGES:
+        shape = (_SEVERAL_IMAGES[request.model.config.model_type], *shape)
+    inputs = {"pixel_values": request.noise(request.rows, *shape, height, width)}
+    if request.model.config.model_type in _SIZED_IMAGES:
+        inputs["image_sizes"] = torch.tensor([[height, width]] * request.rows)
+    return only_accepted(request, {**inputs, **decoder_inputs(request)})
+
+
+def _natural_size(request: Request, config: PreTrainedConfig) -> dict[str, Tensor]:
+    """Return patches as Siglip2 takes them, [B, N, P], the last row with padding."""
+    side, patch = 4, field_of(config, "patch_size") or 8
+    mask_BN = torch.ones(request.rows, side * side, dtype=torch.long)
+    return {
+        "pixel_values": request.noise(request.rows, side * side, 3 * patch * patch),
+        "pixel_attention_mask": mask_BN,
+        "spatial_shapes": torch.tensor([[side, side]] * request.rows),
+    }
+
+
+def _patches(request: Request) -> dict[str, Tensor]:
+    """Return pixels as Qwen-VL takes them: the patches of all images behind one another, and grids."""
+    config = part_of(request.model.config, "vision_config")
+    patch = field_of(config, "patch_size") or 8
+    channels = field_of(config, "num_channels", "in_channels", "in_chans") or 3
+    merge = field_of(config, "spatial_merge_size", "merge_size") or 1
+    side = 2 * merge
+    values = channels * patch * patch * (field_of(config, "temporal_patch_size") or 1)
+    grid = torch.tensor([[1, side, side]] * request.rows)
+    return {"pixel_values": request.noise(request.rows * side * side, values), "image_grid_thw": grid}
+
+
+def tower_inputs(request: Request) -> dict[str, Tensor]:
+    patches_NP, grid = _patches(request).values()
+    return only_accepted(
+        request,
+        {
+            "hidden_states": patches_NP,
+            "pixel_values": patches_NP,
+            "grid_thw": grid,
+            "image_grid_thw": grid,
+            "merge_sizes": torch.ones(request.rows, dtype=torch.long),
+        },
+    )
+
+
+def image_text_inputs(request: Request) -> dict[str, Tensor]:
+    images = _patches(request) if "image_grid_thw" in request.accepted else pixel_inputs(request)
+    if request.model.config.model_type in _TEXT_ONLY:
+        return text_inputs(request)
+    token = field_of(request.model.config, *_IMAGE_TOKEN_NAMES)
+    if not isinstance(token, int):
+        return {**text_inputs(request), **images}
+    count = _features_per_image(request, images)
+    words_BT, mask_BT = words(request)
+    image_BT = torch.full((request.rows, count), token)
+    ids_BT = torch.cat([words_BT[:, :2], image_BT, words_BT[:, 2:]], dim=1)
+    mask_BT = torch.cat([torch.ones_like(image_BT), mask_BT], dim=1)
+    kinds_BT = (ids_BT == token).long()
+    text = {
+        "input_ids": ids_BT,
+        "attention_mask": mask_BT,
+        "token_type_ids": kinds_BT,
+        "mm_token_type_ids": kinds_BT,
+    }
+    return only_accepted(request, {**text, **images, **decoder_inputs(request)})
+
+
+@torch.no_grad()
+def _features_per_image(request: Request, images: dict[str, Tensor]) -> int:
+    method: Any = request.model.get_image_features
+    wanted = inspect.signature(method).parameters
+    found: Any = method(**{name: value for name, value in images.items() if name in wanted})
+    if isinstance(found, ModelOutput):
+        pooled = found.get("pooler_output")
+        found = found["last_hidden_state"] if pooled is None else pooled
+    parts = [found] if isinstance(found, Tensor) else list(found)
+    return sum(math.prod(part.shape[:-1]) for part in parts) // request.rows
+
+
+def series_inputs(request: Request) -> dict[str, Tensor]:
+    config = request.model.config
+    lags = field_of(config, "lags_sequence") or [0]
+    past = (field_of(config, "context_length") or 16) + max(lags)
+    future = field_of(config, "prediction_length") or 4
+    channels = field_of(config, "num_input_channels", "input_size") or 1
+    series = field_of(config, "num_input_channels") is not None
+    past = field_of(config, "context_length") if series else past
+    shape = (past, channels) if series or channels > 1 else (past,)
+    times = field_of(config, "num_time_features") or 0
+    return only_accepted(
+        request,
+        {
+            "past_values": request.noise(request.rows, *shape),
+            "past_time_features": request.noise(request.rows, past, times),
+            "past_observed_mask": torch.ones(request.rows, *shape),
+            "past_values_padding": torch.zeros(request.rows, past),
+            "freq": torch.zeros(request.rows, 1, dtype=torch.long),
+            "future_values": request.noise(request.rows, future),
+            "future_time_features": request.noise(request.rows, future, times),
+        },
+    )
+
+
+def wave_inputs(request: Request) -> dict[str, Tensor]:
+    return only_accepted(
+        request, {"input_values": request.noise(request.rows, WAVE), **decoder_inputs(request)}
+    )
+
+
+def feature_inputs(request: Request) -> dict[str, Tensor]:
+    config = part_of(request.model.config, "audio_config", "encoder_config", "encoder")
+    bins = field_of(config, "num_mel_bins", "feature_projection_input_dim", "input_dim", "n_mels") or 16
+    if config.model_type in _MEL_FIRST:
+        shape = (bins, 2 * (field_of(config, "max_source_positions") or _FRAMES // 2))
+    else:
+        shape = (_FRAMES, field_of(config, "input_feat_per_channel") or bins)
+    mask = torch.ones(
+        request.rows, shape[-1] if config.model_type in _MEL_FIRST else _FRAMES, dtype=torch.long
+    )
+    inputs = {"input_features": request.noise(request.rows, *shape), "input_features_mask": mask}
+    return only_accepted(request, {**inputs, **decoder_inputs(request)})
