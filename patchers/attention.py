@@ -1,38 +1,19 @@
 """Heads and KV groups: read an attention module by the table of its form."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from patchers.errors import UnsupportedModelError
 from patchers.families import AttentionForm, attention_forms
-from patchers.families.exceptions import HEADS_STAY, NEVER_EMPTY, SHARED_CACHE
+from patchers.families.exceptions import HEADS_STAY, NEVER_EMPTY, PER_HEAD_MASK, RESHAPES, SHARED_CACHE
 from patchers.groups import Core, Edit, Select, Slice, TensorSlice
+from patchers.heads import GROUP_COUNTS, HEAD_COUNTS, Heads, count_heads, divide, head_slices
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
 from patchers.parts import Refusal, join
-from patchers.sources import config_fields, returned_values
+from patchers.sources import config_fields, is_called_before, reshapes_to_input, returned_values
 
-_HEAD_DIMS = (
-    "head_dim",
-    "attention_head_size",
-    "key_value_proj_dim",
-    "d_kv",
-    "head_size",
-    "dim_head",
-    "d_head",
-)
-_HEAD_COUNTS = (
-    "num_heads",
-    "num_attention_heads",
-    "n_heads",
-    "n_head",
-    "num_query_heads",
-    "num_attn_heads",
-    "heads",
-)
-_GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads")
 _HEAD_WIDTHS = (
     "all_head_size", "inner_dim", "split_size", "embed_dim", "attention_size", "hidden_size", "dim", "d_model",
     "projection_size", "q_size", "query_dim", "q_dim", "head_size",
@@ -40,11 +21,14 @@ _HEAD_WIDTHS = (
 _GROUP_WIDTHS = ("kv_dim", "kv_size", "key_value_dim")
 _RATIOS = ("num_key_value_groups", "n_rep", "kv_repeat")
 _PER_HEAD = {
-    "sinks": 0, "gate_bias": 0,
+    "sinks": 0, "gate_bias": 0, "softmax_scaling.scale": 0, "softmax_scaling.bias": 0,
     "relative_position_bias_table": 1, "relative_attention_bias.weight": 1, "logit_scale": 0,
     "pos_bias_u": 0, "pos_bias_v": 0, "bias_u": 0, "bias_v": 0, "gru_rel_pos_const": 1, "temperature": 0,
 }  # fmt: skip
 """Parameters with one entry per head, and the dimension that runs over heads."""
+_PER_FEATURE = ("q_bias", "v_bias")
+"""Parameters with one entry per feature of the heads: biases that the fused linear lacks."""
+_VALUE_BIAS = "v_bias"
 _INNER_NORMS = ("attn_sub_norm", "inner_attn_ln", "sub_norm", "subln", "attn_ln")
 """Norms between the heads and the output projection."""
 _NORMS = {
@@ -67,31 +51,12 @@ class Attention:
     selects: tuple[Select, ...]
     core: Core | None
     consumer: str
+    whole: tuple[Refusal, ...]
+    """Linears that all heads read, which stay as they are."""
+    entry: str | None
+    """Linear that reads the hidden states; None where a latent space lies between."""
     pins_layer: bool
     """True where other layers need what this module computes, so that its layer cannot go."""
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """Counts of one module."""
-
-    queries: int
-    groups: int
-
-    @property
-    def by_query(self) -> bool:
-        """Tell whether the unit is a single query head: one KV head serves all, and stays."""
-        return self.groups == 1 and self.queries > 1
-
-    @property
-    def units(self) -> int:
-        """Return the number of units."""
-        return self.queries if self.by_query else self.groups
-
-    @property
-    def per_unit(self) -> int:
-        """Return the query heads of one unit."""
-        return self.queries // self.units
 
 
 def attention_form_of(module: nn.Module) -> AttentionForm | None:
@@ -127,27 +92,44 @@ def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Attentio
     reason = _unsound(module) or _stranger(module, form)
     if reason is not None:
         return Refusal(path=path, reason=reason)
-    heads = _count(model, path, form)
+    heads = count_heads(model, path, form)
     if isinstance(heads, str):
         return Refusal(path=path, reason=heads)
     norms = list(_norm_tensors(module, path, form, heads))
     broken = next((n for n in norms if isinstance(n, str)), None)
     if broken is not None:
         return Refusal(path=path, reason=f"{broken} normalises over all heads, so that no head can go alone")
-    slices = _slices(model, path, form, heads)
+    slices = head_slices(model, path, form, heads)
+    if any(name.rpartition(".")[2] == _VALUE_BIAS for name, _ in module.named_parameters()):
+        # Silent rows leave the bias, which no linear knows.
+        slices = tuple(replace(s, is_value=False) for s in slices)
     tensors = (*(n for n in norms if isinstance(n, TensorSlice)), *_per_head_tensors(module, path, heads))
+    strange = _strange_tensor(module, path, heads, tensors)
+    if strange is not None:
+        return Refusal(path=path, reason=f"{strange} may have an entry for each head, which no table knows")
     return Attention(
         path=path,
         form=form.name,
         units=heads.units,
         slices=slices,
         tensors=tensors,
-        edits=tuple(_edits(module, path, heads, slices[-1].width * heads.units)),
-        selects=tuple(_selects(path, form, heads)),
+        edits=tuple(_edits(module, path, form, heads, slices[-1].width * heads.units)),
+        selects=tuple(_selects(module, path, form, heads)),
         core=_core(module, path, form),
         consumer=join(path, form.output),
+        whole=tuple(_whole(module, path, form, heads)),
+        entry=None if form.shared else slices[0].path,
         pins_layer=False,
     )
+
+
+def _whole(module: nn.Module, path: str, form: AttentionForm, heads: Heads) -> Iterator[Refusal]:
+    paths = present(module)
+    for name in (name for name in form.shared if name in paths):
+        yield Refusal(path=join(path, name), reason="all heads read the latent space that it makes")
+    if heads.by_query and form.fused is None:
+        for name in (name for name in (form.key, form.value) if name is not None):
+            yield Refusal(path=join(path, name), reason="its one head serves all queries")
 
 
 def _roles(form: AttentionForm) -> list[str]:
@@ -163,192 +145,108 @@ def _unsound(module: nn.Module) -> str | None:
             return HEADS_STAY[type(inner).__name__]
         if any(vars(inner).get(name) is True for name in SHARED_CACHE):
             return "it shares keys and values with another layer"
-        if "conv" in type(inner).__name__.lower():
+        if reshapes_to_input(type(inner).forward):
+            return RESHAPES
+        if "conv" in type(inner).__name__.lower() and not isinstance(inner, LINEAR_TYPES):
             return "a convolution in it works across heads"
     return None
 
 
 def _stranger(module: nn.Module, form: AttentionForm) -> str | None:
     """Return that the module has a linear which the form does not know, else None."""
-    known = tuple(_roles(form))
+    known = (*_roles(form), *form.shared)
     linears = (path for path, child in module.named_modules() if isinstance(child, LINEAR_TYPES))
     strange = next((p for p in linears if not any(p == r or p.startswith(f"{r}.") for r in known)), None)
     return None if strange is None else f"{strange} is not in the table of its form ({form.name})"
 
 
-def _count(model: nn.Module, path: str, form: AttentionForm) -> _Heads | str:
-    """Return the heads of a module, or why they cannot be told."""
-    module = model.get_submodule(path)
-    _, inputs = features(linear_at(model, join(path, form.output)))
-    head_dim, queries = _first(module, _HEAD_DIMS), _first(module, _HEAD_COUNTS)
-    if head_dim is None and queries is None:
-        return "it does not say how many heads it has"
-    if queries is None or (head_dim is not None and form.fused is None and inputs == queries * head_dim):
-        assert head_dim is not None
-        queries = _divide(join(path, form.output), inputs, head_dim, "features of a head")
-    if queries < 1:
-        return "it has no heads"
-    width = _divide(join(path, form.output), inputs, queries, "heads")
-    if form.fused is not None:
-        rows, _ = features(linear_at(model, join(path, form.fused)))
-        both = _divide(join(path, form.fused), rows, width, "features of a head") - queries
-        if both < 2 or both % 2:
-            return f"{form.fused} has {rows} rows, which are not queries, keys and values of {queries} heads"
-        groups = both // 2
-    else:
-        query, key = form.query or "", form.key or ""
-        query_rows, _ = features(linear_at(model, join(path, query)))
-        key_rows, _ = features(linear_at(model, join(path, key)))
-        # A query projection may be twice as wide as its heads: with an output gate in it.
-        groups = _first(module, _GROUP_COUNTS) or _divide(
-            join(path, key), key_rows, head_dim or query_rows // queries or 1, "features of a head"
-        )
-        if key_rows % groups:
-            return f"{key} has {key_rows} rows for {groups} KV heads"
-        if query_rows % queries:
-            return f"{query} has {query_rows} rows for {queries} heads"
-    if queries % groups:
-        raise UnsupportedModelError(
-            path,
-            f"{queries} query heads do not divide into {groups} KV groups.",
-            "The weights contradict the config.",
-        )
-    return _Heads(queries, groups)
-
-
-def _first(module: nn.Module, names: Iterable[str]) -> int | None:
-    """Return the first of these attributes that the module, or one inside it, has as a number."""
-    for inner in module.modules():
-        for name in names:
-            value = vars(inner).get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-    return None
-
-
-def _divide(where: str, size: int, parts: int, what: str) -> int:
-    if parts < 1 or size % parts:
-        raise UnsupportedModelError(
-            where,
-            f"{size} features do not divide by {parts} {what}.",
-            "Check the config against the weights.",
-        )
-    return size // parts
-
-
-def _slices(model: nn.Module, path: str, form: AttentionForm, heads: _Heads) -> tuple[Slice, ...]:
-    """Return the slices; the consumer's comes last."""
-    if form.fused is not None:
-        producers = list(_fused_slices(model, path, form, heads))
-    else:
-        producers = list(_split_slices(model, path, form, heads))
-    units, modules = heads.units, present(model.get_submodule(path))
-    for extra in form.extras:
-        if extra in modules:
-            rows, _ = features(linear_at(model, join(path, extra)))
-            is_key = extra in ("key_global", "value_global") and not heads.by_query
-            if not (heads.by_query and is_key):
-                width = _divide(join(path, extra), rows, units, "units")
-                producers.append(Slice(path=join(path, extra), axis="out", units=units, width=width))
-    _, inputs = features(linear_at(model, join(path, form.output)))
-    consumer = Slice(path=join(path, form.output), axis="in", units=units, width=inputs // units)
-    return (*producers, consumer)
-
-
-def _split_slices(model: nn.Module, path: str, form: AttentionForm, heads: _Heads) -> Iterator[Slice]:
-    names = [form.query] if heads.by_query else [form.query, form.key, form.value]
-    for name in (name for name in names if name is not None):
-        where = join(path, name)
-        rows, _ = features(linear_at(model, where))
-        width = _divide(where, rows, heads.units, "units")
-        yield Slice(path=where, axis="out", units=heads.units, width=width, is_value=name == form.value)
-
-
-def _fused_slices(model: nn.Module, path: str, form: AttentionForm, heads: _Heads) -> Iterator[Slice]:
-    assert form.fused is not None
-    where = join(path, form.fused)
-    rows, _ = features(linear_at(model, where))
-    width = rows // (heads.queries + 2 * heads.groups)
-    per, units = heads.per_unit, heads.units
-    # One KV head for all is stored behind the queries in every order.
-    if form.fused_order == "grouped" and not heads.by_query:
-        run = (per + 2) * width
-        queries_keys = [range(u * run, u * run + (per + 1) * width) for u in range(units)]
-        values = [range(u * run + (per + 1) * width, (u + 1) * run) for u in range(units)]
-    else:
-        key_start, value_start = heads.queries * width, (heads.queries + heads.groups) * width
-        queries_keys, values = [], []
-        for u in range(units):
-            own = [*range(u * per * width, (u + 1) * per * width)]
-            if not heads.by_query:
-                own += range(key_start + u * width, key_start + (u + 1) * width)
-                values.append(range(value_start + u * width, value_start + (u + 1) * width))
-            queries_keys.append(own)  # type: ignore[arg-type]
-    yield _indexed(where, queries_keys, is_value=False)
-    if values:
-        yield _indexed(where, values, is_value=True)
-
-
-def _indexed(path: str, runs: Iterable[Iterable[int]], *, is_value: bool) -> Slice:
-    index = tuple(tuple(run) for run in runs)
-    return Slice(path=path, axis="out", units=len(index), width=len(index[0]), index=index, is_value=is_value)
-
-
 def _norm_tensors(
-    module: nn.Module, path: str, form: AttentionForm, heads: _Heads
+    module: nn.Module, path: str, form: AttentionForm, heads: Heads
 ) -> Iterator[TensorSlice | str]:
     """Yield what must be cut of norms of queries and keys, or the name of one that spans heads."""
     children = {p: m for p, m in module.named_modules() if p}
     yield from (name for name in children if name.rpartition(".")[2] in _INNER_NORMS)
+    yield from _norms_between(module, form, heads)
+    widths = {_width(module, form, heads), features(linear_at(module, form.output))[1] // heads.queries}
     for role, names in _NORMS.items():
         count = heads.queries if role == "query" else heads.groups
         for name in (n for n in children if n.rpartition(".")[2] in names):
+            if any(isinstance(inner, nn.ModuleList) for inner in children[name].modules()):
+                yield name
             for leaf, tensor in children[name].named_parameters(recurse=False):
                 if tensor.dim() == 2 and tensor.shape[0] == count:
                     if role == "query" or not heads.by_query:
                         yield TensorSlice(
                             name=join(path, name, leaf), dim=0, units=heads.units, width=count // heads.units
                         )
-                elif (
-                    tensor.dim() == 1 and count > 1 and tensor.numel() == count * _width(module, form, heads)
-                ):
+                elif tensor.dim() == 1 and count > 1 and tensor.numel() in {count * w for w in widths}:
                     yield name
 
 
-def _width(module: nn.Module, form: AttentionForm, heads: _Heads) -> int:
+def _norms_between(module: nn.Module, form: AttentionForm, heads: Heads) -> Iterator[str]:
+    """Yield norms over all heads of names of their own: called behind the queries and before the output."""
+    first, forward = form.query or form.fused or "", type(module).forward
+    wide = {count * _width(module, form, heads) for count in (heads.queries, heads.groups) if count > 1}
+    for name, child in module.named_children():
+        if is_linear(child) or not any(t.numel() in wide and t.dim() == 1 for t in child.parameters()):
+            continue
+        if is_called_before(forward, first, name) and is_called_before(forward, name, form.output):
+            yield name
+
+
+def _width(module: nn.Module, form: AttentionForm, heads: Heads) -> int:
     if form.query is None:
         return features(linear_at(module, form.output))[1] // heads.queries
     return features(linear_at(module, form.query))[0] // heads.queries
 
 
-def _per_head_tensors(module: nn.Module, path: str, heads: _Heads) -> Iterator[TensorSlice]:
+def _per_head_tensors(module: nn.Module, path: str, heads: Heads) -> Iterator[TensorSlice]:
     for name, tensor in module.named_parameters():
         for ending, dim in _PER_HEAD.items():
             matches = name == ending or name.endswith(f".{ending}")
             if matches and dim < tensor.dim() and tensor.shape[dim] == heads.queries:
                 yield TensorSlice(name=join(path, name), dim=dim, units=heads.units, width=heads.per_unit)
+        if name.rpartition(".")[2] in _PER_FEATURE and tensor.dim() == 1 and not heads.by_query:
+            width = divide(join(path, name), tensor.numel(), heads.units, "units")
+            yield TensorSlice(name=join(path, name), dim=0, units=heads.units, width=width)
 
 
-def _edits(module: nn.Module, path: str, heads: _Heads, width: int) -> Iterator[Edit]:
+def _strange_tensor(module: nn.Module, path: str, heads: Heads, known: Iterable[TensorSlice]) -> str | None:
+    """Return the name of a parameter that may run over the heads and is in no table, else None."""
+    handled = {t.name for t in known}
+    norms = {name for names in _NORMS.values() for name in names}
+    linears = tuple(f"{name}." for name, child in module.named_modules() if is_linear(child))
+    for inner, child in module.named_modules():
+        # What hangs in a linear is ours: a gate, or an adapter.
+        if f"{inner}.".startswith(linears) or inner.rpartition(".")[2] in norms or heads.queries < 2:
+            continue
+        for leaf, tensor in child.named_parameters(recurse=False):
+            if heads.queries in tensor.shape and join(path, inner, leaf) not in handled:
+                return join(inner, leaf)
+    return None
+
+
+def _edits(module: nn.Module, path: str, form: AttentionForm, heads: Heads, width: int) -> Iterator[Edit]:
     """Yield the attributes, here and inside, that count heads, groups or their features.
 
     Args:
         width: Features of all heads together.
     """
-    per_unit = dict.fromkeys(_HEAD_COUNTS, heads.per_unit)
-    expected = dict.fromkeys(_HEAD_COUNTS, heads.queries)
+    per_unit = dict.fromkeys(HEAD_COUNTS, heads.per_unit)
+    expected = dict.fromkeys(HEAD_COUNTS, heads.queries)
     per_unit |= dict.fromkeys(_HEAD_WIDTHS, width // heads.units)
     expected |= dict.fromkeys(_HEAD_WIDTHS, width)
     if heads.by_query:
         per_unit |= dict.fromkeys(_RATIOS, 1)
         expected |= dict.fromkeys(_RATIOS, heads.queries)
     else:
-        per_unit |= dict.fromkeys(_GROUP_COUNTS, 1)
-        expected |= dict.fromkeys(_GROUP_COUNTS, heads.groups)
+        per_unit |= dict.fromkeys(GROUP_COUNTS, 1)
+        expected |= dict.fromkeys(GROUP_COUNTS, heads.groups)
         per_unit |= dict.fromkeys(_GROUP_WIDTHS, width // heads.queries)
         expected |= dict.fromkeys(_GROUP_WIDTHS, width * heads.groups // heads.queries)
+    apart = {shared.rpartition(".")[0] for shared in form.shared} - {""}
     for inner, child in module.named_modules():
-        if isinstance(child, LINEAR_TYPES):
+        if isinstance(child, LINEAR_TYPES) or inner in apart:
             continue
         own, config = vars(child), vars(child).get("config")
         kind: Any = type(child)
@@ -360,8 +258,8 @@ def _edits(module: nn.Module, path: str, heads: _Heads, width: int) -> Iterator[
                 yield Edit(path=join(path, inner), attribute=f"config.{name}", per_unit=per)
 
 
-def _selects(path: str, form: AttentionForm, heads: _Heads) -> Iterator[Select]:
-    for argument, position, dim in form.selects:
+def _selects(module: nn.Module, path: str, form: AttentionForm, heads: Heads) -> Iterator[Select]:
+    for argument, position, dim in (*form.selects, *PER_HEAD_MASK.get(type(module).__name__, ())):
         yield Select(
             path=join(path, form.core), argument=argument, position=position, dim=dim, width=heads.per_unit,
             units=heads.units, returned=form.returned,

@@ -1,22 +1,22 @@
 """Find what of a model can be pruned: match its modules against the tables of forms."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
 from patchers.attention import Attention, attention_form_of, read_attention
 from patchers.errors import UnsupportedModelError
-from patchers.families.exceptions import LAYERS_STAY, PER_LAYER_INPUT, TAPPED
-from patchers.ffn import Ffn, ffn_form_of, is_experts, read_experts, read_ffn
+from patchers.experts import Experts, is_experts, read_experts, read_router
+from patchers.families.exceptions import TOWERS
+from patchers.ffn import Ffn, ffn_form_of, read_ffn
 from patchers.groups import KINDS, Group, Kind, Stack, Structure
 from patchers.layers import LINEAR_TYPES, features, linear_at
-from patchers.parts import Refusal
+from patchers.parts import Refusal, starred
+from patchers.stacks import fixed_layers, number_in, stack_around, taps_towers
 
-Part = Attention | Ffn
+Part = Attention | Ffn | Experts
 
 
 @dataclass
@@ -79,19 +79,19 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
     taken: set[str] = set()
     for path, module in model.named_modules():
         for part in _parts_at(model, path, module):
-            stack_path = _stack_around(path, lists)
+            stack_path = stack_around(path, lists)
             if isinstance(part, Refusal) or stack_path is None:
                 refusals.append(part if isinstance(part, Refusal) else _outside(part))
                 if isinstance(part, Refusal) and part.pins_layer and stack_path is not None:
-                    pinned.setdefault(stack_path, set()).add(_number(path, stack_path))
+                    pinned.setdefault(stack_path, set()).add(number_in(path, stack_path))
             elif part.consumer not in taken:
                 taken.add(part.consumer)
-                layer = _number(path, stack_path)
+                layer = number_in(path, stack_path)
                 blocks = found.setdefault(stack_path, {})
                 block = blocks.setdefault(layer, _Block(path=f"{stack_path}.{layer}", layer=layer))
                 block.parts.append(part)
     stacks = []
-    tapped = _tapped_towers(model)
+    tapped = taps_towers(model)
     for stack_path, blocks in found.items():
         parts = [part for block in blocks.values() for part in block.parts]
         stack = Stack(
@@ -100,8 +100,10 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
             forms=tuple(dict.fromkeys(part.form for part in parts)),
             fixed_layers=frozenset(
                 range(len(lists[stack_path]))
-                if tapped and "vision" in stack_path
-                else pinned.get(stack_path, set()) | _fixed_layers(model, stack_path, blocks)
+                if tapped and any(tower in stack_path for tower in TOWERS)
+                else pinned.get(stack_path, set())
+                | fixed_layers(model, stack_path)
+                | {layer for layer, block in blocks.items() if not _keeps_width(model, block)}
             ),
         )
         stacks.append((stack, [blocks[layer] for layer in sorted(blocks)]))
@@ -111,10 +113,23 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
 def _parts_at(model: nn.Module, path: str, module: nn.Module) -> Iterator[Part | Refusal]:
     if is_experts(module):
         yield read_experts(model, path)
+        router = read_router(model, path)
+        if router is not None:
+            yield router
+        return
+    if any(
+        tensor.dim() == 3 and name == "down_proj" for name, tensor in module.named_parameters(recurse=False)
+    ):
+        yield Refusal(path=path, reason="stacked experts of a form of their own")
+    if isinstance(module, nn.MultiheadAttention):
+        yield Refusal(path=path, reason="torch's own attention checks the width of what it gets")
         return
     attention = attention_form_of(module)
     if attention is not None:
-        yield read_attention(model, path, attention)
+        found = read_attention(model, path, attention)
+        yield found
+        if isinstance(found, Attention):
+            yield from found.whole
     ffn = ffn_form_of(module)
     if ffn is not None:
         yield read_ffn(model, path, ffn)
@@ -124,55 +139,14 @@ def _outside(part: Part) -> Refusal:
     return Refusal(path=part.consumer, reason="outside the blocks")
 
 
-def _stack_around(path: str, lists: dict[str, nn.ModuleList]) -> str | None:
-    """Return the innermost list of blocks around a module; lists of unlike parts inside a block do not count."""
-    around = [p for p in lists if path.startswith(f"{p}.") or (p == "" and path)]
-    around.sort(key=len, reverse=True)
-    alike = [p for p in around if len({type(block) for block in lists[p]}) == 1]
-    return next(iter(alike or around), None)
-
-
-def _number(path: str, stack: str) -> int:
-    return int(path.removeprefix(f"{stack}." if stack else "").partition(".")[0])
-
-
-_BESIDE_FIRST = "conv"
-"""A convolution beside a list of blocks that takes the output of block 0 (DeBERTa-v2)."""
-
-
-def _fixed_layers(model: nn.Module, stack: str, blocks: dict[int, _Block]) -> set[int]:
-    """Return the blocks of a list that cannot go as a whole."""
-    whole: Any = model.get_submodule(stack)
-    every = set(range(len(whole)))
-    owner = model.get_submodule(stack.rpartition(".")[0])
-    beside = dict(owner.named_children())
-    twins = [
-        m for m in beside.values() if isinstance(m, nn.ModuleList) and m is not whole and len(m) == len(whole)
-    ]
-    names = (name for name, value in vars(owner).items() if isinstance(value, list | tuple))
-    if any(type(block).__name__ in LAYERS_STAY for block in whole):
-        return every
-    if any(PER_LAYER_INPUT in dict(block.named_children()) for block in whole):
-        return every
-    if len(whole) > 1 and (twins or any(part in name for name in names for part in TAPPED)):
-        return every
-    fixed = {layer for layer, block in blocks.items() if not _keeps_width(model, block)}
-    return fixed | {0} if beside.get(_BESIDE_FIRST) is not None else fixed
-
-
-def _tapped_towers(model: nn.Module) -> bool:
-    """Tell whether the config takes the output of a vision tower from a layer by its number (LLaVA)."""
-    config = vars(model).get("config")
-    layer = None if config is None else getattr(config, "vision_feature_layer", None)
-    return layer not in (None, -1)
-
-
 def _keeps_width(model: nn.Module, block: _Block) -> bool:
     """Tell whether everything in a block reads and writes the same number of features."""
     widths = set()
     for part in block.parts:
-        if part.slices:
-            widths.add(features(linear_at(model, part.slices[0].path))[1])
+        if not isinstance(part, Experts) and part.slices:
+            entry = part.entry if isinstance(part, Attention) else part.slices[0].path
+            if entry is not None:
+                widths.add(features(linear_at(model, entry))[1])
             widths.add(features(linear_at(model, part.consumer))[0])
     return len(widths) < 2
 
@@ -180,8 +154,8 @@ def _keeps_width(model: nn.Module, block: _Block) -> bool:
 def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
     for block in blocks:
         # Attention first, whatever the order in which a class creates its parts.
-        for part in sorted(block.parts, key=lambda part: isinstance(part, Ffn)):
-            like = [p for p in block.parts if isinstance(p, Attention) == isinstance(part, Attention)]
+        for part in sorted(block.parts, key=lambda part: not isinstance(part, Attention)):
+            like = [p for p in block.parts if type(p) is type(part)]
             inner = part.path.removeprefix(block.path).removeprefix(".") if len(like) > 1 else ""
             prefix = f"{block.path}.{inner}" if inner else block.path
             yield from _groups_of_part(stack, block, part, prefix)
@@ -205,6 +179,13 @@ def _groups_of_part(stack: Stack, block: _Block, part: Part, prefix: str) -> Ite
             selects=part.selects, core=part.core, min_units=0 if part.core is not None else 1,
         )  # fmt: skip
         branch: Kind | None = "attention" if part.core is not None else None
+    elif isinstance(part, Experts):
+        width = Group(
+            name=f"{prefix}.experts", kind="experts", layer=block.layer, stack=stack.path, block=block.path,
+            num_units=part.units, consumer=part.consumer, tensors=part.tensors, edits=part.edits,
+            min_units=part.min_units,
+        )  # fmt: skip
+        branch = None
     else:
         width = Group(
             name=f"{prefix}.channels", kind="channels", layer=block.layer, stack=stack.path, block=block.path,
@@ -249,19 +230,15 @@ def _untouched(
 
 def _summary(model: nn.Module, refusals: Sequence[Refusal]) -> str:
     """Return the refusals and the distinct linear paths, layer numbers starred."""
-    told = dict.fromkeys(f"{_starred(r.path)}: {r.reason}" for r in refusals)
+    told = dict.fromkeys(f"{starred(r.path)}: {r.reason}" for r in refusals)
     recognised = f"Recognised, but left alone: {'; '.join(list(told)[:4])}. " if told else ""
     return f"{recognised}Its linears: {_linear_summary(model)}."
-
-
-def _starred(path: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", path)
 
 
 def _linear_summary(model: nn.Module, most: int = 12) -> str:
     """Return the distinct linear paths with layer numbers starred, a few of them."""
     names = dict.fromkeys(
-        _starred(path) for path, module in model.named_modules() if isinstance(module, LINEAR_TYPES)
+        starred(path) for path, module in model.named_modules() if isinstance(module, LINEAR_TYPES)
     )
     listed = list(names)[:most]
     more = f", … {len(names) - most} more" if len(names) > most else ""

@@ -1,29 +1,23 @@
 """Channels: read a feed-forward module by the table of its form, and experts by what they say of themselves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from patchers.errors import UnsupportedModelError
 from patchers.families import FfnForm, ffn_forms
 from patchers.families.exceptions import CHANNELS_STAY
 from patchers.groups import Edit, Slice, TensorSlice
-from patchers.layers import features, is_linear, linear_at, present
+from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
 from patchers.parts import Refusal, join
+from patchers.sources import called_around, is_called_before
 
-_DEFAULT_EXPERTS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _WIDTHS = (
-    "intermediate_size",
-    "intermediate_dim",
-    "ffn_dim",
-    "hidden_dim",
-    "expert_dim",
-    "inner_dim",
-    "mlp_dim",
-)
+    "intermediate_size", "intermediate_dim", "ffn_dim", "hidden_dim", "expert_dim", "inner_dim", "mlp_dim", "d_ff",
+    "ffn_hidden_size", "hidden_features", "dim_feedforward",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +76,12 @@ def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Ffn | Refusal:
         if rows == width:
             slices.append(Slice(path=join(path, name), axis="out", units=width, width=1, is_value=True))
         else:
-            index = _pair_index(width, concatenated=form.fused != "pairs")
+            index = pair_index(width, concatenated=form.fused != "pairs")
             slices.append(
                 Slice(path=join(path, name), axis="out", units=width, width=2, index=index, is_value=True)
             )
     slices.append(Slice(path=join(path, form.down), axis="in", units=width, width=1))
+    owners = (join(path, role).rpartition(".")[0] for role in (*form.up, form.down))
     # Conv1D reshapes by its sizes, which fails at zero.
     plain = not any(isinstance(linear_at(model, s.path), Conv1D) for s in slices)
     return Ffn(
@@ -95,14 +90,16 @@ def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Ffn | Refusal:
         units=width,
         consumer=join(path, form.down),
         slices=tuple(slices),
+        edits=tuple(width_edits(model, dict.fromkeys((path, *owners)), width)),
         can_be_empty=plain,
     )
 
 
-def _pair_index(width: int, *, concatenated: bool) -> tuple[tuple[int, int], ...]:
+@lru_cache(maxsize=16)
+def pair_index(width: int, *, concatenated: bool) -> tuple[tuple[int, int], ...]:
     """Return the rows of gate and up of each channel.
 
-    >>> _pair_index(2, concatenated=True), _pair_index(2, concatenated=False)
+    >>> pair_index(2, concatenated=True), pair_index(2, concatenated=False)
     (((0, 2), (1, 3)), ((0, 1), (2, 3)))
     """
     if concatenated:
@@ -113,18 +110,14 @@ def _pair_index(width: int, *, concatenated: bool) -> tuple[tuple[int, int], ...
 def _between(module: nn.Module, form: FfnForm, width: int) -> str | None:
     """Return the name of something that works on the channels and that the form does not know."""
     roles = (*form.up, form.down)
-    parents = dict.fromkeys(role.rpartition(".")[0] for role in roles)
     inputs = features(linear_at(module, form.up[0]))[1]
-    for parent in parents:
+    for parent in dict.fromkeys(role.rpartition(".")[0] for role in roles):
         owner = module.get_submodule(parent)
+        own_roles = [role.removeprefix(f"{parent}.") for role in roles if role.rpartition(".")[0] == parent]
         for name, child in owner.named_children():
-            if join(parent, name) in roles:
+            if name in own_roles:
                 continue
-            kind = type(child).__name__.lower()
-            if is_linear(child) or "conv" in kind:
-                return join(parent, name)
-            # A norm as wide as the input is the block's own; it may be as wide as the channels by chance.
-            if "norm" in kind and width in _sizes(child) and inputs != width:
+            if _meets_channels(child, width, inputs) and not _is_aside(owner, own_roles, name, form):
                 return join(parent, name)
         for name, tensor in owner.named_parameters(recurse=False):
             if width in tensor.shape and inputs != width:
@@ -132,61 +125,45 @@ def _between(module: nn.Module, form: FfnForm, width: int) -> str | None:
     return None
 
 
+def _meets_channels(child: nn.Module, width: int, inputs: int) -> bool:
+    """Tell whether a neighbour of the two linears may work on what lies between them."""
+    kind = type(child).__name__.lower()
+    if is_linear(child) or "conv" in kind:
+        return True
+    if isinstance(child, nn.ModuleList):
+        # Linears in a row, or adapters: a list of blocks has none of its own as wide as the channels.
+        inner = (m for m in child.modules() if isinstance(m, LINEAR_TYPES))
+        return any({width, 2 * width} & set(features(linear)) for linear in inner)
+    if any(isinstance(m, LINEAR_TYPES) for m in child.modules()):
+        return False
+    return width in _sizes(child)
+
+
+def _is_aside(owner: nn.Module, roles: Sequence[str], name: str, form: FfnForm) -> bool:
+    """Tell whether the source of `owner` shows that a child works before or behind the channels, not on them."""
+    forward = type(owner).forward
+    if isinstance(owner.get_submodule(name), nn.ModuleList):
+        return False
+    first = [role for role in roles if role != form.down.rpartition(".")[2]]
+    last = form.down.rpartition(".")[2]
+    if last not in roles:
+        # An owner of the producers alone: what it calls before the first of them sees the input.
+        return is_called_before(forward, name, first[0])
+    if not first:
+        return is_called_before(forward, last, name)
+    around = called_around(forward, first[0], last)
+    return around is not None and name in around
+
+
 def _sizes(module: nn.Module) -> set[int]:
     return {size for tensor in module.parameters() for size in tensor.shape}
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Tell whether a module holds stacked experts and describes them as transformers' experts interface asks."""
-    own = vars(module)
-    return all(name in own for name in _DEFAULT_EXPERTS) and "down_proj" in dict(module.named_parameters())
-
-
-def read_experts(model: nn.Module, path: str) -> Ffn | Refusal:
-    """Return the channels of stacked experts: a channel goes in every expert at once."""
-    experts: Any = model.get_submodule(path)
-    own, tensors = vars(experts), dict(experts.named_parameters(recurse=False))
-    up = "gate_up_proj" if own["has_gate"] else "up_proj"
-    if up not in tensors or tensors["down_proj"].dim() != 3:
-        return Refusal(path=join(path, "down_proj"), reason="the weights of the experts are not stacked")
-    in_dim, out_dim = (1, 2) if own["is_transposed"] else (2, 1)
-    width = tensors["down_proj"].shape[in_dim]
-    if tensors[up].shape[out_dim] != (2 * width if own["has_gate"] else width):
-        raise UnsupportedModelError(
-            join(path, up), f"{tensors[up].shape[out_dim]} output features for {width} channels.",
-            "The weights contradict each other.",
-        )  # fmt: skip
-    index = _pair_index(width, concatenated=own["is_concatenated"]) if own["has_gate"] else None
-    per = 2 if own["has_gate"] else 1
-    slices = [TensorSlice(name=join(path, up), dim=out_dim, units=width, width=per, index=index)]
-    if f"{up}_bias" in tensors:
-        slices.append(TensorSlice(name=join(path, f"{up}_bias"), dim=1, units=width, width=per, index=index))
-    slices.append(
-        TensorSlice(name=join(path, "down_proj"), dim=in_dim, units=width, width=1, is_consumer=True)
-    )
-    count = tensors["down_proj"].shape[0]
-    return Ffn(
-        path=path,
-        form="experts",
-        units=width,
-        consumer=path,
-        tensors=tuple(slices),
-        edits=tuple(_edits(experts, path, width)),
-        active=_active(model, path, count),
-    )
-
-
-def _edits(experts: nn.Module, path: str, width: int) -> Iterator[Edit]:
-    for name in _WIDTHS:
-        if vars(experts).get(name) == width:
-            yield Edit(path=path, attribute=name, per_unit=1)
-
-
-def _active(model: nn.Module, path: str, count: int) -> float:
-    """Return the share of the experts that a token meets, as the router beside them says."""
-    block = model.get_submodule(path.rpartition(".")[0])
-    for module in (block, *(child for _, child in block.named_children())):
-        top = vars(module).get("top_k")
-        if isinstance(top, int) and 0 < top <= count:
-            return top / count
-    return 1.0
+def width_edits(model: nn.Module, paths: Iterable[str], width: int) -> Iterator[Edit]:
+    """Yield the attributes of these modules that count the channels."""
+    for path in paths:
+        own = vars(model.get_submodule(path))
+        for name in _WIDTHS:
+            # An attribute that counts the hidden features may be as large by chance.
+            if own.get(name) == width and width not in (own.get("hidden_size"), own.get("embed_dim")):
+                yield Edit(path=path, attribute=name, per_unit=1)

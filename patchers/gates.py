@@ -5,10 +5,11 @@ from typing import Any, Literal, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 # Shape legend: B = batch, T = tokens, D = hidden features, I = features of a consumer's input, U = units.
 
-Place = Literal["input", "output", "block"]
+Place = Literal["input", "output", "block", "router"]
 
 
 class Gate(nn.Module):
@@ -152,6 +153,40 @@ class GatedParameter:
             return type(self.owner).forward(self.owner, *args, **kwargs)
         finally:
             self.owner._parameters[self.name] = whole
+
+
+@final
+class GatedRouter:
+    """Stands for the `forward` of a router: a closed expert gets the logit -inf, so that it is never chosen.
+
+    Routers compute their logits inside, before softmax and choice, where no hook reaches them: a torch-function mode
+    adds to the result of the linear. The gradient of the gate is that of the logit.
+    """
+
+    def __init__(self, router: nn.Module, gate: Gate) -> None:
+        self.router, self.gate = router, gate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the router says with the gated logits."""
+        value_U = self.gate()
+        closed_U = torch.zeros_like(value_U).masked_fill(self.gate.keep_U == 0, -torch.inf)
+        with _AddToLogits(closed_U + (value_U - value_U.detach())):
+            return type(self.router).forward(self.router, *args, **kwargs)
+
+
+class _AddToLogits(TorchFunctionMode):
+    """Adds to what `F.linear` returns: in a router, the logits."""
+
+    def __init__(self, bias_U: Tensor) -> None:
+        super().__init__()
+        self.bias_U = bias_U
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the function; add to the logits."""
+        result = func(*args, **(kwargs or {}))
+        return result + self.bias_U.to(result.dtype) if func is F.linear else result
 
 
 class _GatedLinear(torch.autograd.Function):

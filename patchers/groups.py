@@ -10,9 +10,10 @@ from torch import Tensor
 
 # Shape legend: U = units of a group, W = features of one unit along one axis.
 
-Kind = Literal["heads", "channels", "attention", "ffn", "layers"]
-KINDS: tuple[Kind, ...] = ("heads", "channels", "attention", "ffn", "layers")
-WIDTH_KINDS: tuple[Kind, ...] = ("heads", "channels")
+Kind = Literal["heads", "channels", "experts", "attention", "ffn", "layers"]
+KINDS: tuple[Kind, ...] = ("heads", "channels", "experts", "attention", "ffn", "layers")
+WIDTH_KINDS: tuple[Kind, ...] = ("heads", "channels", "experts")
+"""Kinds with many units in a group; the others are whole branches and layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Group:
     """Path of the block."""
     num_units: int
     consumer: str
-    """Linear whose input the units feed; of a branch, its last linear; of a layer, the block; of experts, they."""
+    """Linear whose input the units feed; of a branch, its last; of a layer, the block; of experts, the router."""
     slices: tuple[Slice, ...] = ()
     tensors: tuple[TensorSlice, ...] = ()
     edits: tuple[Edit, ...] = ()

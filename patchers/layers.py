@@ -92,6 +92,10 @@ def keep_entries(model: nn.Module, name: str, dim: int, index_K: Tensor) -> None
     """Cut a parameter down to these entries of one dimension, in place."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
+    if leaf in owner._buffers:
+        buffer = owner.get_buffer(leaf)
+        setattr(owner, leaf, buffer.index_select(dim, index_K.to(buffer.device)))
+        return
     whole = owner.get_parameter(leaf)
     setattr(owner, leaf, parameter_like(whole.index_select(dim, index_K.to(whole.device)), whole))
     if isinstance(owner, nn.Embedding):

@@ -73,6 +73,11 @@ class Skip(nn.Module):
         owner.register_buffer(leaf, reference.new_empty(0))
 
 
+def is_skip(module: nn.Module) -> bool:
+    """Tell whether a module is a no-op of ours, also one whose class came with a saved folder."""
+    return type(module).__name__ == Skip.__name__ and type(module).__module__.endswith("modeling_pruned")
+
+
 class Selection:
     """Picks the entries of the remaining units in an argument that has one per original unit.
 
@@ -342,7 +347,12 @@ def pruned_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             apply_layout(self, layout)
             _initialise(self, layout)
 
+        def is_custom_code(cls: Any) -> bool:
+            # Else loading skips modules that compute buffers for others (FalconH1), as it does for custom code.
+            return bool(stock.is_custom_code())
+
         body = {"__init__": __init__, "__module__": __name__, "__doc__": stock.__doc__, "stock_class": stock}
+        body["is_custom_code"] = classmethod(is_custom_code)
         if getattr(transformers, stock.__name__, None) is stock:
             # Makes `save_pretrained` copy this file; a class that transformers does not know could not be found again.
             body["_auto_class"] = property(_auto_class)

@@ -1,5 +1,6 @@
 """What every reader of modules needs: dotted paths, and a word for what is left alone."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -19,3 +20,12 @@ def join(path: str, *parts: str) -> str:
     ('a.b.c', 'c')
     """
     return ".".join(part for part in (path, *parts) if part)
+
+
+def starred(path: str) -> str:
+    """Return a path with its numbers starred, so that all layers read alike.
+
+    >>> starred("encoder.layer.11.output.dense")
+    'encoder.layer.*.output.dense'
+    """
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path)

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.gates import Gate, GatedForward, GatedParameter, GateHook, Place
+from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
 from patchers.groups import Group, Structure
 
 _PLACES: dict[str, Place] = {
     "heads": "input",
     "channels": "input",
+    "experts": "router",
     "attention": "output",
     "ffn": "output",
     "layers": "block",
@@ -51,7 +52,9 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     place = _PLACES[group.kind]
     width = group.consumer_slice.width if place == "input" else 1
     tensor = group.consumer_tensor
-    if tensor is not None:
+    if place == "router":
+        vars(owner)["forward"] = GatedRouter(owner, gate)
+    elif tensor is not None:
         leaf = tensor.name.rpartition(".")[2]
         vars(owner)["forward"] = GatedParameter(owner, gate, leaf, tensor.dim)
     elif place == "input" and type(owner) is nn.Linear:
@@ -71,7 +74,7 @@ def unpatch(model: nn.Module) -> None:
     for owner in [m for m in model.modules() if _gate_names(m)]:
         for name in _gate_names(owner):
             delattr(owner, name)
-        if isinstance(vars(owner).get("forward"), GatedForward | GatedParameter):
+        if isinstance(vars(owner).get("forward"), GatedForward | GatedParameter | GatedRouter):
             del vars(owner)["forward"]
         for hooks, flags in (
             (owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),

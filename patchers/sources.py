@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -53,6 +53,40 @@ def _is_role(function: ast.expr) -> bool:
     )
 
 
+def called_around(forward: Callable[..., Any], first: str, last: str) -> frozenset[str] | None:
+    """Return the children that a function calls, none of those between two of them; None where its source is silent."""
+    calls = _children_called(forward)
+    if calls.count(first) != 1 or calls.count(last) != 1:
+        return None
+    start, end = calls.index(first), calls.index(last)
+    between = calls[start + 1 : end]
+    return frozenset(calls).difference(between) if start < end else None
+
+
+def is_called_before(forward: Callable[..., Any], first: str, last: str) -> bool:
+    """Tell whether the source of a function shows that it calls one child before another."""
+    calls = _children_called(forward)
+    return calls.count(first) == calls.count(last) == 1 and calls.index(first) < calls.index(last)
+
+
+@lru_cache(maxsize=1024)
+def _children_called(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names X of `self.X(…)` in the order in which they run, what is in the brackets first."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
+    except (OSError, TypeError, SyntaxError):
+        return ()
+    return tuple(_calls_in(tree))
+
+
+def _calls_in(tree: ast.AST) -> Iterator[str]:
+    for child in ast.iter_child_nodes(tree):
+        yield from _calls_in(child)
+    if isinstance(tree, ast.Call) and _is_role(tree.func):
+        assert isinstance(tree.func, ast.Attribute)
+        yield tree.func.attr
+
+
 @lru_cache(maxsize=1024)
 def config_fields(module_class: type) -> frozenset[str]:
     """Return the fields of `self.config` that the methods of a class read while they run."""
@@ -61,3 +95,48 @@ def config_fields(module_class: type) -> frozenset[str]:
     except (OSError, TypeError):
         return frozenset()
     return frozenset(re.findall(r"self\.config\.(\w+)", source))
+
+
+@lru_cache(maxsize=1024)
+def reshapes_to_input(forward: Callable[..., Any]) -> bool:
+    """Tell whether a function gives what it computed the width of what it got: heads cannot go there.
+
+    `batch, length, width = hidden_states.size()` … `output.reshape(batch, length, width)`.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    widths = {_last_size(node) for node in ast.walk(tree) if isinstance(node, ast.Assign)} - {None}
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("reshape", "view")
+        and _is_output(node.func.value)
+        and isinstance(_last_argument(node), ast.Name)
+        and getattr(_last_argument(node), "id", None) in widths
+        for node in ast.walk(tree)
+    )
+
+
+def _last_size(node: ast.Assign) -> str | None:
+    """Return the name that the last size of an argument gets: `b, t, width = x.size()` or `= x.shape`."""
+    value = node.value.func if isinstance(node.value, ast.Call) else node.value
+    if not (isinstance(value, ast.Attribute) and value.attr in ("size", "shape")):
+        return None
+    target = node.targets[0]
+    last = target.elts[-1] if isinstance(target, ast.Tuple) and len(target.elts) == 3 else None
+    return last.id if isinstance(last, ast.Name) else None
+
+
+def _last_argument(call: ast.Call) -> ast.expr | None:
+    last = call.args[-1] if call.args else None
+    return last.elts[-1] if isinstance(last, ast.Tuple) and last.elts else last
+
+
+def _is_output(value: ast.expr) -> bool:
+    """Tell whether a value goes by a name of attention's output, not of the input itself."""
+    return any(
+        isinstance(node, ast.Name) and ("attn" in node.id or "context" in node.id or "output" in node.id)
+        for node in ast.walk(value)
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.groups import Group, Select, Slice, Structure, TensorSlice
+from patchers.groups import WIDTH_KINDS, Group, Select, Slice, Structure, TensorSlice
 from patchers.layers import Linear, bare_linear_at, features, keep_entries, keep_features, parameter_like
 from patchers.modeling_pruned import Skip, add_select, keep_layers, selections_of, set_attribute
 
@@ -34,7 +34,7 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
     for group in structure.of(["attention", "ffn"]):
         if group.consumer in gone_branches and (group.stack, group.layer) not in gone_layers:
             _cut_branch(model, group)
-    for group in structure.of(["heads", "channels"]):
+    for group in structure.of(WIDTH_KINDS):
         whole = (group.stack, group.layer) in gone_layers or group.consumer in gone_branches
         if group.name in keep and not whole:
             _cut_width(model, group, keep[group.name])
@@ -53,6 +53,13 @@ def _check(structure: Structure, name: str, keep_U: Tensor) -> None:
             f"{tuple(keep_U.shape)} kept flags for {structure[name].num_units} units.",
             "Was the plan made for another model?",
         )
+    least = structure[name].min_units
+    if int(keep_U.sum()) < least:
+        raise UnsupportedModelError(
+            name,
+            f"{int(keep_U.sum())} of {structure[name].num_units} units would stay; its module needs {least}.",
+            "Keep more of them.",
+        )
 
 
 def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
@@ -61,12 +68,6 @@ def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
     if group.core is not None and not bool(keep_U.any()):
         _skip_attention(model, group, with_bias=True)
         return
-    if not bool(keep_U.any()) and group.min_units > 0:
-        raise UnsupportedModelError(
-            group.name,
-            "every unit would be removed, and its module cannot run without any.",
-            "Keep at least one.",
-        )
     _cut_slices(model, group, keep_U)
     num_kept = int(keep_U.sum())
     for edit in group.edits:

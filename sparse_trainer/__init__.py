@@ -6,6 +6,7 @@ from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.export import save_pruned
+from sparse_trainer.oneshot import prune
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.trainer import PruningTrainer, SparseTrainer
 
@@ -20,5 +21,6 @@ __all__ = [
     "discover",
     "load_pruned",
     "optimize_model",
+    "prune",
     "save_pruned",
 ]

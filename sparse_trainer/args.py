@@ -13,9 +13,10 @@ from sparse_trainer.schedule import CubicSchedule
 from sparse_trainer.standardize import STANDARDIZERS
 
 _CONTAINED = {
-    "layers": {"attention", "ffn", "heads", "channels"},
+    "layers": {"attention", "ffn", "heads", "channels", "experts"},
     "attention": {"heads"},
     "ffn": {"channels"},
+    "experts": {"channels"},
 }
 
 

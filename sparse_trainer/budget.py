@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchers.groups import Group, Kind
+from patchers.groups import WIDTH_KINDS, Group, Kind
 from sparse_trainer.errors import BudgetError
 
 # Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group.
@@ -122,9 +122,7 @@ def _pools(groups: Sequence[Group], scope: Scope, per_kind: bool) -> list[list[G
     pools: dict[tuple[object, ...], list[Group]] = {}
     for g in groups:
         kind = g.kind if per_kind or scope == "uniform" else None
-        place = (
-            (g.stack, g.layer) if scope in ("layer", "uniform") and g.kind in ("heads", "channels") else None
-        )
+        place = (g.stack, g.layer) if scope in ("layer", "uniform") and g.kind in WIDTH_KINDS else None
         pools.setdefault((kind, place), []).append(g)
     return sorted(pools.values(), key=lambda members: -sum(g.num_units for g in members))
 
@@ -146,7 +144,7 @@ class _Pool:
         self.cost_N = torch.tensor(costs, dtype=torch.float64)[self.group_N]
         self.num_chunks = sum(chunks)
         floors = [
-            -(-min(budget.min_keep[g.kind], g.num_units) // step)
+            -(-min(max(budget.min_keep[g.kind], g.min_units), g.num_units) // step)
             for g, step in zip(groups, steps, strict=True)
         ]
         self.is_floor_C = torch.zeros(self.num_chunks, dtype=torch.bool)

@@ -16,6 +16,8 @@ from sparse_trainer import show
 from sparse_trainer.bench import bench as run_bench
 from sparse_trainer.bench import find_device, find_dtype
 from sparse_trainer.compact import compact_folder
+from sparse_trainer.conformance.matrix import Matrix, rerun
+from sparse_trainer.conformance.matrix_page import write_matrix
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.export import EXPORTS
 from sparse_trainer.inspection import inspect_model
@@ -70,16 +72,26 @@ def inspect(
 
 @app.command()
 def optimize(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint with gates, or a model that contains zeros.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint with gates, or a model with zeros or a plan.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the compact model.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="Cut a model by this plan; a folder is cut without loading it whole.")
+    ] = None,
     export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     as_json: Json = False,
 ) -> None:
     """Cut a checkpoint: a smaller dense model with the same outputs."""
-    with redirect_stdout(sys.stderr):
-        folder, plan = compact_folder(checkpoint, out, export=export, overwrite=overwrite)
-    _print(as_json, {"folder": str(folder), "params": plan.params, "macs": plan.macs}, show.cut(folder, plan))
+    bar = show.file_progress()
+    with redirect_stdout(sys.stderr), bar:
+        task = bar.add_task("cutting", total=None, visible=plan is not None)
+        folder, done = compact_folder(
+            checkpoint, out, plan=plan, export=export, overwrite=overwrite,
+            progress=lambda written, total: bar.update(task, completed=written, total=total),
+        )  # fmt: skip
+    _print(as_json, {"folder": str(folder), "params": done.params, "macs": done.macs}, show.cut(folder, done))
 
 
 @app.command()
@@ -109,6 +121,27 @@ def bench(
             threads=threads,
         )
     _print(as_json, result.to_json(), show.bench(result, baseline=against))
+
+
+@app.command()
+def architectures(
+    types: Annotated[list[str] | None, typer.Argument(help="Model types; default: all.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="The same, as an option.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Measure again, on tiny models.")] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="A checkout whose architectures.json and page are written anew.")
+    ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="Takes verdicts as they come; those in it are not measured again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which model types of transformers can be pruned, as measured."""
+    chosen = [*(types or ()), *(only or ())]
+    matrix = rerun(chosen, draft=draft, tell=_tell) if check else Matrix.load().only(chosen)
+    if write is not None:
+        write_matrix(Matrix.load().merged(matrix), write)
+    _print(as_json, matrix.to_json(), show.architectures(matrix))
 
 
 def main() -> None:

@@ -13,17 +13,28 @@ from sparse_trainer.loading import load_model, resolve
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.plan import Plan
 from sparse_trainer.record import plan_of
+from sparse_trainer.streaming import Progress, cut_checkpoint
 
 TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def compact_folder(
-    source: str, folder: Path, *, export: str = "auto", overwrite: bool = False
+    source: str,
+    folder: Path,
+    *,
+    plan: Path | None = None,
+    export: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[Path, Plan]:
     """Cut the model in `source` and save it; return the folder and the record of the cut.
 
+    With a plan a folder is cut tensor by tensor, whatever its size.
+
     Args:
-        source: A checkpoint with gates, or a folder or hub id of a model that contains zeros.
+        source: A checkpoint with gates, or a folder or hub id of a model that contains zeros or has a plan.
+        plan: A file or folder with the plan to cut by.
+        progress: Told about every file written, where the cut goes tensor by tensor.
 
     Raises:
         ArgumentError: An unknown export.
@@ -32,15 +43,18 @@ def compact_folder(
     form: Export | None = next((known for known in EXPORTS if known == export), None)
     if form is None:
         raise ArgumentError("export", f"unknown value {export!r}.", nearest(export, EXPORTS))
-    compact = optimize_model(_load(source), inplace=True)
-    plan = plan_of(compact)
-    if plan is None or plan.params["compact"] == plan.params["dense"]:
+    if plan is not None and form == "auto" and Path(resolve(source)).is_dir():
+        made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
+        return made, Plan.load(made)
+    compact = optimize_model(_load(source), plan=plan, inplace=True)
+    done = plan_of(compact)
+    if done is None or (plan is None and done.params["compact"] == done.params["dense"]):
         raise CheckpointError(
             source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
         )
     has_tokenizer = Path(resolve(source), TOKENIZER_FILE).is_file()
     tokenizer = AutoTokenizer.from_pretrained(resolve(source)) if has_tokenizer else None
-    return save_pruned(compact, folder, processor=tokenizer, export=form, overwrite=overwrite), plan
+    return save_pruned(compact, folder, processor=tokenizer, export=form, overwrite=overwrite), done
 
 
 def _load(source: str) -> PreTrainedModel:

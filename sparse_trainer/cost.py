@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from patchers.discover import discover
-from patchers.groups import Group, Slice, Structure, TensorSlice
+from patchers.groups import WIDTH_KINDS, Group, Slice, Structure, TensorSlice
 from patchers.layers import LINEAR_TYPES, features, linear_at
 
 Target = Literal["params", "macs", "units"]
@@ -26,9 +26,9 @@ def unit_cost(model: nn.Module, group: Group, target: Target, sequence_length: i
         if target == "params":
             return sum(p.numel() for p in block.parameters())
         return sum(_linear_macs(m) for m in block.modules()) + _attention_macs(model, group, sequence_length)
-    units = 1 if group.kind in ("heads", "channels") else group.slices[0].units
+    units = 1 if group.kind in WIDTH_KINDS else group.consumer_slice.units
     per_unit = sum(_slice_cost(model, s, target) for s in group.slices)
-    per_unit += sum(_tensor_cost(model, t, target, group.active) for t in group.tensors)
+    per_unit += sum(_tensor_cost(model, t, target, group) for t in group.tensors)
     if target == "macs":
         per_unit += 2 * sequence_length * _head_width(group)
     return units * per_unit
@@ -42,18 +42,22 @@ def _slice_cost(model: nn.Module, s: Slice, target: Target) -> int:
     return s.width * (inputs + (target == "params" and linear.bias is not None))
 
 
-def _tensor_cost(model: nn.Module, t: TensorSlice, target: Target, active: float) -> int:
-    """Return the cost of a unit's entries in a bare parameter: experts multiply, everything else only counts."""
+def _tensor_cost(model: nn.Module, t: TensorSlice, target: Target, group: Group) -> int:
+    """Return the cost of a unit's entries in a bare tensor: channels of experts multiply, all else only counts.
+
+    A token meets as many experts as before when some are gone, so whole experts cost no MACs.
+    """
     tensor = _tensor_at(model, t.name)
     entries = tensor.numel() // tensor.shape[t.dim] * t.width
     if target == "params":
-        return entries
-    return round(entries * active) if tensor.dim() == 3 else 0
+        return entries if isinstance(tensor, nn.Parameter) else 0
+    return round(entries * group.active) if tensor.dim() == 3 and group.kind != "experts" else 0
 
 
 def _tensor_at(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path).get_parameter(leaf)
+    owner = model.get_submodule(path)
+    return owner.get_buffer(leaf) if leaf in owner._buffers else owner.get_parameter(leaf)
 
 
 def _head_width(group: Group) -> int:

@@ -1,17 +1,16 @@
 """What differs between a cut model and the stock model of its config."""
 
 import copy
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, TypedDict
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from patchers.modeling_pruned import (
     OwnConfig,
-    Skip,
     apply_layout,
+    is_skip,
     layout_in,
     portable,
     selections_of,
@@ -19,8 +18,9 @@ from patchers.modeling_pruned import (
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.fit import Fit, shapes_of
 
-_PASSING = ("training", "gradient_checkpointing")
-"""Attributes that say what a module does at the moment, not what it is."""
+_PASSING = ("training", "gradient_checkpointing", "layer_types", "attention_type")
+"""Attributes that say what a module does at the moment, not what it is: BigBird's type of attention changes with the
+length of its input. And the sorts of layer that a rotary embedding once served, in no certain order."""
 
 
 class Layout(TypedDict):
@@ -108,11 +108,6 @@ def is_native(layout: Layout) -> bool:
     return not any(layout.values())
 
 
-def is_skip(module: nn.Module) -> bool:
-    """Tell whether a module is a no-op of ours, also one whose class came with a saved folder."""
-    return type(module).__name__ == Skip.__name__ and type(module).__module__.endswith("modeling_pruned")
-
-
 def _layers(
     model: PreTrainedModel,
     stock: PreTrainedModel,
@@ -148,6 +143,28 @@ def _selects(model: PreTrainedModel) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+_COUNTED = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+)
+"""Attributes outside the blocks that repeat a count of the config."""
+
+
+def follow_counts(model: PreTrainedModel, built: PreTrainedModel, stacks: Iterable[str]) -> None:
+    """Give what stands outside the blocks the counts that the config has now, in place."""
+    plain, inside = dict(built.named_modules()), tuple(f"{stack}." for stack in stacks)
+    for path, module in model.named_modules():
+        if path in plain and not path.startswith(inside or ("\0",)):
+            own, other = vars(module), vars(plain[path])
+            own.update(
+                {name: other[name] for name in _COUNTED if type(own.get(name)) is int and name in other}
+            )
+
+
 def _attributes(model: PreTrainedModel, stock: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """Return the plain attributes in which the modules of two models differ."""
     found: dict[str, dict[str, Any]] = {}
@@ -175,6 +192,6 @@ def _attributes(model: PreTrainedModel, stock: PreTrainedModel) -> dict[str, dic
 def _is_plain(name: str, value: object) -> bool:
     if name.startswith("_") or name in _PASSING:
         return False
-    return isinstance(value, int | str) or (
-        isinstance(value, list | tuple) and all(isinstance(entry, int | str) for entry in value)
+    return isinstance(value, int | float | str) or (
+        isinstance(value, list | tuple) and all(isinstance(entry, int | float | str) for entry in value)
     )

@@ -15,9 +15,17 @@ from patchers import Structure, cut, discover, gated, gates_by_group, gates_of, 
 from patchers.modeling_pruned import FORMAT, pruned_class, stock_class_of
 from patchers.zeros import fold_constants, removable
 from sparse_trainer.auto_classes import auto_map_for
+from sparse_trainer.changes import Cut
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
-from sparse_trainer.fit import Cut, fit_config
-from sparse_trainer.layout import check_builds, earlier_layout, is_native, layout_of, mark_skips
+from sparse_trainer.fit import fit_config
+from sparse_trainer.layout import (
+    check_builds,
+    earlier_layout,
+    follow_counts,
+    is_native,
+    layout_of,
+    mark_skips,
+)
 from sparse_trainer.plan import Plan
 from sparse_trainer.probe import check_same, outputs_of
 from sparse_trainer.record import (
@@ -188,6 +196,7 @@ def _take_class(model: Any, done: Cut) -> None:
     """Make the model an instance of the class that can build it: the stock one where that is possible."""
     earlier = earlier_layout(model.config)
     fit = fit_config(model, done, earlier["build"])
+    follow_counts(model, fit.built, [stack.path for stack in done.after.stacks])
     layout = layout_of(model, fit, done.gone, earlier["layers"])
     if is_native(layout):
         model.__class__ = stock_class_of(model)
@@ -195,6 +204,8 @@ def _take_class(model: Any, done: Cut) -> None:
         mark_skips(model, fit.built)
         model.config.pruning = {"format": FORMAT, "layout": dict(layout)}
         model.__class__ = pruned_class(stock_class_of(model))
+        # Conversions of names that `from_pretrained` applied are those of the stock class, and not undone by this one.
+        vars(model).pop("_weight_conversions", None)
         _say_where_to_find(model)
     # The class registers what it can record (output_hidden_states=True) when an instance is built, and only then.
     check_builds(model)

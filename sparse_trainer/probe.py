@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
+from sparse_trainer.inputs import inputs_for
+from sparse_trainer.inputs import outputs_of as run
 
 # Shape legend: B = rows, T = tokens.
 
@@ -34,17 +37,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def probe_batch(model: Any) -> dict[str, Tensor]:
-    """Return random tokens with padded rows; the same for every model of the same vocabulary.
+    """Return random inputs that look like real ones: tokens with padded rows, pictures, sound.
+
+    They are the same for every model of the same vocabulary and input size.
 
     Raises:
-        UnsupportedModelError: the model does not read tokens.
+        UnsupportedModelError: what the model reads is not known.
     """
-    if model.main_input_name != "input_ids":
-        raise UnsupportedModelError(
-            type(model).__name__,
-            f"the self-check knows token ids, and this model reads {model.main_input_name}.",
-            "Pass check=False and compare outputs yourself.",
-        )
+    if not _reads_tokens_only(model):
+        return _other_inputs(model)
     fields = model.config.to_dict()
     pad = fields.get("pad_token_id") or 0
     # RoBERTa counts positions from the padding id + 1.
@@ -59,12 +60,47 @@ def probe_batch(model: Any) -> dict[str, Tensor]:
     return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
 
 
-@torch.no_grad()
+def _reads_tokens_only(model: Any) -> bool:
+    config = model.config
+    towers = any(isinstance(value, PreTrainedConfig) for value in vars(config).values())
+    alone = not towers and not config.is_encoder_decoder and "vocab_size" in config.to_dict()
+    return bool(model.main_input_name == "input_ids" and alone)
+
+
+def _other_inputs(model: Any) -> dict[str, Tensor]:
+    reference = next(model.parameters())
+    try:
+        made = inputs_for(model, rows=_ROWS)
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            type(model).__name__,
+            f"the self-check cannot make up {model.main_input_name} for it ({error}).",
+            "Pass check=False and compare outputs yourself.",
+        ) from error
+    return {
+        name: value.to(reference.device, reference.dtype if value.is_floating_point() else value.dtype)
+        for name, value in made.items()
+    }
+
+
 def outputs_of(model: Any) -> list[Tensor]:
     """Return what the part below the task head says to the probe batch."""
+    # The head of a language model multiplies by the whole vocabulary, and nothing of it is cut.
+    probed: Any = base_of(model) if _reads_tokens_only(model) else model
+    batch = probe_batch(model)
+    mask_BT = batch.get("attention_mask")
     with evaluating(model):
-        output = base_of(model)(**probe_batch(model), return_dict=True)
-    return [value for value in output.values() if isinstance(value, Tensor) and value.is_floating_point()]
+        outputs = run(probed, batch)
+    if mask_BT is None or mask_BT.dim() != 2:
+        return outputs
+    # What padding says means nothing: in a short sliding window it sees no token at all, and is NaN.
+    return [_without_padding(output, mask_BT) for output in outputs]
+
+
+def _without_padding(output: Tensor, mask_BT: Tensor) -> Tensor:
+    if output.shape[:2] != mask_BT.shape:
+        return output
+    return output.masked_fill(mask_BT.view(*mask_BT.shape, *[1] * (output.dim() - 2)) == 0, 0)
 
 
 def check_same(expected: list[Tensor], model: Any, *, what: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from patchers import Structure, discover
 from patchers.groups import WIDTH_KINDS
 from sparse_trainer.cost import TARGETS, Target, mac_count, parameter_count, unit_cost
+from sparse_trainer.errors import CheckpointError
 from sparse_trainer.plan import Density, GroupPlan, Plan
 
 # Shape legend: U = units of a group.
@@ -168,8 +169,7 @@ def compose(first: Plan, second: Plan) -> Plan:
     for name, group in second.groups.items():
         original = origin.name(name)
         if original in groups:
-            kept = groups[original]["keep"]
-            groups[original] = {**groups[original], "keep": [kept[i] for i in group["keep"]]}
+            groups[original] = {**groups[original], "keep": _both(original, groups[original]["keep"], group)}
         else:
             groups[original] = {**group, "layer": origin.layer(name, group["layer"])}
     shapes = dict(first.shapes)
@@ -191,6 +191,19 @@ def compose(first: Plan, second: Plan) -> Plan:
         groups=groups,
         shapes=shapes,
         versions=second.versions,
+    )
+
+
+def _both(name: str, kept: list[int], second: GroupPlan) -> list[int]:
+    """Return the units of the first model that two cuts in a row leave."""
+    if len(kept) == second["size"]:
+        return [kept[i] for i in second["keep"]]
+    if len(second["keep"]) == second["size"]:
+        return kept
+    raise CheckpointError(
+        f"plan: groups.{name}",
+        f"the first cut left {len(kept)} KV group, the second counts its {second['size']} query heads.",
+        "Make both cuts by one plan.",
     )
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from sparse_trainer.bench import Bench, Conditions
+from sparse_trainer.conformance import matrix_page
+from sparse_trainer.conformance.matrix import Matrix
 from sparse_trainer.inspection import Inspection
 from sparse_trainer.plan import Plan
 from sparse_trainer.report import kept_lines, shape_lines
@@ -78,6 +82,20 @@ def bench(result: Bench, baseline: str | None) -> list[RenderableType]:
     return [table(rows, None), _conditions(result.conditions)]
 
 
+def architectures(matrix: Matrix) -> list[RenderableType]:
+    """Return a row per model type, and the counts."""
+    rows = [["type", "prunable", "checks", "exports", "fails, left alone, or why not"]]
+    for name, report in matrix.reports.items():
+        if report.reason:
+            verdict = "nothing to prune" if report.is_built else "not built here"
+            rows.append([name, verdict, "", "", matrix_page.line(report.reason)])
+        else:
+            said = filter(None, (matrix_page.failures(report), matrix_page.remarks(report)))
+            cells = matrix_page.units(report), matrix_page.checks(report), matrix_page.exports(report)
+            rows.append([name, *cells, "; ".join(said)])
+    return [table([[escape(cell) for cell in row] for row in rows], None, "left"), matrix.summary()]
+
+
 def table(rows: Sequence[Sequence[str]], title: str | None, justify: str = "right") -> Table:
     """Return a rich table; the first row is the header, the first column stands left."""
     shown = Table(title=title, title_justify="left")
@@ -93,3 +111,9 @@ def _conditions(conditions: Conditions) -> str:
         f"latency on {conditions.device}, {conditions.dtype}, {conditions.threads} threads, sequences of "
         f"{conditions.sequence_length} tokens, median of {conditions.rounds} rounds, torch {conditions.torch}"
     )
+
+
+def file_progress() -> Progress:
+    """Return a bar on stderr for bytes written to files; it goes when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -64,6 +64,8 @@ DEBERTA_V2 = AttentionForm(
 """Disentangled attention adds projections of the relative positions, cut like the queries."""
 
 _TRIPLES = (
+    # A linear in a wrapper that clips what passes.
+    ("q_proj.linear", "k_proj.linear", "v_proj.linear"),
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
     ("q", "k", "v"),
@@ -73,6 +75,8 @@ _TRIPLES = (
     ("Wq", "Wk", "Wv"),
 )
 _OUTPUTS = (
+    "o_proj.linear",
+    "post.linear",
     "o_proj",
     "out_proj",
     "o",
@@ -98,6 +102,7 @@ _FUSED = (
     ("Wqkv", "Wo"),
     ("att_proj", "out_proj"),
     ("c_attn", "c_proj"),
+    ("qkv_proj", "out_proj"),
 )
 CONCATENATED = tuple(AttentionForm(name=f"{qkv}…{o}", fused=qkv, output=o) for qkv, o in _FUSED)
 
@@ -110,6 +115,27 @@ GROUPED = AttentionForm(
 )  # fmt: skip
 """BLOOM, GPT-NeoX, Falcon, Persimmon: group by group, with slopes of linear biases that may come from outside."""
 
+_LATENT = (
+    "q_a_proj",
+    "kv_a_proj_with_mqa",
+    "kv_a_proj",
+    "indexer.wq_b",
+    "indexer.wk",
+    "indexer.weights_proj",
+)
+LATENT = tuple(
+    AttentionForm(
+        name=f"{query}/kv_b_proj…o_proj", query=query, key="kv_b_proj", output="o_proj", shared=_LATENT
+    )
+    for query in ("q_b_proj", "q_proj")
+)
+"""Multi-head latent attention: heads go, the latent ranks that all of them read stay."""
+
+DEBERTA = AttentionForm(
+    name="deberta", fused="self.in_proj", fused_order="grouped", output="output.dense", core="self", core_outputs=2,
+    extras=("self.pos_proj", "self.pos_q_proj"),
+)  # fmt: skip
+
 DISTILBERT = AttentionForm(
     name="distilbert", query="q_lin", key="k_lin", value="v_lin", output="out_lin", core_outputs=2
 )
@@ -120,6 +146,6 @@ GPT_BIGCODE = AttentionForm(
 )
 
 ATTENTION_FORMS: tuple[AttentionForm, ...] = (
-    LONGT5_LOCAL, T5, CPMANT, MPNET, LAYOUTLM, BERT, VIT, DEBERTA_V2, DISTILBERT, GPT_BIGCODE, *SPLIT,
-    *CONCATENATED, MPT, GROUPED,
+    LONGT5_LOCAL, T5, CPMANT, MPNET, LAYOUTLM, BERT, VIT, DEBERTA_V2, DEBERTA, DISTILBERT, GPT_BIGCODE, *SPLIT,
+    *LATENT, *CONCATENATED, MPT, GROUPED,
 )  # fmt: skip

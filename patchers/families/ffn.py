@@ -3,6 +3,8 @@
 from patchers.families.tables import FfnForm
 
 _GATED = (
+    # Linears in a wrapper that clips what passes.
+    (("gate_proj.linear", "up_proj.linear"), "down_proj.linear"),
     (("gate_proj", "up_proj"), "down_proj"),
     (("w1", "w3"), "w2"),
     (("wi_0", "wi_1"), "wo"),
@@ -10,6 +12,7 @@ _GATED = (
     (("w_in.w_0", "w_in.w_1"), "w_out"),
 )
 _PLAIN = (
+    ("ffw_layer_1.linear", "ffw_layer_2.linear"),
     ("up_proj", "down_proj"),
     ("fc1", "fc2"),
     ("intermediate.dense", "output.dense"),
@@ -23,6 +26,9 @@ _PLAIN = (
     ("intermediate_dense", "output_dense"),
     ("ffn", "ffn_output"),
     ("ffw_layer_1", "ffw_layer_2"),
+    ("layer_1", "layer_2"),
+    ("pwconv1", "pwconv2"),
+    ("pointwise_conv1", "pointwise_conv2"),
     ("intermediate", "output"),
     ("in_proj", "out_proj"),
     ("proj_in", "proj_out"),

@@ -19,9 +19,12 @@ class AttentionForm:
     query: str | None = None
     key: str | None = None
     value: str | None = None
+    """None beside a key: the key's linear holds keys and values, head by head."""
     fused: str | None = None
     """Queries, keys and values in one linear, instead of the three above."""
     fused_order: FusedOrder = "concatenated"
+    shared: tuple[str, ...] = ()
+    """Linears before the heads that stay whole (a latent space). Absent ones are skipped."""
     extras: tuple[str, ...] = ()
     """More linears with rows per query head (a position or gate projection). Absent ones are skipped."""
     core: str = ""

@@ -22,6 +22,8 @@ from sparse_trainer.optimize import optimize_model
 from sparse_trainer.record import Request, make_plan, measure
 
 EXPECTED_FILE = "expected.safetensors"
+"""Inputs and outputs, beside the weights of a cut model."""
+INPUT, OUTPUT = "input.", "output."
 
 
 def _open_gates(case: Case) -> bool:
@@ -60,8 +62,7 @@ def _attention_functions(case: Case) -> bool:
     keep = case.keep(heads, 3)
     for attention in ("eager", "sdpa"):
         model = case.fresh()
-        model.set_attn_implementation(attention)
-        if not _runs(model, case):
+        if not _runs(model, case, attention):
             return False
         smaller = copy.deepcopy(model)
         expected = case.masked(keep, model)
@@ -70,9 +71,10 @@ def _attention_functions(case: Case) -> bool:
     return True
 
 
-def _runs(model: PreTrainedModel, case: Case) -> bool:
-    """Tell whether the whole model runs: some say that they support what they do not."""
+def _runs(model: PreTrainedModel, case: Case, attention: str) -> bool:
+    """Tell whether the whole model runs under an attention: some say that they support what they do not."""
     try:
+        model.set_attn_implementation(attention)
         outputs_of(model, case.inputs)
     except (RuntimeError, ValueError, TypeError):
         return False
@@ -154,6 +156,7 @@ def _generation(case: Case) -> bool:
         or model.main_input_name != "input_ids"
         or "input_ids" not in case.inputs
         or set(case.inputs) - _TEXT
+        or not _writes(case)
     ):
         return False
     groups = case.structure.of(WIDTH_KINDS)
@@ -168,6 +171,15 @@ def _generation(case: Case) -> bool:
             expected = _generate(whole, case.inputs)
         if not torch.equal(_generate(compact, case.inputs), expected):
             raise CheckError("generate", "the cut model writes other tokens than the gated one.", "")
+    return True
+
+
+def _writes(case: Case) -> bool:
+    """Tell whether the model as it is generates from text alone, and in the dtype at hand."""
+    try:
+        _generate(case.model, case.inputs)
+    except (RuntimeError, ValueError, TypeError):
+        return False
     return True
 
 
@@ -197,8 +209,9 @@ def _save(case: Case) -> bool:
         folder = save_pruned(
             compact, case.folder / case.model.config.model_type.replace("/", "-"), overwrite=True
         )
-        tensors = {str(place): tensor.contiguous().clone() for place, tensor in enumerate(found)}
-        save_file(tensors, folder / EXPECTED_FILE)
+        tensors = {f"{INPUT}{name}": tensor for name, tensor in case.inputs.items()}
+        tensors |= {f"{OUTPUT}{place}": tensor for place, tensor in enumerate(found)}
+        save_file({k: t.contiguous().clone() for k, t in tensors.items()}, folder / EXPECTED_FILE)
     return True
 
 

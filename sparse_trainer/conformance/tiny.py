@@ -130,9 +130,9 @@ def tiny_model(model_type: str, *, dtype: torch.dtype | None = None, seed: int =
 
 @torch.no_grad()
 def perturb(model: PreTrainedModel) -> None:
-    """Add noise to every parameter and to the statistics of batch norms, in place."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
+    """Add noise to every parameter that a folder holds, and to the statistics of batch norms, in place."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and name not in (model._keys_to_ignore_on_save or ()):
             parameter.add_(_NOISE * torch.randn_like(parameter))
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")):

@@ -10,6 +10,7 @@ from patchers import Gate, cut, discover, gated, gates_by_group, patch, unpatch
 from patchers.gates import GatedForward
 from patchers.groups import KINDS, Kind, Structure
 from sparse_trainer import SparseTrainingArguments
+from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.criteria import CRITERIA
 from tests.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
 
@@ -169,8 +170,8 @@ def test_gates_compose_with_lora() -> None:
 
 
 def test_every_kind_has_a_place() -> None:
-    model = tiny("bert")
-    assert {g.kind for g in discover(model).groups} == set(KINDS)
+    models = (tiny("bert"), tiny_model("mixtral"))
+    assert {g.kind for model in models for g in discover(model).groups} == set(KINDS)
 
 
 @pytest.mark.parametrize("trained", ["weights and gates", "gates alone", "weights alone"])

@@ -1,11 +1,31 @@
 """Discovery finds every unit of every family, and refuses what it does not know by name."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, ResNetConfig, ResNetModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BitNetConfig,
+    BitNetModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    DeepseekV3Config,
+    DeepseekV3Model,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    ResNetConfig,
+    ResNetModel,
+    StableLmConfig,
+    StableLmModel,
+)
 
 from patchers import UnsupportedModelError, discover
+from sparse_trainer.conformance import tiny_model
 from tests.compact_models import FAMILIES, tiny
 
 
@@ -60,9 +80,99 @@ def test_contradicting_shapes_are_refused_with_both_numbers() -> None:
         discover(model)
 
 
+def test_queries_that_do_not_divide_into_groups_are_refused_with_both_numbers() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.k_proj = nn.Linear(32, 3 * 8, bias=False)
+    with pytest.raises(
+        UnsupportedModelError, match=r"layers\.1\.self_attn: 4 query heads do not divide into 3 KV groups"
+    ):
+        discover(model)
+
+
+def test_keys_that_are_no_whole_heads_are_refused_with_both_numbers() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.k_proj = nn.Linear(32, 20, bias=False)
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"layers\.1\.self_attn\.k_proj: 20 features do not divide by 8 features of a head",
+    ):
+        discover(model)
+
+
 def test_a_convolution_pins_the_first_layer() -> None:
     config = DebertaV2Config(
         hidden_size=32, num_attention_heads=4, intermediate_size=48, num_hidden_layers=3, conv_kernel_size=3
     )
     structure = discover(DebertaV2Model(config), ["layers"])
     assert [g.layer for g in structure.groups] == [1, 2]
+
+
+def test_latent_attention_gives_heads_and_keeps_its_ranks() -> None:
+    config = DeepseekV3Config(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=8,
+        num_hidden_layers=2, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, intermediate_size=48,
+        first_k_dense_replace=2, vocab_size=64,
+    )  # fmt: skip
+    structure = discover(DeepseekV3Model(config))
+    assert [g.num_units for g in structure.of(["heads"])] == [4] * 2
+    assert [(s.path.rpartition(".")[2], s.width) for s in structure.of(["heads"])[0].slices] == [
+        ("q_b_proj", 8), ("kv_b_proj", 12), ("o_proj", 8),
+    ]  # fmt: skip
+    assert len(structure.of(["layers"])) == 2
+    assert "latent space" in structure.untouched["layers.0.self_attn.q_a_proj"]
+
+
+def test_gpt2_heads_are_found_in_its_transposed_linears() -> None:
+    model = GPT2Model(GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=64))
+    assert [g.num_units for g in discover(model).of(["heads"])] == [4] * 2
+
+
+@pytest.mark.parametrize("intermediate", [24, 32])
+def test_a_norm_between_the_linears_keeps_the_channels(intermediate: int) -> None:
+    config = BitNetConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=4, intermediate_size=intermediate,
+        num_hidden_layers=2, vocab_size=64,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=r"ffn_sub_norm mixes or normalises the channels"):
+        discover(BitNetModel(config))
+
+
+def test_channels_as_many_as_hidden_features_are_found() -> None:
+    config = BertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=32, num_hidden_layers=2)
+    assert [g.num_units for g in discover(BertModel(config)).of(["channels"])] == [32] * 2
+
+
+def test_a_norm_for_each_head_keeps_the_heads() -> None:
+    config = StableLmConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=4, intermediate_size=48, num_hidden_layers=2,
+        qk_layernorm=True, vocab_size=64,
+    )  # fmt: skip
+    structure = discover(StableLmModel(config))
+    assert not structure.of(["heads"])
+    assert "q_layernorm" in structure.untouched["layers.0.self_attn"]
+
+
+def test_a_parameter_with_an_entry_per_head_keeps_the_heads() -> None:
+    model = BertModel(
+        BertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48, num_hidden_layers=2)
+    )
+    model.encoder.layer[0].attention.self.slopes = nn.Parameter(torch.ones(4))
+    structure = discover(model)
+    assert [g.layer for g in structure.of(["heads"])] == [1]
+    assert "self.slopes may have an entry for each head" in structure.untouched["encoder.layer.0.attention"]
+
+
+def test_a_model_of_eighty_layers_is_read_in_two_seconds() -> None:
+    config = LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    start = time.process_time()
+    structure = discover(model)
+    assert time.process_time() - start < 2
+    assert [g.num_units for g in structure.of(["heads"])] == [8] * 80

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, EvalPredicti
 from typer.testing import CliRunner
 
 from sparse_trainer.cli import app
+from sparse_trainer.conformance.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,6 +96,8 @@ def given() -> dict[str, Any]:
         "train": Pairs(64, seed=1),
         "validation": Pairs(16, seed=2),
         "compute_metrics": count_right,
+        "language_model": tiny_model("llama", dtype=torch.float32),
+        "calibration": [{"input_ids": torch.randint(4, 90, (2, 64))} for _ in range(4)],
     }
 
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from patchers import discover
+from patchers import Gate, discover, gates_by_group, patch
 from patchers.modeling_pruned import stock_class_of
+from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.export import check_target, save_pruned
+from sparse_trainer.inputs import inputs_for
+from sparse_trainer.inputs import outputs_of as run
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.padded import padded
 from sparse_trainer.plan import PLAN_FILE, Plan
@@ -32,6 +35,11 @@ class FakeProcessor:
         Path(save_directory, "tokenizer.json").write_text("{}", encoding="utf-8")
         if self.error is not None:
             raise self.error
+
+
+def answers(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return what a model of any sort says to made-up inputs."""
+    return run(model, inputs_for(model))
 
 
 def compact_model(decision: str = "uneven", family: str = "bert") -> PreTrainedModel:
@@ -102,8 +110,8 @@ def test_padding_keeps_dtype_and_checks_itself(monkeypatch: pytest.MonkeyPatch) 
     target = padded(model)
     assert {p.dtype for p in target.parameters()} == {torch.bfloat16}
     monkeypatch.setattr(
-        "sparse_trainer.padded._positions",
-        lambda model, left: torch.arange(left.num_units if left else 0).flip(0),
+        "sparse_trainer.padded._places",
+        lambda model, whole, left: torch.arange(whole.num_units).flip(0) < (left.num_units if left else 0),
     )
     with pytest.raises(SelfCheckError, match="uneven and of the padded"):
         padded(compact_model("uneven", "mpnet"))
@@ -223,3 +231,31 @@ def test_even_folders_load_as_stock_models(tmp_path: Path) -> None:
     loaded = AutoModelForSequenceClassification.from_pretrained(save_pruned(compact, tmp_path / "out"))
     assert type(loaded) is type(model)
     assert torch.equal(logits(loaded), logits(compact))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5", "gpt2", "falcon", "vit", "whisper", "mixtral"])
+def test_padding_serves_every_form(model_type: str) -> None:
+    model = tiny_model(model_type)
+    structure = discover(model, ["heads", "channels"])
+    generator = torch.Generator().manual_seed(0)
+    keep = {g.name: torch.rand(g.num_units, generator=generator) > 0.4 for g in structure.groups}
+    for group in structure.groups:
+        keep[group.name][0] = True
+    keep[next(g.name for g in structure.groups if g.min_units == 0)][:] = False
+    patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    for name, gate in gates_by_group(model, structure).items():
+        gate.set_keep(keep[name])
+    compact = optimize_model(model, inplace=True)
+    target = padded(compact)
+    assert type(target) is stock_class_of(compact)
+    for one, other in zip(answers(target), answers(compact), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_a_mixture_that_lost_experts_is_not_padded() -> None:
+    model = tiny_model("mixtral")
+    structure = discover(model, ["experts"])
+    patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    next(iter(gates_by_group(model, structure).values())).set_keep(torch.tensor([True, True, True, False]))
+    with pytest.raises(CheckpointError, match="router could choose an expert of zeros"):
+        padded(optimize_model(model))

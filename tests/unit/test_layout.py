@@ -7,8 +7,9 @@ from transformers import BertConfig
 
 from patchers import discover
 from patchers.modeling_pruned import layout_in
+from sparse_trainer.changes import Cut
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.fit import Cut, Fit, build, fit_config
+from sparse_trainer.fit import Fit, build, fit_config
 from sparse_trainer.layout import check_builds, is_native, layout_of
 from sparse_trainer.optimize import optimize_model
 from tests.compact_models import FAMILIES, patched, tiny, uneven_keep

@@ -18,10 +18,11 @@ from transformers import (
 )
 
 import sparse_trainer.optimize
-from patchers import PolarGate, discover, gates_of, patch, unpatch
+from patchers import Gate, PolarGate, discover, gates_by_group, gates_of, patch, unpatch
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.checkpoint import load_pruned
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.probe import SelfCheckError
 from sparse_trainer.record import plan_of
@@ -354,3 +355,26 @@ def test_bad_input_is_named() -> None:
     adapted = get_peft_model(model, LoraConfig(target_modules=["query"]))
     with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
         optimize_model(adapted.base_model.model)  # type: ignore[arg-type]
+
+
+def test_a_second_cut_where_one_kv_group_was_left() -> None:
+    model = tiny_model("llama")
+
+    def close(model: PreTrainedModel, name: str, keep: list[bool]) -> PreTrainedModel:
+        structure = discover(model)
+        patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+        gates_by_group(model, structure)[name].set_keep(torch.tensor(keep))
+        return optimize_model(model)
+
+    once = close(model, "model.layers.0.heads", [True, False])
+    twice = close(once, "model.layers.0.channels", [False] + [True] * 47)
+    plan = plan_of(twice)
+    assert plan is not None
+    assert plan.groups["model.layers.0.heads"]["keep"] == [0]
+    assert plan.groups["model.layers.0.channels"]["keep"] == list(range(1, 48))
+    # The whole decision on the whole model gives the same weights.
+    unpatch(model)
+    assert same_weights(optimize_model(model, plan=plan), twice)
+    unpatch(twice)
+    with pytest.raises(CheckpointError, match=r"left 1 KV group, the second counts its 2 query heads"):
+        close(twice, "model.layers.0.heads", [True, False])

@@ -15,6 +15,7 @@ PUBLIC_NAMES = [
     "discover",
     "load_pruned",
     "optimize_model",
+    "prune",
     "save_pruned",
 ]
 

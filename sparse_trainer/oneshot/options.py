@@ -1,0 +1,141 @@
+"""What a user can ask of one-shot pruning, checked once, before any work is done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from patchers import Structure, discover
+from patchers.discover import matches
+from patchers.groups import WIDTH_KINDS, Kind
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.errors import ArgumentError, BudgetError, nearest
+from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of
+from sparse_trainer.reconstruct import REPAIRS
+
+Protect = str | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything that `prune` was asked for."""
+
+    criterion: CriterionLike
+    asked: SparseTrainingArguments
+    """Budget, scope and units: the same words as in fine-pruning."""
+    allocation: CriterionLike | None
+    normalize: str
+    protect: tuple[Protect, ...]
+    reconstruct: str | None
+    reconstruct_bias: bool | None
+    damping: float
+    sequential: bool
+    steps: int
+    max_prune: float
+
+    def __post_init__(self) -> None:
+        if self.reconstruct is not None and self.reconstruct not in REPAIRS:
+            raise ArgumentError(
+                "reconstruct", f"unknown value {self.reconstruct!r}.", nearest(self.reconstruct, REPAIRS)
+            )
+        if self.allocation is not None and self.asked.scope == "uniform":
+            raise ArgumentError(
+                "allocation", "uniform widths leave nothing to share out.", "Use scope='global'."
+            )
+        if self.steps < 1:
+            raise ArgumentError("steps", f"{self.steps} is not positive.", "Give the number of rounds.")
+        if not 0 < self.max_prune <= 1:
+            raise ArgumentError(
+                "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
+            )
+        if self.damping < 0:
+            raise ArgumentError("damping", f"{self.damping} is negative.", "Give 0.1, or 0 for none.")
+        if self.sequential and self.reconstruct is None:
+            raise ArgumentError("sequential", "there is nothing to repair.", "Set reconstruct.")
+        if self.reconstruct_bias and self.reconstruct == "scale":
+            raise ArgumentError(
+                "reconstruct_bias", "'scale' moves no bias.", "Use 'least_squares' or 'bias'."
+            )
+        for where, asked in (("criterion", self.criterion), ("allocation", self.allocation)):
+            if asked is not None:
+                _check_named(where, asked, self.normalize)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit to prune."""
+        return self.asked.kinds
+
+    def at(self, density: Any) -> "Options":
+        """Return the same options with another density."""
+        return replace(self, asked=replace(self.asked, density=density))
+
+
+def _check_named(where: str, asked: CriterionLike, normalizer: str) -> None:
+    try:
+        criterion_of(asked, normalizer)
+    except TypeError as error:
+        raise ArgumentError(where, str(error), "Give a name, an instance or names with weights.") from error
+
+
+def asked_of(**fields: Any) -> SparseTrainingArguments:
+    """Return checked budget arguments; depth is pruned elsewhere."""
+    asked = SparseTrainingArguments(scoring="random", **fields)
+    deep = [kind for kind in asked.kinds if kind not in WIDTH_KINDS]
+    if deep:
+        raise ArgumentError("units", f"{deep[0]} are no widths.", f"Give {' and '.join(WIDTH_KINDS)}.")
+    return asked
+
+
+def structure_for(model: nn.Module, options: Options) -> Structure:
+    """Return the groups that may be pruned.
+
+    Raises:
+        BudgetError: everything is protected.
+    """
+    everything = discover(model, options.kinds)
+    names = protected(everything, options.protect)
+    left = tuple(g for g in everything.groups if g.name not in names)
+    if not left:
+        what = "everything is protected" if names else f"has no {' or '.join(options.kinds)} to prune"
+        raise BudgetError(
+            "protect" if names else type(model).__name__, f"{what}.", "Protect less, or name other units."
+        )
+    return replace(everything, groups=left)
+
+
+def protected(structure: Structure, protect: Sequence[Protect]) -> set[str]:
+    """Return the names of the groups that `first`, `last`, `3`, `3-5` or patterns of names protect."""
+    names: set[str] = set()
+    for entry in protect:
+        found = {g.name for g in structure.groups if g.layer in _layers(structure, g.stack, entry)}
+        if not found:
+            found = _matching(structure, str(entry))
+        if not found:
+            layers = max((stack.size for stack in structure.stacks), default=0)
+            raise ArgumentError(
+                "protect", f"{entry!r} matches no group.",
+                f"Give first, last, layers such as 3 or 3-5 (below {layers}), or a pattern of group names.",
+            )  # fmt: skip
+        names |= found
+    return names
+
+
+def _layers(structure: Structure, stack: str, entry: Protect) -> range:
+    size = next((s.size for s in structure.stacks if s.path == stack), 0)
+    text = str(entry)
+    if text in ("first", "last"):
+        return range(1) if text == "first" else range(size - 1, size)
+    first, _, last = text.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        return range(0)
+    return range(int(first), int(last or first) + 1)
+
+
+def _matching(structure: Structure, pattern: str) -> set[str]:
+    return {g.name for g in structure.groups if matches(pattern, g.name)}
+
+
+def density_of(asked: SparseTrainingArguments) -> float | dict[str, float]:
+    """Return the density asked for, as plans quote it."""
+    return dict(asked.density) if isinstance(asked.density, Mapping) else float(asked.density)

@@ -1,0 +1,238 @@
+"""`prune`: from a pretrained model and a calibration set to a smaller model, without training."""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchers import Gate, gates_of, patch
+from sparse_trainer.budget import Selector
+from sparse_trainer.cost import unit_cost
+from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
+from sparse_trainer.oneshot.allocation import select
+from sparse_trainer.oneshot.course import Course, kept_in
+from sparse_trainer.oneshot.criteria import Evidence
+from sparse_trainer.oneshot.mixture import CriterionLike, check_finite, criterion_of, name_of
+from sparse_trainer.oneshot.options import Options, Protect, asked_of, density_of, structure_for
+from sparse_trainer.oneshot.repair import prepare_biases, repair, repair_needs
+from sparse_trainer.optimize import optimize_model
+from sparse_trainer.plan import Plan
+from sparse_trainer.record import Request, attach_plan, plan_of, remember_request
+from sparse_trainer.statistics import Batches, Need, Statistics, collect
+
+# Shape legend: U = units of a group.
+
+M = TypeVar("M", bound=PreTrainedModel)
+Calibration = Iterable[Mapping[str, Any]]
+logger = logging.getLogger(__name__)
+
+
+def prune(
+    model: M,
+    calibration: Calibration | None = None,
+    *,
+    criterion: CriterionLike = "wifv",
+    target: str = "params",
+    density: float | Mapping[str, float] = 0.8,
+    scope: str = "global",
+    standardize: str | None = None,
+    reconstruct: str | None = None,
+    reconstruct_bias: bool | None = None,
+    allocation: CriterionLike | None = None,
+    normalize: str = "zscore_layer",
+    units: Sequence[str] | None = None,
+    protect: Sequence[Protect] = (),
+    multiple_of: int | Mapping[str, int] = 1,
+    min_keep: int | Mapping[str, int] = 1,
+    max_prune: float = 1.0,
+    steps: int = 1,
+    damping: float = 0.1,
+    sequential: bool = False,
+    sequence_length: int = 128,
+    statistics: Statistics | None = None,
+    inplace: bool = False,
+    check: bool = True,
+) -> tuple[M, Plan]:
+    """Return a smaller model and the plan of the cut. `density`, `target` and `scope` mean what they do in training.
+
+    Args:
+        calibration: Batches (mappings of tensors) or a DataLoader; None for criteria that look at weights only.
+            Labels of causal language models are made from the tokens.
+        criterion: A name, an instance with options, or names with weights, mixed after `normalize`.
+        standardize: Makes scores comparable across layers; default: by criterion.
+        reconstruct: Repair of the consumers: `bias`, `scale`, `least_squares`, or None.
+        reconstruct_bias: Whether least squares may move biases; None = where there is one.
+        allocation: A second criterion: it shares the widths out over the layers, and `criterion` chooses inside them.
+        units: Kinds to prune; default: the kinds in `density`, else heads and channels.
+        protect: Layers that stay whole and do not count: first, last, 3, 3-5, or patterns of group names.
+        max_prune: Share of its units that any layer may lose.
+        steps: Rounds of scoring and cutting on the way to the budget.
+        damping: Of the repair, relative to the mean of the moments' diagonal.
+        sequential: Repair layer by layer against inputs from the already pruned layers before, one pass for each.
+        statistics: What `collect` found in this very model, instead of a calibration set: to try many criteria
+            on one pass.
+        inplace: Change `model` itself and spare the copy. If this raises, the model is not to be used.
+        check: Compare outputs before and after the cut on a small batch.
+
+    Raises:
+        ArgumentError: an option cannot be meant.
+        BudgetError: the budget cannot be met, or everything is protected.
+        DataError: the calibration set is missing, too short or does not fit the model.
+        NonFiniteError: NaN or infinite statistics.
+    """
+    asked = asked_of(
+        target=target,
+        density=density,
+        scope=scope,
+        standardize=standardize,
+        units=None if units is None else list(units),
+        multiple_of=multiple_of,
+        min_keep=min_keep,
+        sequence_length=sequence_length,
+    )
+    options = Options(
+        criterion=criterion,
+        asked=asked,
+        allocation=allocation,
+        normalize=normalize,
+        protect=tuple(protect),
+        reconstruct=reconstruct,
+        reconstruct_bias=reconstruct_bias,
+        damping=damping,
+        sequential=sequential,
+        steps=steps,
+        max_prune=max_prune,
+    )
+    _check_model(model)
+    batches = _batches(model, calibration, options, statistics)
+    pruned = model if inplace else copy.deepcopy(model)
+    before = plan_of(model)
+    course = Course(kept=kept_in(before))
+    for step in range(steps):
+        pruned = _step(pruned, batches, options, (step + 1) / steps, course, statistics, check=check)
+    plan = plan_of(pruned)
+    assert plan is not None
+    changes: dict[str, Any] = {"density_asked": density_of(asked)}
+    if steps > 1 and before is None:
+        changes["density_reached"] = course.reached()
+    plan = dataclasses.replace(plan, **changes)
+    attach_plan(pruned, plan)
+    return pruned, plan
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "is no transformers model.",
+            "Unwrap it first: merge_and_unload() of a peft model.",
+        )
+    if gates_of(model):
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "is patched for fine-pruning.",
+            "Call optimize_model(model) or unpatch(model) first.",
+        )
+    if plan_of(model) is not None:
+        logger.info("%s was pruned before: the plans compose.", type(model).__name__)
+
+
+def needs_of(options: Options) -> tuple[Need, ...]:
+    """Return what the criteria and the repair need to know."""
+    needs = criterion_of(options.criterion, options.normalize).needs()
+    if options.allocation is not None:
+        needs += criterion_of(options.allocation, options.normalize).needs()
+    return needs + repair_needs(options)
+
+
+def _batches(
+    model: Any, calibration: Calibration | None, options: Options, statistics: Statistics | None
+) -> Batches | None:
+    if statistics is not None and (calibration is not None or options.steps > 1 or options.sequential):
+        raise ArgumentError(
+            "statistics",
+            "they hold for the model as it is now.",
+            "Drop calibration, steps and sequential, or them.",
+        )
+    if calibration is not None:
+        return Batches(model, calibration)
+    if statistics is None and (needs_of(options) or options.sequential):
+        name = name_of(options.criterion)
+        what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name
+        raise DataError(
+            "calibration", f"{what} needs one.", "Pass batches of token ids; magnitude and random need none."
+        )
+    return None
+
+
+def _step(
+    model: M,
+    batches: Batches | None,
+    options: Options,
+    done: float,
+    course: Course,
+    statistics: Statistics | None,
+    *,
+    check: bool,
+) -> M:
+    """Score, choose, repair and cut once; `done` is the part of the way to the budget after this step."""
+    structure = structure_for(model, options)
+    target, length = options.asked.cost_target, options.asked.sequence_length
+    costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
+    structure = course.begin(structure, costs)
+    if not structure.groups:
+        return model
+    stepwise = options.at(course.density(structure, density_of(options.asked), done))
+    budget = course.capped(stepwise.asked.budget, options.max_prune)
+    selector = Selector(structure.groups, costs, budget)
+    if statistics is None:
+        needs = needs_of(options)
+        statistics = Statistics() if batches is None else collect(model, structure, batches, needs)
+    evidence = Evidence(model=model, structure=structure, statistics=statistics)
+    keep = _decide(evidence, costs, selector, options)
+    prepare_biases(model, structure, options)
+    repair(model, structure, keep, statistics, batches, options)
+    asked = density_of(stepwise.asked)
+    request = Request(
+        method=_method(options),
+        target=target,
+        scope=options.asked.scope,
+        density=asked,
+        sequence_length=length,
+    )
+    remember_request(model, request)
+    for name, gate in patch(model, structure, lambda g: Gate(g.num_units, scored=False)).items():
+        gate.set_keep(keep[name])
+    course.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
+    return optimize_model(model, inplace=True, check=check)
+
+
+def _decide(
+    evidence: Evidence, costs: Mapping[str, int], selector: Selector, options: Options
+) -> dict[str, Tensor]:
+    """Return the kept units."""
+    ranker = criterion_of(options.criterion, options.normalize)
+    ranks = ranker.scores(evidence)
+    check_finite(ranks, name_of(options.criterion))
+    if options.allocation is None:
+        normalizer = options.asked.standardize or ranker.standardize
+        return select(evidence.structure, costs, selector, scores=ranks, standardize=normalizer)
+    allocator = criterion_of(options.allocation, options.normalize)
+    scores = allocator.scores(evidence)
+    check_finite(scores, name_of(options.allocation))
+    normalizer = options.asked.standardize or allocator.standardize
+    return select(evidence.structure, costs, selector, scores=scores, standardize=normalizer, ranks=ranks)
+
+
+def _method(options: Options) -> str:
+    """Return what plans and cards call this way of pruning."""
+    parts = [name_of(options.criterion)]
+    if options.allocation is not None:
+        parts.append(f"widths by {name_of(options.allocation)}")
+    if options.reconstruct is not None:
+        parts.append(f"repaired by {options.reconstruct}")
+    return ", ".join(parts)

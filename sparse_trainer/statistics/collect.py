@@ -1,0 +1,225 @@
+"""One streaming pass over a calibration set."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchers import Gate, Group, Structure, patch, unpatch
+from patchers.modeling_pruned import base_of
+from sparse_trainer.errors import DataError
+from sparse_trainer.probe import evaluating
+from sparse_trainer.statistics.calibration import Batch, Batches, as_batches, count_real, inputs_named
+from sparse_trainer.statistics.elements import ElementCollector
+from sparse_trainer.statistics.flight import Flight
+from sparse_trainer.statistics.mask_gradients import GateGradientCollector, MaskGradientCollector
+from sparse_trainer.statistics.moments import MomentCollector
+from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need, SequenceMeans, Statistics
+
+
+class _EnoughSeen(Exception):  # noqa: N818
+    """Ends a forward pass whose rest nobody reads."""
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _EnoughSeen
+
+
+@dataclass
+class _Collectors:
+    moments: dict[str, MomentCollector] = field(default_factory=dict)
+    gradients: dict[str, MaskGradientCollector] = field(default_factory=dict)
+    experts: dict[str, GateGradientCollector] = field(default_factory=dict)
+    elements: ElementCollector | None = None
+
+    def all(self) -> Iterator[Any]:
+        yield from self.moments.values()
+        yield from self.gradients.values()
+        yield from self.experts.values()
+        if self.elements is not None:
+            yield self.elements
+
+
+def collect(
+    model: Any,
+    structure: Structure,
+    calibration: Iterable[Mapping[str, Any]] | Batches,
+    needs: Iterable[Need],
+    *,
+    stop_early: bool = False,
+) -> Statistics:
+    """Run a calibration set through a model and return what was asked for, and nothing else.
+
+    The model is put in evaluation mode and its weights are frozen for the time of the pass. Padding counts nowhere,
+    labels of -100 bring no loss, and the result does not depend on how sequences are shared out over batches.
+
+    Args:
+        stop_early: End every forward pass at the last group's consumer. Only where no loss is needed.
+
+    Raises:
+        DataError: the calibration set is empty or does not fit the model.
+        NonFiniteError: NaN or infinity; names the group and the batch.
+        UnsupportedModelError: a need cannot be met for a group.
+    """
+    wanted = tuple(dict.fromkeys(needs))
+    if not wanted or not structure.groups:
+        return Statistics()
+    batches = as_batches(model, calibration)
+    flight = Flight(is_encoder_decoder=batches.is_encoder_decoder)
+    collectors = _make(flight, structure.groups, wanted)
+    losses = list(dict.fromkeys(n.loss for n in wanted if isinstance(n, Elements)))
+    if any(isinstance(n, MaskGradients) for n in wanted) and "labels" not in losses:
+        losses.insert(0, "labels")
+    tokens, sequences = torch.zeros((), dtype=torch.long), 0
+    run = _Run(model, structure.groups, labelled="labels" in losses, differentiable=bool(losses))
+    with (
+        evaluating(model),
+        _frozen(model),
+        _gates(model, structure, collectors.experts),
+        ExitStack() as stack,
+    ):
+        for collector in collectors.all():
+            for handle in collector.attach(model):
+                stack.callback(handle.remove)
+        if stop_early and not losses:
+            last = model.get_submodule(structure.groups[-1].consumer)
+            stack.callback(last.register_forward_pre_hook(_stop).remove)
+        one_by_one = bool(collectors.experts) or any("experts" in g.consumer for g in structure.groups)
+        for batch in batches.read(labelled="labels" in losses, one_by_one=one_by_one):
+            flight.batch = batch
+            loss = run.forward(batch)
+            for number, kind in enumerate(losses):
+                flight.loss = kind
+                value = (
+                    loss if kind == "labels" else sum(flight.norms, torch.zeros((), device=batches.device))
+                )
+                assert value is not None
+                # Nothing asks for a gradient where no group was reached.
+                if value.requires_grad:
+                    value.backward(retain_graph=number + 1 < len(losses))
+            flight.norms.clear()
+            for collector in collectors.all():
+                collector.finish_batch()
+            tokens, sequences = tokens.to(batches.device) + count_real(batch), sequences + batch.rows
+    flight.check()
+    _check_reached(structure.groups, collectors)
+    return _result(collectors, wanted, int(tokens), sequences)
+
+
+def _make(flight: Flight, groups: Sequence[Group], needs: Sequence[Need]) -> _Collectors:
+    made = _Collectors()
+    moments = [n for n in needs if isinstance(n, Moments)]
+    means = any(isinstance(n, SequenceMeans) for n in needs)
+    if moments or means:
+        covariance = any(n.covariance for n in moments)
+        made.moments = {
+            g.name: MomentCollector(
+                flight, g, moments=bool(moments), covariance=covariance, sequence_means=means
+            )
+            for g in groups
+        }
+    if any(isinstance(n, MaskGradients) for n in needs):
+        for g in groups:
+            if g.consumer_tensor is None:
+                made.gradients[g.name] = MaskGradientCollector(flight, g)
+            else:
+                made.experts[g.name] = GateGradientCollector(flight, g)
+    elements = [n for n in needs if isinstance(n, Elements)]
+    if elements:
+        made.elements = ElementCollector(flight, groups, elements)
+    return made
+
+
+def _check_reached(groups: Sequence[Group], made: _Collectors) -> None:
+    """Raise `DataError` where no batch came past a group."""
+    missed = [name for name, collector in made.moments.items() if not collector.is_reached]
+    missed += [name for name, collector in made.gradients.items() if not collector.sums.is_reached]
+    missed += [name for name, collector in made.experts.items() if not collector.sums.is_reached]
+    if made.elements is not None:
+        missed += [g.name for sums in made.elements.sums.values() for g in groups if g.name not in sums]
+    if missed:
+        raise DataError(
+            missed[0], "no calibration batch ran through it.", "Give the inputs that reach it, or protect it."
+        )
+
+
+def _result(made: _Collectors, needs: Sequence[Need], tokens: int, sequences: int) -> Statistics:
+    return Statistics(
+        tokens=tokens,
+        sequences=sequences,
+        moments={n: c.moments() for n, c in made.moments.items() if c.wants_moments},
+        sequence_means={n: c.means_I for n, c in made.moments.items() if c.wants_means},
+        mask_gradients={
+            **{name: collector.result() for name, collector in made.gradients.items()},
+            **{name: collector.result() for name, collector in made.experts.items()},
+        },
+        elements={} if made.elements is None else made.elements.sums,
+    )
+
+
+class _Run:
+    """Runs a batch: the whole model where a loss is needed, else without the head, whose output nobody reads."""
+
+    def __init__(self, model: Any, groups: Sequence[Group], *, labelled: bool, differentiable: bool) -> None:
+        self.labelled, self.differentiable = labelled, differentiable
+        base = base_of(model)
+        inside = {id(module) for module in base.modules()}
+        in_base = all(id(model.get_submodule(g.consumer)) in inside for g in groups)
+        reads_same = model.main_input_name in inputs_named(base)[0]
+        skips_head = not labelled and in_base and reads_same and not model.config.is_encoder_decoder
+        self.module: Any = base if skips_head else model
+        self.names = inputs_named(self.module)[0]
+        self.whole = self.module is model
+
+    def forward(self, batch: Batch) -> Tensor | None:
+        """Return the loss summed over the labels that count; None where none is needed."""
+        inputs: dict[str, Any] = dict(batch.inputs)
+        if not self.whole:
+            inputs = {name: value for name, value in inputs.items() if name in self.names}
+        if "use_cache" in self.names:
+            inputs["use_cache"] = False
+        with torch.set_grad_enabled(self.differentiable):
+            try:
+                output = self.module(**inputs)
+            except _EnoughSeen:
+                return None
+            if not self.labelled:
+                return None
+            assert batch.terms is not None
+            loss: Tensor = output.loss * batch.terms
+            return loss
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight ask for a gradient for the time of a `with` block."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _gates(
+    model: nn.Module, structure: Structure, experts: Mapping[str, GateGradientCollector]
+) -> Iterator[None]:
+    """Hang gates on stacked experts, if there are any."""
+    if not experts:
+        yield
+        return
+    chosen = Structure(
+        groups=tuple(g for g in structure.groups if g.name in experts), stacks=structure.stacks
+    )
+    try:
+        for name, gate in patch(model, chosen, lambda g: Gate(g.num_units, scored=True)).items():
+            experts[name].gate = gate
+        yield
+    finally:
+        unpatch(model)

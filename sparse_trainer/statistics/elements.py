@@ -1,0 +1,173 @@
+"""Sums over a unit's weights of functions of p = w dL/dw, one sequence at a time.
+
+A linear's weight gradient of one sequence is dy^T x: it is made when dy arrives in the backward pass, reduced to one
+number per unit, and dropped. All sequences together cost what the ordinary weight gradient costs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from patchers.groups import Group, Slice
+from patchers.layers import linear_at, weight_OI
+from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
+from sparse_trainer.statistics.needs import Elements
+
+# Shape legend: B = sequences, T = tokens, O = outputs, I = inputs of a linear, U = units, W = features of a unit,
+# H = hidden features, the axis of a linear that does not run over units. p_OI = w * dL/dw of one sequence.
+
+_EACH: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
+    "absolute": lambda p: p.abs(),
+    "upper": lambda p: p.abs() + 0.5 * p.square(),
+    "removal": lambda p: (p - 0.5 * p.square()).abs(),
+    "signed_removal": lambda p: 0.5 * p.square() - p,
+}
+
+
+@final
+class ElementCollector:
+    """Streams element sums of all groups: a fused linear belongs to several of them."""
+
+    def __init__(self, flight: Flight, groups: Sequence[Group], needs: Sequence[Elements]) -> None:
+        self.flight, self.needs = flight, needs
+        self.slices: dict[str, list[tuple[Group, int]]] = {}
+        for group in groups:
+            if group.consumer_tensor is not None:
+                raise UnsupportedModelError(
+                    group.name, "its weights are stacked experts, not linears.",
+                    "Choose taylor (form='vector'), fisher, magnitude or random, or exclude the experts.",
+                )  # fmt: skip
+            for number, s in enumerate(group.slices):
+                self.slices.setdefault(s.path, []).append((group, number))
+        self.sums: dict[Elements, dict[str, Tensor]] = {need: {} for need in needs}
+        self._calls: Counter[str] = Counter()
+        self._pending: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
+        self._arrived: Counter[tuple[str, str]] = Counter()
+        self._signed: dict[tuple[str, Elements, int], Tensor] = {}
+        self._parts: Counter[tuple[str, Elements, int]] = Counter()
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hang a hook on every linear of the groups."""
+        return [
+            linear_at(model, path).register_forward_hook(partial(self._see, path), with_kwargs=True)
+            for path in self.slices
+        ]
+
+    def _see(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+    ) -> None:
+        if not y.requires_grad:
+            y.requires_grad_()
+        self._calls[path] += 1
+        x = first_tensor(args, kwargs).detach()
+        y.register_hook(partial(self._arrive, path, module, x))
+        if any(need.loss == "output_norm" for need in self.needs):
+            y_BTO, real_BT = self.flight.sequences(y, self.slices[path][0][0])
+            if real_BT is not None:
+                y_BTO = y_BTO.masked_fill(~real_BT.unsqueeze(-1), 0.0)
+            self.flight.norms.append(torch.linalg.vector_norm(precise(y_BTO), dim=(1, 2)).sum())
+
+    @torch.no_grad()
+    def _arrive(self, path: str, module: Any, x: Tensor, dy: Tensor) -> None:
+        needs = [need for need in self.needs if need.loss == self.flight.loss]
+        if not needs:
+            return
+        group = self.slices[path][0][0]
+        x_BTI, _ = self.flight.sequences(precise(x), group)
+        dy_BTO, _ = self.flight.sequences(precise(dy), group)
+        weights = precise(weight_OI(module))
+        products = [(dy_TO.T @ x_TI).mul_(weights) for dy_TO, x_TI in zip(dy_BTO, x_BTI, strict=True)]
+        biases = [] if module.bias is None else [precise(module.bias) * dy_TO.sum(0) for dy_TO in dy_BTO]
+        if self._calls[path] > 1:
+            products, biases = self._gather(path, products, biases)
+        if products:
+            for row, p_OI in enumerate(products):
+                self._reduce(path, p_OI, biases[row] if biases else None, needs, row)
+
+    def _gather(
+        self, path: str, products: list[Tensor], biases: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Sum over the calls of a shared module; empty until the last of them."""
+        key = (path, self.flight.loss)
+        if key in self._pending:
+            before = self._pending[key]
+            products = [a + b for a, b in zip(before[0], products, strict=True)]
+            biases = [a + b for a, b in zip(before[1], biases, strict=True)]
+        self._pending[key] = products, biases
+        self._arrived[key] += 1
+        if self._arrived[key] < self._calls[path]:
+            return [], []
+        return self._pending.pop(key)
+
+    def _reduce(
+        self, path: str, p_OI: Tensor, bias_O: Tensor | None, needs: Sequence[Elements], row: int
+    ) -> None:
+        for need in needs:
+            if need.form == "trimmed":
+                for group, number in self.slices[path]:
+                    self._hold(need, group, number, p_OI, row)
+                continue
+            each = _EACH.get(need.form, torch.clone)
+            each_OI = each(p_OI)
+            by_axis = {"out": each_OI.sum(1), "in": each_OI.sum(0)}
+            if bias_O is not None:
+                by_axis["out"] = by_axis["out"] + each(bias_O)
+            for group, number in self.slices[path]:
+                s = group.slices[number]
+                value_U = _per_unit(by_axis[s.axis], s)
+                self._add(need, group, number, value_U.abs() if need.form == "vector" else value_U)
+
+    def _hold(self, need: Elements, group: Group, number: int, p_OI: Tensor, row: int) -> None:
+        """Add up the signed products of a unit over its linears, and reduce once the last linear has come."""
+        s = group.slices[number]
+        signed_HU = _per_unit(p_OI.T if s.axis == "out" else p_OI, s)
+        key = (group.name, need, row)
+        self._signed[key] = self._signed[key] + signed_HU if key in self._signed else signed_HU
+        self._parts[key] += 1
+        if self._parts[key] == len(group.slices):
+            self._add(need, group, 0, _trimmed_mean(self._signed.pop(key), need.trim).abs())
+            del self._parts[key]
+
+    def _add(self, need: Elements, group: Group, number: int, value_U: Tensor) -> None:
+        self.flight.watch(group.name, value_U)
+        sums = self.sums[need]
+        if group.name not in sums:
+            rows = 1 if need.form == "trimmed" else len(group.slices)
+            dtype = wide(value_U.device)
+            sums[group.name] = torch.zeros(rows, len(value_U), dtype=dtype, device=value_U.device)
+        sums[group.name][number] += value_U
+
+    def finish_batch(self) -> None:
+        """Forget the calls of the batch."""
+        self._calls.clear()
+        self._arrived.clear()
+        self._pending.clear()
+        self._signed.clear()
+        self._parts.clear()
+
+
+def _per_unit(per_feature: Tensor, s: Slice) -> Tensor:
+    """Sum over the features of each unit along the last axis: [..., features] -> [..., U]."""
+    if s.width == 1 and s.index is None:
+        return per_feature
+    return per_feature[..., s.index_UW.to(per_feature.device)].sum(-1)
+
+
+def _trimmed_mean(p_HU: Tensor, trim: float) -> Tensor:
+    """Return the mean over H without the share `trim` of the largest and of the smallest entries, shape [U].
+
+    >>> _trimmed_mean(torch.tensor([[9.0], [1.0], [2.0], [-9.0]]), 0.25)
+    tensor([1.5000])
+    """
+    out = int(trim * len(p_HU))
+    total_U = p_HU.sum(0)
+    if out:
+        total_U = total_U - p_HU.topk(out, dim=0).values.sum(0)
+        total_U = total_U - p_HU.topk(out, dim=0, largest=False).values.sum(0)
+    return total_U / (len(p_HU) - 2 * out)
