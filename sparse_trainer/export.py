@@ -105,13 +105,16 @@ def _form(model: PreTrainedModel, export: Export) -> Export:
 
 
 @contextmanager
-def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def new_folder(target: Path, *, overwrite: bool, ours: str = PLAN_FILE) -> Iterator[Path]:
     """Give a folder to fill that takes the place of `target` when the block ends well, and vanishes when it does not.
+
+    Args:
+        ours: The file by which a folder is known as ours to replace.
 
     Raises:
         CheckpointError: `target` is there and is not ours, or `overwrite` is not set.
     """
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite, ours=ours)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     draft.mkdir()
@@ -122,22 +125,27 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_target(directory: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+def check_target(
+    directory: str | os.PathLike[str], *, overwrite: bool = True, ours: str = PLAN_FILE
+) -> None:
     """Raise `CheckpointError` where `save_pruned` would: ask before a long run.
 
     Args:
-        overwrite: Whether a folder that `save_pruned` wrote may be replaced.
+        overwrite: Whether a folder that we wrote may be replaced.
+        ours: The file by which it is known.
     """
     target = Path(directory).resolve()
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir():
         raise CheckpointError(str(target), "is a file.", "Name a folder.")
-    if not (target / PLAN_FILE).is_file():
-        raise CheckpointError(str(target), f"is not empty and holds no {PLAN_FILE}.", "Name another folder.")
+    if not (target / ours).is_file():
+        raise CheckpointError(
+            str(target), f"is not empty and holds no {ours}: not ours to replace.", "Name another folder."
+        )
     if not overwrite:
         raise CheckpointError(
-            str(target), "holds a pruned model already.", "Pass overwrite=True, or name another folder."
+            str(target), "holds a result already.", "Pass overwrite=True, or name another folder."
         )
 
 

@@ -54,7 +54,9 @@ def probe_batch(model: Any) -> dict[str, Tensor]:
     ids_BT = torch.randint(0, max(fields["vocab_size"] - 1, 1), (_ROWS, length), generator=generator)
     ids_BT += ids_BT >= pad
     mask_BT = torch.ones_like(ids_BT)
-    mask_BT[1:, (length + 1) // 2 :] = 0
+    # Every token has to see a real one: none may look back over padding only.
+    padding = min(length // 2, (fields.get("sliding_window") or length) - 1)
+    mask_BT[1:, length - padding :] = 0
     ids_BT[mask_BT == 0] = pad
     device = next(model.parameters()).device
     return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}

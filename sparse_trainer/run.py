@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,8 +18,7 @@ from transformers import (
 
 from sparse_trainer.bench import bench
 from sparse_trainer.cost import parameter_count
-from sparse_trainer.errors import CheckpointError
-from sparse_trainer.export import save_pruned
+from sparse_trainer.export import check_target, new_folder, save_pruned
 from sparse_trainer.files import write_text
 from sparse_trainer.plan import PLAN_FILE, Plan
 from sparse_trainer.recipe import DENSE, Recipe
@@ -87,7 +85,7 @@ def run(recipe: Recipe, tell: Tell = logger.info) -> RunResult:
     """
     start = time.monotonic()
     folder = export_folder(recipe)
-    _check_target(folder, ours=RECIPE_FILE if recipe.pruning is None else PLAN_FILE)
+    check_target(folder, ours=RECIPE_FILE if recipe.pruning is None else PLAN_FILE)
     tell("loading data and model")
     setting = prepare(recipe)
     if recipe.pruning is None:
@@ -131,18 +129,6 @@ def export_folder(recipe: Recipe) -> Path:
     if recipe.export.directory is not None:
         return Path(recipe.export.directory)
     return Path(str(recipe.training.output_dir), "pruned" if recipe.pruning else "model")
-
-
-def _check_target(folder: Path, ours: str) -> None:
-    """Refuse a folder that holds something else than an earlier result: before training, not after it."""
-    if folder.is_file():
-        raise CheckpointError(str(folder), "is a file.", "Set export.directory to a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ours).is_file():
-        raise CheckpointError(
-            str(folder),
-            f"is not empty and holds no {ours}: not ours to replace.",
-            "Set export.directory to another.",
-        )
 
 
 def _compare(
@@ -214,15 +200,11 @@ def _write_beside(recipe: Recipe, plan: Plan, comparison: Comparison, folder: Pa
 
 
 def _save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
-    """Write a stock checkpoint beside its place, then rename it."""
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
-    setting.tokenizer.save_pretrained(draft)
-    write_text(draft / RECIPE_FILE, setting.recipe.dump())
-    if folder.exists():
-        shutil.rmtree(folder)
-    draft.rename(folder)
+    """Write a stock checkpoint, all or nothing."""
+    with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
+        model.save_pretrained(draft)
+        setting.tokenizer.save_pretrained(draft)
+        write_text(draft / RECIPE_FILE, setting.recipe.dump())
 
 
 def _run_dense(setting: Setting, folder: Path, tell: Tell, start: float) -> RunResult:
