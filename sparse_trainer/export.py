@@ -125,9 +125,7 @@ def new_folder(target: Path, *, overwrite: bool, ours: str = PLAN_FILE) -> Itera
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_target(
-    directory: str | os.PathLike[str], *, overwrite: bool = True, ours: str = PLAN_FILE
-) -> None:
+def check_target(directory: str | os.PathLike[str], *, overwrite: bool = True, ours: str = PLAN_FILE) -> None:
     """Raise `CheckpointError` where `save_pruned` would: ask before a long run.
 
     Args:
