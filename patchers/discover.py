@@ -28,15 +28,22 @@ class _Block:
     parts: list[Part] = field(default_factory=list)
 
 
-def discover(model: nn.Module, kinds: Iterable[Kind] = KINDS, exclude: Sequence[str] = ()) -> Structure:
+def discover(
+    model: nn.Module,
+    kinds: Iterable[Kind] = KINDS,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+) -> Structure:
     """Return the groups of `model`; works on the meta device and on models that were cut before.
 
     Args:
         kinds: Kinds of unit to return.
         exclude: Patterns of group names that stay dense: a glob (`*.layer.0.*`) or a part of the name.
+        include: Patterns of the only groups to return (`language_model`); none = all.
 
     Raises:
-        UnsupportedModelError: nothing in the model follows a known form, or its shapes contradict each other.
+        UnsupportedModelError: nothing in the model follows a known form, its shapes contradict each other, or a
+            pattern matches no group.
     """
     stacks, refusals = _read(model)
     if not stacks:
@@ -46,16 +53,23 @@ def discover(model: nn.Module, kinds: Iterable[Kind] = KINDS, exclude: Sequence[
             "Declare its naming with patchers.families.register_form (docs/architectures.md says how).",
         )
     groups = [group for stack, blocks in stacks for group in _groups_of_stack(stack, blocks)]
-    wanted, dropped = set(kinds), set(exclude)
-    unmatched = [p for p in exclude if not any(matches(p, g.name) for g in groups)]
-    if unmatched:
-        raise UnsupportedModelError(
-            "exclude", f"{unmatched[0]!r} matches no group.", f"Groups are named like {groups[0].name!r}."
-        )
-    chosen = tuple(g for g in groups if g.kind in wanted and not any(matches(p, g.name) for p in dropped))
+    for option, patterns in (("exclude", exclude), ("include", include)):
+        lost = next((p for p in patterns if not any(matches(p, g.name) for g in groups)), None)
+        if lost is not None:
+            raise UnsupportedModelError(
+                option, f"{lost!r} matches no group.", f"Groups are named like {groups[0].name!r}."
+            )
+    wanted = set(kinds)
+    chosen = tuple(g for g in groups if g.kind in wanted and _is_meant(g.name, exclude, include))
     known = tuple(stack for stack, _ in stacks)
     return Structure(
         groups=chosen, stacks=known, untouched=_untouched(model, groups, chosen, known, refusals)
+    )
+
+
+def _is_meant(name: str, exclude: Sequence[str], include: Sequence[str]) -> bool:
+    return not any(matches(p, name) for p in exclude) and (
+        not include or any(matches(p, name) for p in include)
     )
 
 

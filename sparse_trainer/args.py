@@ -59,6 +59,12 @@ class SparseTrainingArguments:
         default_factory=list,
         metadata={"help": "Patterns of group names that stay dense, e.g. layer.0 or *.heads."},
     )
+    include: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Patterns of the only groups to prune, e.g. language_model or vision_tower; none = all."
+        },
+    )
     standardize: str | None = field(
         default=None,
         metadata={

@@ -61,7 +61,7 @@ class ModelPatchingCoordinator:
             UnsupportedModelError: no family knows the model, or nothing of it is left to prune.
             BudgetError: the budget cannot be met.
         """
-        self.structure: Structure = discover(model, self.args.kinds, self.args.exclude)
+        self.structure: Structure = discover(model, self.args.kinds, self.args.exclude, self.args.include)
         if not self.structure.groups:
             raise UnsupportedModelError(
                 type(model).__name__,

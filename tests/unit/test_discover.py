@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from patchers import UnsupportedModelError, discover
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
 from sparse_trainer.conformance import tiny_model
 from tests.compact_models import FAMILIES, tiny
 
@@ -176,3 +177,17 @@ def test_a_model_of_eighty_layers_is_read_in_two_seconds() -> None:
     structure = discover(model)
     assert time.process_time() - start < 2
     assert [g.num_units for g in structure.of(["heads"])] == [8] * 80
+
+
+def test_towers_are_included_or_excluded_by_name() -> None:
+    model = tiny_model("llava")
+    text = discover(model, ["heads", "channels"], include=["language_model"])
+    vision = discover(model, ["heads", "channels"], exclude=["language_model"])
+    assert {".vision_tower." in g.name for g in text.groups} == {False}
+    assert {".vision_tower." in g.name for g in vision.groups} == {True}
+    assert len(text.groups) + len(vision.groups) == len(discover(model, ["heads", "channels"]).groups)
+    with pytest.raises(UnsupportedModelError, match=r"include: 'audio_tower' matches no group"):
+        discover(model, include=["audio_tower"])
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(include=["language_model"]))
+    coordinator.patch_model(model)
+    assert {g.name for g in coordinator.structure.groups} == {g.name for g in text.groups}
