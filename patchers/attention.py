@@ -1,17 +1,17 @@
 """Heads and KV groups: read an attention module by the table of its form."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from patchers.families import AttentionForm, attention_forms
 from patchers.families.exceptions import HEADS_STAY, NEVER_EMPTY, PER_HEAD_MASK, RESHAPES, SHARED_CACHE
-from patchers.groups import Core, Edit, Select, Slice, TensorSlice
+from patchers.groups import Core, Edit, Select, TensorSlice
 from patchers.heads import GROUP_COUNTS, HEAD_COUNTS, Heads, count_heads, divide, head_slices
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
-from patchers.parts import Refusal, join
+from patchers.parts import Part, Refusal, join
 from patchers.sources import config_fields, is_called_before, reshapes_to_input, returned_values
 
 _HEAD_WIDTHS = (
@@ -37,28 +37,6 @@ _NORMS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attention:
-    """What one attention module gives to a group of heads."""
-
-    path: str
-    form: str
-    units: int
-    """KV groups; query heads where one KV head serves all of them."""
-    slices: tuple[Slice, ...]
-    tensors: tuple[TensorSlice, ...]
-    edits: tuple[Edit, ...]
-    selects: tuple[Select, ...]
-    core: Core | None
-    consumer: str
-    whole: tuple[Refusal, ...]
-    """Linears that all heads read, which stay as they are."""
-    entry: str | None
-    """Linear that reads the hidden states; None where a latent space lies between."""
-    pins_layer: bool
-    """True where other layers need what this module computes, so that its layer cannot go."""
-
-
 def attention_form_of(module: nn.Module) -> AttentionForm | None:
     """Return the first form whose parts `module` has, or None."""
     paths = present(module)
@@ -73,7 +51,7 @@ def attention_form_of(module: nn.Module) -> AttentionForm | None:
     return None
 
 
-def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Attention | Refusal:
+def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Part | Refusal:
     """Return the units of an attention module, or why it is left alone.
 
     Raises:
@@ -107,23 +85,26 @@ def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Attentio
     strange = _strange_tensor(module, path, heads, tensors)
     if strange is not None:
         return Refusal(path=path, reason=f"{strange} may have an entry for each head, which no table knows")
-    return Attention(
+    core = _core(module, path, form)
+    return Part(
         path=path,
         form=form.name,
+        kind="heads",
         units=heads.units,
+        consumer=join(path, form.output),
         slices=slices,
         tensors=tensors,
         edits=tuple(_edits(module, path, form, heads, slices[-1].width * heads.units)),
         selects=tuple(_selects(module, path, form, heads)),
-        core=_core(module, path, form),
-        consumer=join(path, form.output),
-        whole=tuple(_whole(module, path, form, heads)),
+        core=core,
+        min_units=0 if core is not None else 1,
+        branch="attention" if core is not None else None,
         entry=None if form.shared else slices[0].path,
-        pins_layer=False,
+        left=tuple(_left(module, path, form, heads)),
     )
 
 
-def _whole(module: nn.Module, path: str, form: AttentionForm, heads: Heads) -> Iterator[Refusal]:
+def _left(module: nn.Module, path: str, form: AttentionForm, heads: Heads) -> Iterator[Refusal]:
     paths = present(module)
     for name in (name for name in form.shared if name in paths):
         yield Refusal(path=join(path, name), reason="all heads read the latent space that it makes")

@@ -6,17 +6,14 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from patchers.attention import Attention, attention_form_of, read_attention
+from patchers.attention import attention_form_of, read_attention
 from patchers.errors import UnsupportedModelError
-from patchers.experts import Experts, is_experts, read_experts, read_router
-from patchers.families.exceptions import TOWERS
-from patchers.ffn import Ffn, ffn_form_of, read_ffn
+from patchers.experts import is_experts, read_experts, read_router
+from patchers.ffn import ffn_form_of, read_ffn
 from patchers.groups import KINDS, Group, Kind, Stack, Structure
 from patchers.layers import LINEAR_TYPES, features, linear_at
-from patchers.parts import Refusal, starred
-from patchers.stacks import fixed_layers, number_in, stack_around, taps_towers
-
-Part = Attention | Ffn | Experts
+from patchers.parts import Part, Refusal, starred
+from patchers.stacks import fixed_layers, number_in, stack_around
 
 
 @dataclass
@@ -62,9 +59,14 @@ def discover(
     wanted = set(kinds)
     chosen = tuple(g for g in groups if g.kind in wanted and _is_meant(g.name, exclude, include))
     known = tuple(stack for stack, _ in stacks)
-    return Structure(
-        groups=chosen, stacks=known, untouched=_untouched(model, groups, chosen, known, refusals)
-    )
+    untouched = _untouched(model, groups, chosen, known, refusals)
+    if "layers" in wanted:
+        untouched |= {
+            f"{stack.path}.{layer}": f"cannot go as a whole: {reason}"
+            for stack in known
+            for layer, reason in stack.fixed_layers.items()
+        }
+    return Structure(groups=chosen, stacks=known, untouched=untouched)
 
 
 def _is_meant(name: str, exclude: Sequence[str], include: Sequence[str]) -> bool:
@@ -89,7 +91,7 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
     lists = {p: m for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
     found: dict[str, dict[int, _Block]] = {}
     refusals: list[Refusal] = []
-    pinned: dict[str, set[int]] = {}
+    pinned: dict[str, dict[int, str]] = {}
     taken: set[str] = set()
     for path, module in model.named_modules():
         for part in _parts_at(model, path, module):
@@ -97,7 +99,7 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
             if isinstance(part, Refusal) or stack_path is None:
                 refusals.append(part if isinstance(part, Refusal) else _outside(part))
                 if isinstance(part, Refusal) and part.pins_layer and stack_path is not None:
-                    pinned.setdefault(stack_path, set()).add(number_in(path, stack_path))
+                    pinned.setdefault(stack_path, {})[number_in(path, stack_path)] = part.reason
             elif part.consumer not in taken:
                 taken.add(part.consumer)
                 layer = number_in(path, stack_path)
@@ -105,23 +107,22 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
                 block = blocks.setdefault(layer, _Block(path=f"{stack_path}.{layer}", layer=layer))
                 block.parts.append(part)
     stacks = []
-    tapped = taps_towers(model)
     for stack_path, blocks in found.items():
         parts = [part for block in blocks.values() for part in block.parts]
+        narrowing = {
+            layer: _CHANGES_WIDTH for layer, block in blocks.items() if not _keeps_width(model, block)
+        }
         stack = Stack(
             path=stack_path,
             size=len(lists[stack_path]),
             forms=tuple(dict.fromkeys(part.form for part in parts)),
-            fixed_layers=frozenset(
-                range(len(lists[stack_path]))
-                if tapped and any(tower in stack_path for tower in TOWERS)
-                else pinned.get(stack_path, set())
-                | fixed_layers(model, stack_path)
-                | {layer for layer, block in blocks.items() if not _keeps_width(model, block)}
-            ),
+            fixed_layers=narrowing | pinned.get(stack_path, {}) | fixed_layers(model, stack_path),
         )
         stacks.append((stack, [blocks[layer] for layer in sorted(blocks)]))
     return stacks, refusals
+
+
+_CHANGES_WIDTH = "it reads and writes different numbers of features"
 
 
 def _parts_at(model: nn.Module, path: str, module: nn.Module) -> Iterator[Part | Refusal]:
@@ -142,8 +143,8 @@ def _parts_at(model: nn.Module, path: str, module: nn.Module) -> Iterator[Part |
     if attention is not None:
         found = read_attention(model, path, attention)
         yield found
-        if isinstance(found, Attention):
-            yield from found.whole
+        if isinstance(found, Part):
+            yield from found.left
     ffn = ffn_form_of(module)
     if ffn is not None:
         yield read_ffn(model, path, ffn)
@@ -157,10 +158,9 @@ def _keeps_width(model: nn.Module, block: _Block) -> bool:
     """Tell whether everything in a block reads and writes the same number of features."""
     widths = set()
     for part in block.parts:
-        if not isinstance(part, Experts) and part.slices:
-            entry = part.entry if isinstance(part, Attention) else part.slices[0].path
-            if entry is not None:
-                widths.add(features(linear_at(model, entry))[1])
+        if part.entry is not None:
+            widths.add(features(linear_at(model, part.entry))[1])
+        if part.slices:
             widths.add(features(linear_at(model, part.consumer))[0])
     return len(widths) < 2
 
@@ -168,8 +168,8 @@ def _keeps_width(model: nn.Module, block: _Block) -> bool:
 def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
     for block in blocks:
         # Attention first, whatever the order in which a class creates its parts.
-        for part in sorted(block.parts, key=lambda part: not isinstance(part, Attention)):
-            like = [p for p in block.parts if type(p) is type(part)]
+        for part in sorted(block.parts, key=lambda part: part.kind != "heads"):
+            like = [p for p in block.parts if p.kind == part.kind]
             inner = part.path.removeprefix(block.path).removeprefix(".") if len(like) > 1 else ""
             prefix = f"{block.path}.{inner}" if inner else block.path
             yield from _groups_of_part(stack, block, part, prefix)
@@ -186,31 +186,15 @@ def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
 def _groups_of_part(stack: Stack, block: _Block, part: Part, prefix: str) -> Iterator[Group]:
     if part.units == 0:
         return
-    if isinstance(part, Attention):
-        width = Group(
-            name=f"{prefix}.heads", kind="heads", layer=block.layer, stack=stack.path, block=block.path,
-            num_units=part.units, consumer=part.consumer, slices=part.slices, tensors=part.tensors, edits=part.edits,
-            selects=part.selects, core=part.core, min_units=0 if part.core is not None else 1,
-        )  # fmt: skip
-        branch: Kind | None = "attention" if part.core is not None else None
-    elif isinstance(part, Experts):
-        width = Group(
-            name=f"{prefix}.experts", kind="experts", layer=block.layer, stack=stack.path, block=block.path,
-            num_units=part.units, consumer=part.consumer, tensors=part.tensors, edits=part.edits,
-            min_units=part.min_units,
-        )  # fmt: skip
-        branch = None
-    else:
-        width = Group(
-            name=f"{prefix}.channels", kind="channels", layer=block.layer, stack=stack.path, block=block.path,
-            num_units=part.units, consumer=part.consumer, slices=part.slices, tensors=part.tensors, edits=part.edits,
-            min_units=0 if part.can_be_empty else 1, active=part.active,
-        )  # fmt: skip
-        branch = "ffn" if part.can_be_empty else None
+    width = Group(
+        name=f"{prefix}.{part.kind}", kind=part.kind, layer=block.layer, stack=stack.path, block=block.path,
+        num_units=part.units, consumer=part.consumer, slices=part.slices, tensors=part.tensors, edits=part.edits,
+        selects=part.selects, core=part.core, min_units=part.min_units, active=part.active,
+    )  # fmt: skip
     yield width
-    if branch is not None:
+    if part.branch is not None:
         yield Group(
-            name=f"{prefix}.{branch}", kind=branch, layer=block.layer, stack=stack.path, block=block.path,
+            name=f"{prefix}.{part.branch}", kind=part.branch, layer=block.layer, stack=stack.path, block=block.path,
             num_units=1, consumer=width.consumer, inner=width.name, core=width.core, slices=width.slices,
             tensors=width.tensors,
         )  # fmt: skip

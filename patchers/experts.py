@@ -1,35 +1,18 @@
 """Stacked experts of a mixture: their channels, and whole experts, by what the modules say of themselves."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.ffn import Ffn, pair_index, width_edits
+from patchers.ffn import pair_index, width_edits
 from patchers.groups import Edit, TensorSlice
-from patchers.parts import Refusal, join
+from patchers.parts import Part, Refusal, join
 
 _DEFAULT_EXPERTS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts", "num_routed_experts")
 _CORRECTION = ("correction_bias", "expert_bias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experts:
-    """What one mixture gives to a group of whole experts."""
-
-    path: str
-    """Of the block that holds router and experts."""
-    units: int
-    consumer: str
-    """The router: a closed expert is one that it cannot choose."""
-    tensors: tuple[TensorSlice, ...]
-    edits: tuple[Edit, ...]
-    min_units: int
-    """Experts that a token meets."""
-    form: str = "router"
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -38,7 +21,7 @@ def is_experts(module: nn.Module) -> bool:
     return all(name in own for name in _DEFAULT_EXPERTS) and "down_proj" in dict(module.named_parameters())
 
 
-def read_experts(model: nn.Module, path: str) -> Ffn | Refusal:
+def read_experts(model: nn.Module, path: str) -> Part | Refusal:
     """Return the channels of stacked experts: a channel goes in every expert at once."""
     experts: Any = model.get_submodule(path)
     own, tensors = vars(experts), dict(experts.named_parameters(recurse=False))
@@ -61,13 +44,15 @@ def read_experts(model: nn.Module, path: str) -> Ffn | Refusal:
         TensorSlice(name=join(path, "down_proj"), dim=in_dim, units=width, width=1, is_consumer=True)
     )
     count = tensors["down_proj"].shape[0]
-    return Ffn(
+    return Part(
         path=path,
         form="experts",
+        kind="channels",
         units=width,
         consumer=path,
         tensors=tuple(slices),
         edits=tuple(width_edits(model, (path, path.rpartition(".")[0]), width)),
+        min_units=1,
         active=_active(model, path, count),
     )
 
@@ -82,7 +67,7 @@ def _active(model: nn.Module, path: str, count: int) -> float:
     return 1.0
 
 
-def read_router(model: nn.Module, path: str) -> Experts | Refusal | None:
+def read_router(model: nn.Module, path: str) -> Part | Refusal | None:
     """Return the experts at `path` as units, with the router beside them; None where there is no router to cut.
 
     A router is a module beside the experts with one row of weights per expert.
@@ -116,8 +101,11 @@ def read_router(model: nn.Module, path: str) -> Experts | Refusal | None:
         if vars(model.get_submodule(where)).get(name) == count
     ]
     chosen = round(_active(model, path, count) * count)
-    return Experts(
+    # A closed expert is one that the router cannot choose; a token meets so many of those that stay.
+    return Part(
         path=block_path,
+        form="router",
+        kind="experts",
         units=count,
         consumer=router,
         tensors=tuple(tensors),

@@ -1,7 +1,6 @@
-"""Channels: read a feed-forward module by the table of its form, and experts by what they say of themselves."""
+"""Channels: read a feed-forward module by the table of its form."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import nn
@@ -9,30 +8,15 @@ from transformers.pytorch_utils import Conv1D
 
 from patchers.families import FfnForm, ffn_forms
 from patchers.families.exceptions import CHANNELS_STAY
-from patchers.groups import Edit, Slice, TensorSlice
+from patchers.groups import Edit, Slice
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
-from patchers.parts import Refusal, join
+from patchers.parts import Part, Refusal, join
 from patchers.sources import called_around, is_called_before
 
 _WIDTHS = (
     "intermediate_size", "intermediate_dim", "ffn_dim", "hidden_dim", "expert_dim", "inner_dim", "mlp_dim", "d_ff",
     "ffn_hidden_size", "hidden_features", "dim_feedforward",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ffn:
-    """What one feed-forward module gives to a group of channels."""
-
-    path: str
-    form: str
-    units: int
-    consumer: str
-    slices: tuple[Slice, ...] = ()
-    tensors: tuple[TensorSlice, ...] = ()
-    edits: tuple[Edit, ...] = ()
-    active: float = 1.0
-    can_be_empty: bool = False
 
 
 def ffn_form_of(module: nn.Module) -> FfnForm | None:
@@ -55,7 +39,7 @@ def _fits(module: nn.Module, form: FfnForm) -> bool:
     return all(features(linear_at(module, name))[0] in allowed for name in form.up)
 
 
-def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Ffn | Refusal:
+def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Part | Refusal:
     """Return the channels of a feed-forward module, or why it is left alone."""
     module = model.get_submodule(path)
     for name in (*form.up, form.down):
@@ -84,14 +68,17 @@ def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Ffn | Refusal:
     owners = (join(path, role).rpartition(".")[0] for role in (*form.up, form.down))
     # Conv1D reshapes by its sizes, which fails at zero.
     plain = not any(isinstance(linear_at(model, s.path), Conv1D) for s in slices)
-    return Ffn(
+    return Part(
         path=path,
         form=form.name,
+        kind="channels",
         units=width,
         consumer=join(path, form.down),
         slices=tuple(slices),
         edits=tuple(width_edits(model, dict.fromkeys((path, *owners)), width)),
-        can_be_empty=plain,
+        min_units=0 if plain else 1,
+        branch="ffn" if plain else None,
+        entry=slices[0].path,
     )
 
 

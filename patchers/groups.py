@@ -149,8 +149,8 @@ class Stack:
     size: int
     forms: tuple[str, ...] = ()
     """Names of the forms that its blocks follow."""
-    fixed_layers: frozenset[int] = frozenset()
-    """Layers that cannot be taken away as a whole."""
+    fixed_layers: Mapping[int, str] = field(default_factory=dict)
+    """Layers that cannot be taken away as a whole, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class Structure:
     groups: tuple[Group, ...]
     stacks: tuple[Stack, ...]
     untouched: Mapping[str, str] = field(default_factory=dict)
-    """Path of every linear, expert tensor or attention that belongs to no group, with the reason."""
+    """Path of every linear, expert tensor, attention or block that belongs to no group of its own, with the reason."""
 
     def __getitem__(self, name: str) -> Group:
         return self._by_name[name]

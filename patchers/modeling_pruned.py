@@ -101,12 +101,13 @@ class Selection:
         returned: int | None = None,
     ) -> None:
         self.argument, self.position, self.dim = argument, position, dim
-        self.index, self.of, self.returned = index, of, returned
+        self.index, self.of, self.returned = tuple(index), of, returned
         self._given: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that make an equal selection."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        shown = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {**shown, "index": list(self.index)}
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Narrow the argument (forward pre-hook)."""
@@ -116,7 +117,7 @@ class Selection:
         if value is None or value.dim() <= self.dim or value.shape[self.dim] % self.of:
             return args, kwargs
         narrow = value.unflatten(self.dim, (-1, self.of))
-        narrow = narrow.index_select(self.dim + 1, _index_on(tuple(self.index), value.device))
+        narrow = narrow.index_select(self.dim + 1, _index_on(self.index, value.device))
         narrow = narrow.flatten(self.dim, self.dim + 1)
         if name in kwargs:
             return args, {**kwargs, name: narrow}
@@ -168,7 +169,7 @@ def set_attribute(module: Any, name: str, value: Any) -> None:
     _, _, rest = name.partition(".")
     if not rest:
         setattr(module, name, value)
-    elif isinstance(module.config, OwnConfig):
+    elif type(module.config).__name__ == OwnConfig.__name__:  # its class may have come with a saved folder
         module.config._own[rest] = value
     else:
         module.config = OwnConfig(module.config, **{rest: value})
@@ -231,7 +232,7 @@ def layout_in(config: Any) -> dict[str, Any]:
     if pruning.get("format") != FORMAT:
         raise LayoutError(f"config.pruning has format {pruning.get('format')!r}; this code reads {FORMAT}.")
     layout: dict[str, Any] = pruning["layout"]
-    for part in _PARTS:
+    for part in ("build", *_PARTS):
         if not isinstance(layout.get(part), dict):
             raise LayoutError(
                 f"config.pruning: layout.{part} is {layout.get(part)!r}, not a mapping of module paths."
@@ -322,7 +323,9 @@ def overridden(config: Any, values: dict[str, Any]) -> Iterator[None]:
         *parents, name = path.split(".")
         owner = config
         for parent in parents:
-            owner = getattr(owner, parent)
+            owner = getattr(owner, parent, None)
+        if name not in vars(owner or nn.Module):
+            raise LayoutError(f"config.pruning: layout.build names {path!r}, which the config lacks.")
         before.append((owner, name, vars(owner)[name]))
         vars(owner)[name] = value
     try:
@@ -342,7 +345,7 @@ def pruned_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
             # A head class builds its base through the stock class, so only the outermost model applies the layout.
             layout = layout_in(config)
-            with overridden(config, layout.get("build", {})):
+            with overridden(config, layout["build"]):
                 stock.__init__(self, config, *args, **kwargs)
             apply_layout(self, layout)
             _initialise(self, layout)

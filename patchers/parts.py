@@ -1,7 +1,9 @@
-"""What every reader of modules needs: dotted paths, and a word for what is left alone."""
+"""What the readers of modules return: units, or why there are none; and dotted paths."""
 
 import re
 from dataclasses import dataclass
+
+from patchers.groups import Core, Edit, Kind, Select, Slice, TensorSlice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +13,32 @@ class Refusal:
     path: str
     reason: str
     pins_layer: bool = False
+    """True where other layers need what this module computes, so that its layer cannot go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one module gives to a group of heads, channels or experts."""
+
+    path: str
+    form: str
+    kind: Kind
+    units: int
+    """Channels; experts; KV groups, or query heads where one KV head serves all of them."""
+    consumer: str
+    slices: tuple[Slice, ...] = ()
+    tensors: tuple[TensorSlice, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    selects: tuple[Select, ...] = ()
+    core: Core | None = None
+    min_units: int = 0
+    active: float = 1.0
+    branch: Kind | None = None
+    """The kind of the whole branch as a unit; None where it cannot go."""
+    entry: str | None = None
+    """Linear that reads the hidden states; None where a latent space or a router lies between."""
+    left: tuple[Refusal, ...] = ()
+    """Linears of the module that every unit reads, which stay as they are."""
 
 
 def join(path: str, *parts: str) -> str:

@@ -1,4 +1,4 @@
-"""Read from the source of a module what it returns."""
+"""Read from the source of a module what it returns, calls and reads: silence where there is no source."""
 
 import ast
 import inspect
@@ -9,17 +9,21 @@ from functools import lru_cache
 from typing import Any
 
 
+def _tree(forward: Callable[..., Any]) -> ast.Module:
+    """Return the parsed source of a function, an empty module where it cannot be had."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
+    except (OSError, TypeError, SyntaxError):
+        return ast.Module(body=[], type_ignores=[])
+
+
 @lru_cache(maxsize=1024)
 def returned_values(forward: Callable[..., Any]) -> int | None:
     """Return how many values a function returns, 0 for a bare tensor, None where its source does not tell.
 
     Read from the return statements, for annotations promise more, or less, than many models return.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    found = {_values(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}
+    found = {_values(node.value) for node in ast.walk(_tree(forward)) if isinstance(node, ast.Return)}
     return found.pop() if len(found) == 1 else None
 
 
@@ -72,11 +76,7 @@ def is_called_before(forward: Callable[..., Any], first: str, last: str) -> bool
 @lru_cache(maxsize=1024)
 def _children_called(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Return the names X of `self.X(…)` in the order in which they run, what is in the brackets first."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
-    except (OSError, TypeError, SyntaxError):
-        return ()
-    return tuple(_calls_in(tree))
+    return tuple(_calls_in(_tree(forward)))
 
 
 def _calls_in(tree: ast.AST) -> Iterator[str]:
@@ -103,10 +103,7 @@ def reshapes_to_input(forward: Callable[..., Any]) -> bool:
 
     `batch, length, width = hidden_states.size()` … `output.reshape(batch, length, width)`.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
-    except (OSError, TypeError, SyntaxError):
-        return False
+    tree = _tree(forward)
     widths = {_last_size(node) for node in ast.walk(tree) if isinstance(node, ast.Assign)} - {None}
     return any(
         isinstance(node, ast.Call)

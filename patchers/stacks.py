@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from patchers.families.exceptions import LAYERS_STAY, PER_LAYER_INPUT, TAPPED
+from patchers.families.exceptions import LAYERS_STAY, PER_LAYER_INPUT, TAPPED, TOWERS
 from patchers.sources import config_fields
 
 _BESIDE_FIRST = "conv"
@@ -20,27 +20,36 @@ def stack_around(path: str, lists: dict[str, nn.ModuleList]) -> str | None:
 
 
 def number_in(path: str, stack: str) -> int:
+    """Return the number of the block of a list that a module lies in."""
     return int(path.removeprefix(f"{stack}." if stack else "").partition(".")[0])
 
 
-def fixed_layers(model: nn.Module, stack: str) -> set[int]:
-    """Return the blocks of a list that cannot go as a whole."""
+def fixed_layers(model: nn.Module, stack: str) -> dict[int, str]:
+    """Return the blocks of a list that cannot go as a whole, with the reason."""
     whole: Any = model.get_submodule(stack)
-    every = set(range(len(whole)))
-    owner = model.get_submodule(stack.rpartition(".")[0])
-    beside = dict(owner.named_children())
-    twins = [
-        m for m in beside.values() if isinstance(m, nn.ModuleList) and m is not whole and len(m) == len(whole)
-    ]
-    if any(type(block).__name__ in LAYERS_STAY for block in whole):
-        return every
-    if any(
-        name.rpartition(".")[2] == PER_LAYER_INPUT for block in whole for name, _ in block.named_modules()
-    ):
-        return every
-    if len(whole) > 1 and (twins or _is_tapped(model, stack)):
-        return every
-    return {0} if beside.get(_BESIDE_FIRST) is not None else set()
+    if len(whole) < 2:
+        return {}
+    beside = dict(model.get_submodule(stack.rpartition(".")[0]).named_children())
+    every = _why_all_stay(model, stack, whole, beside)
+    if every is not None:
+        return dict.fromkeys(range(len(whole)), every)
+    return {0: "a convolution takes its output"} if beside.get(_BESIDE_FIRST) is not None else {}
+
+
+def _why_all_stay(model: nn.Module, stack: str, whole: Any, beside: dict[str, nn.Module]) -> str | None:
+    listed = (LAYERS_STAY.get(type(block).__name__) for block in whole)
+    named = (name.rpartition(".")[2] for block in whole for name, _ in block.named_modules())
+    twins = (m for m in beside.values() if isinstance(m, nn.ModuleList) and m is not whole)
+    by_class = next((reason for reason in listed if reason is not None), None)
+    if by_class is not None:
+        return by_class
+    if PER_LAYER_INPUT in named:
+        return "each block has an input made for its number"
+    if any(len(twin) == len(whole) for twin in twins):
+        return "another list runs beside this one, block by block"
+    if _taps_towers(model) and any(tower in stack for tower in TOWERS):
+        return "config.vision_feature_layer takes the output of a layer by its number"
+    return "outputs of its blocks are taken by number" if _is_tapped(model, stack) else None
 
 
 def _is_tapped(model: nn.Module, stack: str) -> bool:
@@ -65,7 +74,7 @@ def _taps(module: nn.Module) -> bool:
     return any(part in name and value for name, value in listed.items() for part in TAPPED)
 
 
-def taps_towers(model: nn.Module) -> bool:
+def _taps_towers(model: nn.Module) -> bool:
     """Tell whether the config takes the output of a vision tower from a layer by its number (LLaVA)."""
     config = vars(model).get("config")
     layer = None if config is None else getattr(config, "vision_feature_layer", None)

@@ -138,7 +138,7 @@ def _narrow_select(module: nn.Module, select: Select, keep_U: Tensor) -> None:
     kept = entries[keep_U.cpu()].flatten().tolist()
     hung = next((s for s in selections_of(module) if s.argument == select.argument), None)
     if hung is not None:
-        hung.index = [hung.index[i] for i in kept]
+        hung.index = tuple(hung.index[i] for i in kept)
         return
     add_select(
         module, argument=select.argument, position=select.position, dim=select.dim, index=kept,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from patchers import Structure
-from patchers.groups import Group
+from patchers.groups import Group, Kind
 
 _LAYER_FIELDS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
@@ -27,6 +27,8 @@ _HEAD_FIELDS = (
 )  # fmt: skip
 _GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _WIDTH_FIELDS = ("head_dim", "d_kv", "attention_head_size")
+_DEPTHS = ("depths", "num_layers", "depth")
+"""Fields that list the layers of each stage."""
 _PER_LAYER = ("layer", "types", "pattern", "rope", "sliding", "interleave", "window", "kernels", "dilations")
 """Parts of the names of config fields with one entry per layer."""
 
@@ -55,41 +57,51 @@ def configs_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def layer_changes(config: PreTrainedConfig, cut: Cut, stack: str) -> Iterator[Change]:
+    """Yield the ways to say that layers of a stack are gone: a count with the lists that have an entry per layer."""
     size = next(s.size for s in cut.before.stacks if s.path == stack)
     gone = cut.gone[stack]
     for part in configs_of(config):
-        lists = [
-            (part, name, type(value)(entry for layer, entry in enumerate(value) if layer not in gone))
-            for name, value in vars(part).items()
-            if isinstance(value, list | tuple)
-            and len(value) == size
-            and any(key in name for key in _PER_LAYER)
-        ]
-        indices = [
-            (part, name, [i - sum(g < i for g in gone) for i in value if i not in gone])
-            for name, value in vars(part).items()
-            if isinstance(value, list) and any(key in name for key in _INDICES) and _is_numbering(value, size)
-        ]
-        kinds = vars(part).get("attention_types")
-        if kinds is not None and "attention_layers" in vars(part):
-            # GPT-Neo writes its list twice, the second time as [[kinds, how often], …].
-            left = next((entry[2] for entry in lists if entry[1] == "attention_layers"), None)
-            lists = [entry for entry in lists if entry[1] != "attention_types"]
-            lists.append((part, "attention_types", [[list(left or []), 1]]))
-        for name in _LAYER_FIELDS:
-            if vars(part).get(name) == size:
-                yield [(part, name, size - len(gone)), *lists]
-                if indices:
-                    lengths = {listed for _, listed, _ in indices}
-                    others = [entry for entry in lists if entry[1] not in lengths]
-                    yield [(part, name, size - len(gone)), *others, *indices]
-        for name, value in vars(part).items():
-            if isinstance(value, list | tuple) and name in ("depths", "num_layers", "depth"):
-                for place, entry in enumerate(value):
-                    if entry == size:
-                        yield [
-                            (part, name, type(value)([*value[:place], size - len(gone), *value[place + 1 :]]))
-                        ]
+        lists, numberings = _thinned(part, size, gone), _renumbered(part, size, gone)
+        for name in (name for name in _LAYER_FIELDS if vars(part).get(name) == size):
+            yield [(part, name, size - len(gone)), *lists]
+            if numberings:
+                numbered = {listed for _, listed, _ in numberings}
+                others = [entry for entry in lists if entry[1] not in numbered]
+                yield [(part, name, size - len(gone)), *others, *numberings]
+        yield from _stage_changes(part, size, len(gone))
+
+
+def _thinned(part: PreTrainedConfig, size: int, gone: Set[int]) -> Change:
+    """Return the lists with an entry per layer, without those of the layers that are gone."""
+    lists: Change = [
+        (part, name, type(value)(entry for layer, entry in enumerate(value) if layer not in gone))
+        for name, value in vars(part).items()
+        if isinstance(value, list | tuple) and len(value) == size and any(key in name for key in _PER_LAYER)
+    ]
+    left = next((value for _, name, value in lists if name == "attention_layers"), None)
+    if left is None or "attention_types" not in vars(part):
+        return lists
+    # GPT-Neo writes its list twice, the second time as [[kinds, how often], …].
+    lists = [entry for entry in lists if entry[1] != "attention_types"]
+    return [*lists, (part, "attention_types", [[list(left), 1]])]
+
+
+def _renumbered(part: PreTrainedConfig, size: int, gone: Set[int]) -> Change:
+    """Return the lists of layers by number, as the remaining layers are numbered."""
+    return [
+        (part, name, [i - sum(g < i for g in gone) for i in value if i not in gone])
+        for name, value in vars(part).items()
+        if isinstance(value, list) and any(key in name for key in _INDICES) and _is_numbering(value, size)
+    ]
+
+
+def _stage_changes(part: PreTrainedConfig, size: int, gone: int) -> Iterator[Change]:
+    """Yield the change of each entry of a list of depths, one per stage, that may be the stack's."""
+    for name in _DEPTHS:
+        value = vars(part).get(name)
+        if isinstance(value, list | tuple):
+            for place in (place for place, depth in enumerate(value) if depth == size):
+                yield [(part, name, type(value)([*value[:place], size - gone, *value[place + 1 :]]))]
 
 
 def _is_numbering(values: list[Any], size: int) -> bool:
@@ -103,19 +115,21 @@ def _is_numbering(values: list[Any], size: int) -> bool:
 
 
 def channel_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
-    after = {(g.stack, g.name.rpartition(".")[2], inner_name(g)): g for g in cut.after.of(["channels"])}
-    seen = set()
-    for old in cut.before.of(["channels"]):
-        new = after.get((old.stack, "channels", inner_name(old)))
-        if new is None or (old.num_units, new.num_units) in seen or old.num_units == new.num_units:
-            continue
-        seen.add((old.num_units, new.num_units))
+    """Yield the ways to say how many channels are left."""
+    for before, now in _resized(cut, "channels"):
         for part in configs_of(config):
             for name in CHANNEL_FIELDS:
                 value = vars(part).get(name, 0)
-                if value == old.num_units or value is None:
-                    yield [(part, name, new.num_units)]
-            yield from _ratio_changes(part, old.num_units, new.num_units)
+                if value == before or value is None:
+                    yield [(part, name, now)]
+            yield from _ratio_changes(part, before, now)
+
+
+def _resized(cut: Cut, kind: Kind) -> list[tuple[int, int]]:
+    """Return the numbers of units that a cut changed, before and after, each pair once."""
+    after = {(g.stack, inner_name(g)): g.num_units for g in cut.after.of([kind])}
+    pairs = ((g.num_units, after.get((g.stack, inner_name(g)), g.num_units)) for g in cut.before.of([kind]))
+    return [(before, now) for before, now in dict.fromkeys(pairs) if before != now]
 
 
 def _ratio_changes(part: PreTrainedConfig, before: int, now: int) -> Iterator[Change]:
@@ -163,16 +177,10 @@ def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Cha
 
 
 def expert_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
-    after = {(g.stack, inner_name(g)): g for g in cut.after.of(["experts"])}
-    pairs = {
-        (old.num_units, after[key].num_units)
-        for old in cut.before.of(["experts"])
-        if (key := (old.stack, inner_name(old))) in after
-    }
-    for before, now in pairs:
-        if before != now:
-            for part in configs_of(config):
-                yield from ([(part, name, now)] for name in _EXPERT_FIELDS if vars(part).get(name) == before)
+    """Yield the ways to say how many experts are left."""
+    for before, now in _resized(cut, "experts"):
+        for part in configs_of(config):
+            yield from ([(part, name, now)] for name in _EXPERT_FIELDS if vars(part).get(name) == before)
 
 
 def inner_name(group: Group) -> str:

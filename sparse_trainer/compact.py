@@ -46,9 +46,11 @@ def compact_folder(
     if plan is not None and form == "auto" and Path(resolve(source)).is_dir():
         made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
         return made, Plan.load(made)
-    compact = optimize_model(_load(source), plan=plan, inplace=True)
+    model = _load(source)
+    before = model.num_parameters()
+    compact = optimize_model(model, plan=plan, inplace=True)
     done = plan_of(compact)
-    if done is None or (plan is None and done.params["compact"] == done.params["dense"]):
+    if done is None or (plan is None and compact.num_parameters() == before):
         raise CheckpointError(
             source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
         )

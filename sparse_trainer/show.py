@@ -45,12 +45,12 @@ def recipe_table(recipes: Mapping[str, str]) -> Table:
 
 
 def inspection(result: Inspection) -> list[RenderableType]:
-    """Return totals per kind, the groups per layer, and the untouched linears."""
+    """Return totals per kind, the groups per layer, and what stays untouched."""
     totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
     totals += [[kind, *(f"{number:,}" for number in numbers)] for kind, numbers in result.totals().items()]
     groups = [["group", "units", "parameters", "MACs per token"]]
     groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
-    untouched = [["untouched linear", "reason"], *([path, why] for path, why in result.untouched.items())]
+    untouched = [["untouched", "reason"], *([path, why] for path, why in result.untouched.items())]
     return [
         f"{result.model}, forms {', '.join(result.forms)}: {result.parameters:,} parameters, "
         f"{result.macs:,} MACs per token at {result.sequence_length} tokens",

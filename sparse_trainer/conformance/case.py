@@ -20,8 +20,6 @@ from sparse_trainer.inputs import outputs_of
 # Shape legend: U = units of a group.
 
 _INSIDE_FLOAT32 = 2e-6
-RELOADED = 1e-5
-"""Buffers that no folder holds are computed anew when a model is loaded, in float64 where they were in float32."""
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -117,8 +115,14 @@ class Case:
             self.notes.add("float32 inside")
 
 
-def check_same(found: list[Tensor], expected: list[Tensor], inside: float = _INSIDE_FLOAT32) -> bool:
-    """Raise unless outputs agree up to rounding; return False where only up to that of float32, which is `inside`."""
+def check_bits(found: list[Tensor], expected: list[Tensor]) -> None:
+    """Raise unless outputs agree in every bit."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def check_same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Raise unless outputs agree up to rounding; return False where only up to that of float32 inside the model."""
     exact = True
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:
@@ -129,7 +133,7 @@ def check_same(found: list[Tensor], expected: list[Tensor], inside: float = _INS
         near = _TOLERANCES.get(other.dtype, 1e-5) * scale
         if not torch.allclose(one, other, rtol=0, atol=near, equal_nan=True):
             # Some models take their softmax or their routing in float32 whatever they are cast to.
-            torch.testing.assert_close(one, other, rtol=0, atol=inside * scale, equal_nan=True)
+            torch.testing.assert_close(one, other, rtol=0, atol=_INSIDE_FLOAT32 * scale, equal_nan=True)
             exact = False
     return exact
 

@@ -91,7 +91,7 @@ def auto_class_for(model_type: str) -> Any:
 
 
 def dtype_for(model_type: str) -> torch.dtype:
-    """Return float64, or float32 for types whose code casts to float32 and back too little."""
+    """Return float64, or float32 for types that cannot run in it, or not in both."""
     return torch.float32 if model_type in FLOAT32 else torch.float64
 
 

@@ -267,7 +267,7 @@ NOT_TESTABLE: Final[Mapping[str, str]] = _because(
     ),
 )
 
-# Their masks overflow, or they cast to float32 and do not cast back.
+# Their masks overflow, they cast to float32 and do not cast back, or (mimi) they keep a table in their first dtype.
 FLOAT32: Final = frozenset(
     {
         "autoformer",
@@ -277,6 +277,7 @@ FLOAT32: Final = frozenset(
         "gemma4_audio",
         "inkling2",
         "inkling2_text",
+        "mimi",
         "mra",
         "prophetnet",
         "xglm",

@@ -118,6 +118,8 @@ def test_a_checkpoint_of_a_run_can_be_cut_and_inspected(files: Path, tmp_path: P
     assert plan.groups == result.plan.groups
     assert inspect_model(load_shape(str(folder))).parameters == plan.params["compact"]
     assert AutoTokenizer.from_pretrained(folder)("is it")["input_ids"]
+    with pytest.raises(CheckpointError, match="nothing to cut"):
+        compact_folder(str(folder), tmp_path / "again")
 
 
 def test_a_dense_run_saves_a_stock_checkpoint(files: Path, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_a_convolution_pins_the_first_layer() -> None:
     )
     structure = discover(DebertaV2Model(config), ["layers"])
     assert [g.layer for g in structure.groups] == [1, 2]
+    assert "a convolution takes its output" in structure.untouched["encoder.layer.0"]
 
 
 def test_latent_attention_gives_heads_and_keeps_its_ranks() -> None:
@@ -191,3 +192,20 @@ def test_towers_are_included_or_excluded_by_name() -> None:
     coordinator = ModelPatchingCoordinator(SparseTrainingArguments(include=["language_model"]))
     coordinator.patch_model(model)
     assert {g.name for g in coordinator.structure.groups} == {g.name for g in text.groups}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "path", "reason"),
+    [
+        ("t5", "encoder.block.0", "relative_attention_bias feeds the other layers"),
+        ("gemma4_text", "model.layers.1", "input made for its number"),
+        ("flaubert", "attentions.0", "another list runs beside this one"),
+        ("qwen3_vl_vision", "blocks.0", "taken by number"),
+        ("hiera", "encoder.stages.2.layers.0", "make the picture smaller"),
+    ],
+)
+def test_layers_that_cannot_go_are_named_with_the_reason(model_type: str, path: str, reason: str) -> None:
+    structure = discover(tiny_model(model_type))
+    assert reason in structure.untouched[path]
+    assert not any(g.block == path for g in structure.of(["layers"]))
+    assert path not in discover(tiny_model(model_type), ["channels"]).untouched

@@ -123,7 +123,8 @@ def test_a_base_model_on_its_own_reports_hidden_states() -> None:
         (None, "no layout"),
         ({"format": 1}, "no layout"),
         ({"format": 2, "layout": {}}, "format 2"),
-        ({"format": 1, "layout": {"layers": {}, "skips": {}}}, "layout.shapes is None"),
+        ({"format": 1, "layout": {"layers": {}, "skips": {}}}, "layout.build is None"),
+        ({"format": 1, "layout": {"layers": {}, "build": {}, "skips": {}}}, "layout.shapes is None"),
     ],
 )
 def test_a_damaged_config_is_named(pruning: object, message: str) -> None:
@@ -140,11 +141,19 @@ def test_a_damaged_config_is_named(pruning: object, message: str) -> None:
         ("shapes", {"encoder.layer.weight": [1, 1]}, "does not fit BertFor"),
         ("selects", {"encoder.layer.0": [{"arguments": 1}]}, "does not fit BertFor"),
         ("layers", {"encoder.blocks": [1]}, "does not fit BertFor"),
+        (
+            "build",
+            {"text_config.num_hidden_layers": 3},
+            r"text_config\.num_hidden_layers.* which the config lacks",
+        ),
+        ("build", {"number_of_layers": 3}, "which the config lacks"),
     ],
 )
 def test_a_layout_of_another_model_is_named(part: str, entry: dict[str, Any], message: str) -> None:
     config = tiny().config
-    layout = {"layers": {}, "skips": {}, "shapes": {}, "attributes": {}, "selects": {}, part: entry}
+    layout = {part: {} for part in ("layers", "build", "skips", "shapes", "attributes", "selects")} | {
+        part: entry
+    }
     config.pruning = {"format": 1, "layout": layout}
     with pytest.raises(LayoutError, match=message):
         pruned_class(BertForSequenceClassification)(config)
