@@ -3,8 +3,11 @@
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +94,18 @@ def interleave(
             if round_number >= warmup:
                 times[name].append(elapsed)
     return times
+
+
+def memory_bytes(key: str) -> int:
+    """Read a memory figure of this process (Linux), VmRSS or VmHWM; unlike ru_maxrss it does not inherit a peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def in_own_process(*arguments: str) -> Any:
+    """Run this script again with more arguments, in a fresh interpreter, and return the JSON that it prints last."""
+    done = subprocess.run([sys.executable, *sys.argv, *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def summary(times: list[float]) -> dict[str, float]:

@@ -27,14 +27,30 @@ from sparse_trainer import load_pruned
 from sparse_trainer.data import load_splits
 from sparse_trainer.recipe import load_recipe
 
+ALONE = "pruning.distil_teacher_name_or_path=null"
+MASKS = [
+    "pruning.dense_pruning_method=topK:1d_alt",
+    "pruning.attention_pruning_method=topK",
+    "pruning.attention_output_with_dense=false",
+    "pruning.final_threshold={density}",
+]
 METHODS: dict[str, list[str]] = {
-    "movement + distillation": ["pruning.scoring=movement"],
-    "movement": ["pruning.scoring=movement", "pruning.distil_teacher_name_or_path=null"],
-    "taylor + distillation": ["pruning.scoring=taylor"],
-    "taylor": ["pruning.scoring=taylor", "pruning.distil_teacher_name_or_path=null"],
-    "magnitude": ["pruning.scoring=magnitude", "pruning.distil_teacher_name_or_path=null"],
-    "random": ["pruning.scoring=random", "pruning.distil_teacher_name_or_path=null"],
+    "movement + distillation": ["pruning.scoring=movement", "pruning.density={density}"],
+    "movement": ["pruning.scoring=movement", "pruning.density={density}", ALONE],
+    "taylor + distillation": ["pruning.scoring=taylor", "pruning.density={density}"],
+    "taylor": ["pruning.scoring=taylor", "pruning.density={density}", ALONE],
+    "l0 + distillation": ["pruning.scoring=l0", "pruning.density={density}"],
+    "l0 nested + distillation": [
+        "pruning.scoring=l0",
+        "pruning.density={density}",
+        "pruning.units=[heads,channels,attention,ffn]",
+    ],
+    "hybrid + distillation": [*MASKS, "pruning.attention_block_rows=32", "pruning.attention_block_cols=32"],
+    "struct + distillation": [*MASKS, "pruning.attention_block_rows=0", "pruning.attention_block_cols=0"],
+    "magnitude": ["pruning.scoring=magnitude", "pruning.density={density}", ALONE],
+    "random": ["pruning.scoring=random", "pruning.density={density}", ALONE],
 }
+"""Overrides by name. `hybrid` and `struct` are nn_pruning's, by fraction to keep instead of by threshold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +64,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return f"{self.method.replace(' + ', '-')}-{self.density}-seed{self.seed}"
+        return f"{self.method.replace(' + ', '-').replace(' ', '-')}-{self.density}-seed{self.seed}"
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
@@ -87,7 +103,7 @@ def dense_command(options: argparse.Namespace) -> list[str]:
         *shared(options),
         f"training.seed={options.seeds[0]}",
         f"training.output_dir={options.out}/dense-run",
-        f"export.directory={options.out}/dense",
+        f"export.output_dir={options.out}/dense",
     ]
 
 
@@ -101,12 +117,11 @@ def pruning_command(options: argparse.Namespace, cell: Cell) -> list[str]:
         "model.prune_from=pretrained",
         *shared(options),
         f"pruning.distil_teacher_name_or_path={dense}",
-        f"pruning.density={cell.density}",
-        *METHODS[cell.method],
+        *(override.format(density=cell.density) for override in METHODS[cell.method]),
         f"pruning.seed={cell.seed}",
         f"training.seed={cell.seed}",
         f"training.output_dir={options.out}/{cell.folder}-run",
-        f"export.directory={options.out}/{cell.folder}",
+        f"export.output_dir={options.out}/{cell.folder}",
         "export.verify=false",
     ]
 

@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--units", nargs="+", default=["channels"])
     parser.add_argument("--joint", action="store_true", help="one density for all kinds, by parameters")
     parser.add_argument("--scope", default="uniform", help="of rows without allocation")
+    parser.add_argument("--standardize", help="makes scores comparable; default: by criterion")
     parser.add_argument("--calibration", type=int, default=16384, help="tokens")
     parser.add_argument("--evaluation", type=int, default=16384, help="tokens")
     parser.add_argument("--window", type=int, default=512)
@@ -151,6 +152,7 @@ def main() -> None:
             units=options.units,
             density=density,
             scope="global" if row.allocation else options.scope,
+            standardize=options.standardize,
             damping=options.damping,
             min_keep=options.min_keep,
             statistics=statistics,

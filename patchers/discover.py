@@ -39,9 +39,16 @@ def discover(
         include: Patterns of the only groups to return (`language_model`); none = all.
 
     Raises:
-        UnsupportedModelError: nothing in the model follows a known form, its shapes contradict each other, or a
-            pattern matches no group.
+        UnsupportedModelError: nothing in the model follows a known form, its shapes contradict each other, it is
+            quantized, or a pattern matches no group.
     """
+    config = vars(model).get("config")
+    if config is not None and vars(config).get("quantization_config") is not None:
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "its weights are quantized.",
+            "Prune the unquantized model, and quantize the result.",
+        )
     stacks, refusals = _read(model)
     if not stacks:
         raise UnsupportedModelError(

@@ -1,6 +1,6 @@
-"""Put gates into a model and take them out again."""
+"""Put gates and masks into a model and take them out again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from patchers.errors import UnsupportedModelError
 from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
 from patchers.groups import Group, Structure
+from patchers.layers import LINEAR_TYPES, linear_at
+from patchers.masks import MASK_NAME, MaskedForward, WeightMask
 
 _PLACES: dict[str, Place] = {
     "heads": "input",
@@ -20,6 +22,10 @@ _PLACES: dict[str, Place] = {
 }
 GATE_SUFFIX = "_gate"
 """Gates are children named `heads_gate`, `channels_gate`, … of the module they hang on."""
+PATCH_ENTRIES = (f"{GATE_SUFFIX}.keep_U", f"{MASK_NAME}.keep_O")
+"""How the entry of every gate and mask ends in a state dict."""
+SCORE_ENTRIES = (f"{GATE_SUFFIX}.score_U", ".score_RC")
+"""How the names of learned scores end: parameters, but not of the model's own."""
 
 
 def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], Gate]) -> dict[str, Gate]:
@@ -57,7 +63,7 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     elif tensor is not None:
         leaf = tensor.name.rpartition(".")[2]
         vars(owner)["forward"] = GatedParameter(owner, gate, leaf, tensor.dim)
-    elif place == "input" and type(owner) is nn.Linear:
+    elif place == "input" and type(owner) is nn.Linear and "forward" not in vars(owner):
         vars(owner)["forward"] = GatedForward(owner, gate, width)
     elif place == "input":
         owner.register_forward_pre_hook(GateHook(gate, place, width))
@@ -69,12 +75,38 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     return gate
 
 
+def hang_mask(model: nn.Module, paths: Sequence[str], mask: WeightMask) -> None:
+    """Hang one mask on linears of one shape, in place; it becomes a child of the first. `unpatch` is the inverse.
+
+    Masks go on before gates: a gate finds its place in front of a masked linear.
+    """
+    for path in paths:
+        linear = linear_at(model, path)
+        if type(linear) not in LINEAR_TYPES or "forward" in vars(linear):
+            raise UnsupportedModelError(
+                path,
+                f"is no plain linear ({type(linear).__name__}), or is patched already.",
+                "Merge adapters first, prune before quantizing, and call unpatch(model) before patching again.",
+            )
+        vars(linear)["forward"] = MaskedForward(linear, mask)
+    model.get_submodule(paths[0]).add_module(MASK_NAME, mask)
+    if not getattr(model, _MARKED, False):
+        _mark(model)
+
+
+def masks_of(model: nn.Module) -> dict[str, WeightMask]:
+    """Return the mask of every masked linear, by the path of the linear; a shared one stands there several times."""
+    forwards = {path: vars(module).get("forward") for path, module in model.named_modules()}
+    return {path: forward.mask for path, forward in forwards.items() if isinstance(forward, MaskedForward)}
+
+
 def unpatch(model: nn.Module) -> None:
-    """Remove every gate and hook that `patch` hung, in place; the tensors are the very same ones."""
-    for owner in [m for m in model.modules() if _gate_names(m)]:
+    """Remove all that `patch` and `hang_mask` hung, in place; the tensors are the very same ones."""
+    replaced = GatedForward | GatedParameter | GatedRouter | MaskedForward
+    for owner in list(model.modules()):
         for name in _gate_names(owner):
             delattr(owner, name)
-        if isinstance(vars(owner).get("forward"), GatedForward | GatedParameter | GatedRouter):
+        if isinstance(vars(owner).get("forward"), replaced):
             del vars(owner)["forward"]
         for hooks, flags in (
             (owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
@@ -89,6 +121,11 @@ def unpatch(model: nn.Module) -> None:
 def gates_of(model: nn.Module) -> dict[str, Gate]:
     """Return the gates that hang in a model, by the path of the gate module."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Gate)}
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Tell whether gates or masks hang in a model."""
+    return bool(gates_of(model)) or bool(masks_of(model))
 
 
 def gates_by_group(model: nn.Module, structure: Structure) -> dict[str, Gate]:
@@ -115,7 +152,7 @@ def gated(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) ->
 
 
 def _gate_names(owner: nn.Module) -> list[str]:
-    return [name for name, child in owner.named_children() if isinstance(child, Gate)]
+    return [name for name, child in owner.named_children() if isinstance(child, Gate | WeightMask)]
 
 
 # A patched checkpoint must not load as a dense model in silence: stock loaders ignore the unknown gate entries. So the
@@ -138,14 +175,14 @@ def _unmark(model: nn.Module) -> None:
 
 
 def gated_weight_names(names: Any) -> set[str]:
-    """Return the weights beside a gate, from the entry names of a state dict.
+    """Return the weights beside a gate or a mask, from the entry names of a state dict.
 
     >>> sorted(gated_weight_names(["a.weight", "b.weight", "b.bias", "b.channels_gate.keep_U"]))
     ['b.weight']
     """
     present = sorted(names)
-    owners = {n.rpartition(".")[0].rpartition(".")[0] for n in present if n.endswith(f"{GATE_SUFFIX}.keep_U")}
-    tensors = [n for n in present if GATE_SUFFIX not in n]
+    owners = {n.rpartition(".")[0].rpartition(".")[0] for n in present if n.endswith(PATCH_ENTRIES)}
+    tensors = [n for n in present if GATE_SUFFIX not in n and f".{MASK_NAME}." not in n]
     tensors.sort(key=lambda name: not name.endswith(".weight"))
     first_below = (next((t for t in tensors if t.startswith(f"{owner}.")), None) for owner in owners)
     return {weight for weight in first_below if weight is not None}

@@ -27,7 +27,7 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
         keep: Boolean per unit, shape [U], by group name; a missing group is kept whole.
     """
     for name in keep:
-        _check(structure, name, keep[name])
+        _check_shape(structure, name, keep[name])
     closed = {name for name, keep_U in keep.items() if not bool(keep_U.any())}
     gone_layers = {(g.stack, g.layer) for g in structure.of(["layers"]) if g.name in closed}
     gone_branches = {g.consumer for g in structure.of(["attention", "ffn"]) if g.name in closed}
@@ -37,12 +37,13 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
     for group in structure.of(WIDTH_KINDS):
         whole = (group.stack, group.layer) in gone_layers or group.consumer in gone_branches
         if group.name in keep and not whole:
+            _check_least(group, keep[group.name])
             _cut_width(model, group, keep[group.name])
     for stack in structure.stacks:
         _cut_layers(model, stack.path, {layer for path, layer in gone_layers if path == stack.path})
 
 
-def _check(structure: Structure, name: str, keep_U: Tensor) -> None:
+def _check_shape(structure: Structure, name: str, keep_U: Tensor) -> None:
     if name not in structure:
         raise UnsupportedModelError(
             name, "no such group in this model.", "Was the plan made for another model?"
@@ -53,11 +54,13 @@ def _check(structure: Structure, name: str, keep_U: Tensor) -> None:
             f"{tuple(keep_U.shape)} kept flags for {structure[name].num_units} units.",
             "Was the plan made for another model?",
         )
-    least = structure[name].min_units
-    if int(keep_U.sum()) < least:
+
+
+def _check_least(group: Group, keep_U: Tensor) -> None:
+    if int(keep_U.sum()) < group.min_units:
         raise UnsupportedModelError(
-            name,
-            f"{int(keep_U.sum())} of {structure[name].num_units} units would stay; its module needs {least}.",
+            group.name,
+            f"{int(keep_U.sum())} of {group.num_units} units would stay; its module needs {group.min_units}.",
             "Keep more of them.",
         )
 

@@ -52,6 +52,21 @@ def _constant_U(model: nn.Module, group: Group) -> Tensor:
 
 
 @torch.no_grad()
+def zero_units(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> None:
+    """Zero what belongs to the units that `keep` marks False, in place: every slice of them, biases included."""
+    for name, keep_U in keep.items():
+        for s in structure[name].slices:
+            linear = linear_at(model, s.path)
+            gone = s.features(~keep_U.cpu()).to(linear.weight.device)
+            weight_OI(linear).index_fill_(0 if s.axis == "out" else 1, gone, 0.0)
+            if s.axis == "out" and linear.bias is not None:
+                linear.bias.index_fill_(0, gone, 0.0)
+        for t in structure[name].tensors:
+            tensor = model.get_parameter(t.name)
+            tensor.index_fill_(t.dim, t.features(~keep_U.cpu()).to(tensor.device), 0.0)
+
+
+@torch.no_grad()
 def fold_constants(
     model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], run: Callable[[], Any]
 ) -> None:
@@ -63,7 +78,7 @@ def fold_constants(
     dropped = {
         g.consumer: g
         for g in structure.of(["heads", "channels"])
-        if g.consumer_tensor is None and not bool(keep[g.name].all())
+        if g.name in keep and g.consumer_tensor is None and not bool(keep[g.name].all())
     }
     first_token: dict[str, Tensor] = {}
 

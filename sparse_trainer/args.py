@@ -1,7 +1,7 @@
 """What a user can ask of fine-pruning, checked once, before any work is done."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from patchers.groups import KINDS, Kind
@@ -9,7 +9,9 @@ from sparse_trainer.budget import SCOPES, Budget, Scope
 from sparse_trainer.cost import TARGETS, Target
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.schedule import CubicSchedule
+from sparse_trainer.l0_args import L0Arguments
+from sparse_trainer.mask_args import MaskArguments
+from sparse_trainer.schedule import CubicSchedule, LinearSchedule, Schedule
 from sparse_trainer.standardize import STANDARDIZERS
 
 _CONTAINED = {
@@ -21,12 +23,12 @@ _CONTAINED = {
 
 
 @dataclass(kw_only=True)
-class SparseTrainingArguments:
+class SparseTrainingArguments(L0Arguments, MaskArguments):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
     scoring: str = field(
         default="movement",
-        metadata={"help": "Criterion: movement, layer_gate, taylor, magnitude or random."},
+        metadata={"help": "Criterion: movement, layer_gate, l0, taylor, magnitude or random."},
     )
     target: str = field(
         default="params", metadata={"help": "What density counts: params, macs (per token) or units."}
@@ -96,14 +98,21 @@ class SparseTrainingArguments:
         default=0.1, metadata={"help": "Weight of the task loss beside a teacher."}
     )
     distil_alpha_teacher: float = field(default=0.9, metadata={"help": "Weight of the logits distillation."})
-    distil_alpha_hidden: float = field(
-        default=0.0, metadata={"help": "Weight of the hidden-state distillation."}
-    )
     distil_temperature: float = field(
         default=2.0, metadata={"help": "Temperature of the logits distillation."}
     )
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ArgumentError` for what cannot be meant. Called again before use: fields may have been set since."""
+        unknown = set(vars(self)) - {f.name for f in fields(self)}
+        if unknown:
+            raise ArgumentError(
+                min(unknown), "no such option.", nearest(min(unknown), (f.name for f in fields(self)))
+            )
+        self.check_masks()
         _one_of("scoring", self.scoring, CRITERIA)
         _one_of("target", self.target, TARGETS)
         _one_of("scope", self.scope, SCOPES)
@@ -123,6 +132,11 @@ class SparseTrainingArguments:
                 f"{self.warmup_ratio} + {self.cooldown_ratio} leaves no time to prune.",
                 "Make the sum smaller than 1.",
             )
+        self.check_l0()
+        if self.uses_masks and self.learns_layer_map:
+            raise ArgumentError(
+                "distil_layer_map", "'learned' goes with gates only.", "Take 'fixed' beside masks."
+            )
         _one_of("taylor_order", self.taylor_order, (1, 2))
         _one_of("magnitude_norm", self.magnitude_norm, (1, 2))
         for name in (
@@ -136,6 +150,13 @@ class SparseTrainingArguments:
                 raise ArgumentError(
                     name, f"{getattr(self, name)!r} is not positive.", "Give a positive number."
                 )
+
+    @property
+    def method_name(self) -> str:
+        """What plans and cards call the method."""
+        if not self.uses_masks:
+            return self.scoring
+        return self.preset or f"masks: {self.dense_pruning_method}, {self.attention_pruning_method}"
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -163,8 +184,10 @@ class SparseTrainingArguments:
         return next(target for target in TARGETS if target == self.target)
 
     @property
-    def schedule(self) -> CubicSchedule:
+    def schedule(self) -> Schedule:
         """How the budget tightens."""
+        if self.scoring == "l0":
+            return LinearSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio, ramp=self.l0_warmup)
         return CubicSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio)
 
     def _check_density(self) -> None:
@@ -193,7 +216,9 @@ class SparseTrainingArguments:
             return
         for outer in kinds:
             inner = _CONTAINED.get(outer, set()) & kinds
-            if inner:
+            # l0 expects the product of nested gates and counts what lies in both once.
+            counted_once = self.scoring == "l0" and self.scope == "global" and "experts" not in kinds
+            if inner and not counted_once:
                 raise ArgumentError(
                     "units",
                     f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",

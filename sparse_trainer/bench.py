@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.modes import evaluating
 
 # Shape legend: B = batch, T = tokens.
 
@@ -103,7 +104,7 @@ def bench(
         if value < 1:
             raise ArgumentError(name, f"{value} is not positive.", "Give 1 or more.")
     device, dtype = _common_place(models)
-    with _threads(threads), _evaluating(list(models.values())):
+    with _threads(threads), evaluating(*models.values()):
         latencies: dict[str, dict[int, Latency]] = {name: {} for name in models}
         for batch_size in batch_sizes:
             seconds = _timed(models, batch_size, sequence_length, rounds, device)
@@ -234,15 +235,3 @@ def _threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    before = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, training in zip(models, before, strict=True):
-            model.train(training)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchers.groups import WIDTH_KINDS, Group, Kind
 from sparse_trainer.errors import BudgetError
+from sparse_trainer.nesting import Constraint
 
 # Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group.
 
@@ -69,6 +70,18 @@ class Selector:
         self.costs = {g.name: costs[g.name] for g in groups}
         self.total = float(sum(costs[g.name] * g.num_units for g in groups))
         self._check()
+
+    @property
+    def constraints(self) -> list[Constraint]:
+        """What must hold, pool by pool."""
+        return [
+            Constraint(
+                costs={g.name: 1.0 if self.per_kind else float(self.costs[g.name]) for g in pool.groups},
+                total=pool.total,
+                density=pool.density,
+            )
+            for pool in self.pools
+        ]
 
     def _check(self) -> None:
         for pool in self.pools:

@@ -15,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import LayoutError, pruned_class
+from patchers.patch import PATCH_ENTRIES
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, CheckpointError
@@ -24,7 +25,6 @@ from sparse_trainer.record import attach_plan
 from sparse_trainer.trainer import STATE_FILE
 
 CONFIG_FILE = "config.json"
-_GATE_ENTRY = "_gate.keep_U"
 _HUB_OPTIONS = (
     "cache_dir",
     "force_download",
@@ -107,7 +107,7 @@ def is_patched_checkpoint(folder: str | os.PathLike[str]) -> bool:
         CheckpointError: the weights are damaged.
     """
     return any(
-        name.endswith(_GATE_ENTRY) for file in _weight_files(Path(folder)) for name in _entry_names(file)
+        name.endswith(PATCH_ENTRIES) for file in _weight_files(Path(folder)) for name in _entry_names(file)
     )
 
 
@@ -125,8 +125,8 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     cls: Any = _class_of(str(where), values, None)
     config = cls.config_class.from_pretrained(where)
     model: Any = cls._from_config(config)
-    # The gates stand in the weights: a teacher is of no use here, and may be gone.
-    sparse_args.distil_teacher_name_or_path = None
+    # The gates stand in the weights: a teacher or an earlier plan is of no use here, and may be gone.
+    sparse_args.distil_teacher_name_or_path = sparse_args.protect_plan = None
     ModelPatchingCoordinator(sparse_args).patch_model(model)
     _load_state(model, where)
     model.eval()

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
 
-from sparse_trainer import show
+from sparse_trainer import cli_evaluate, cli_prune, show
 from sparse_trainer.bench import bench as run_bench
 from sparse_trainer.bench import find_device, find_dtype
 from sparse_trainer.compact import compact_folder
 from sparse_trainer.conformance.matrix import Matrix, rerun
 from sparse_trainer.conformance.matrix_page import write_matrix
+from sparse_trainer.console import Json, complain, print_result, tell
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.export import EXPORTS
 from sparse_trainer.inspection import inspect_model
 from sparse_trainer.loading import load_model, load_shape
-from sparse_trainer.recipe import describe, load_recipe, shipped
+from sparse_trainer.recipe import load_recipe
 from sparse_trainer.run import run as run_recipe
+from sparse_trainer.sections import describe, shipped
 
 app = typer.Typer(
     name="sparse-trainer",
@@ -32,8 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+app.command("prune")(cli_prune.prune)
+app.command("evaluate")(cli_evaluate.evaluate)
 
 
 @app.command()
@@ -42,18 +42,18 @@ def run(
     overrides: Annotated[list[str] | None, typer.Argument(help="E.g. training.num_train_epochs=1.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe: train, prune, cut, save, reload in a new process, measure."""
+    """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
     loaded = load_recipe(recipe, overrides or [])
     with redirect_stdout(sys.stderr):
-        result = run_recipe(loaded, _tell)
-    _print(as_json, result.to_json(), show.run_result(result))
+        result = run_recipe(loaded, tell)
+    print_result(as_json, result.to_json(), show.run_result(result))
 
 
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes that come with the project."""
     found = {name: describe(path) for name, path in shipped().items()}
-    _print(as_json, {"recipes": found}, [show.recipe_table(found)])
+    print_result(as_json, {"recipes": found}, [show.recipe_table(found)])
 
 
 @app.command()
@@ -67,7 +67,7 @@ def inspect(
     """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
     with redirect_stdout(sys.stderr):
         inspection = inspect_model(load_shape(model), sequence_length=sequence_length)
-    _print(as_json, inspection.to_json(), show.inspection(inspection))
+    print_result(as_json, inspection.to_json(), show.inspection(inspection))
 
 
 @app.command()
@@ -91,7 +91,9 @@ def optimize(
             checkpoint, out, plan=plan, export=export, overwrite=overwrite,
             progress=lambda written, total: bar.update(task, completed=written, total=total),
         )  # fmt: skip
-    _print(as_json, {"folder": str(folder), "params": done.params, "macs": done.macs}, show.cut(folder, done))
+    print_result(
+        as_json, {"folder": str(folder), "params": done.params, "macs": done.macs}, show.cut(folder, done)
+    )
 
 
 @app.command()
@@ -120,7 +122,7 @@ def bench(
             rounds=rounds,
             threads=threads,
         )
-    _print(as_json, result.to_json(), show.bench(result, baseline=against))
+    print_result(as_json, result.to_json(), show.bench(result, baseline=against))
 
 
 @app.command()
@@ -138,10 +140,10 @@ def architectures(
 ) -> None:
     """Show which model types of transformers can be pruned, as measured."""
     chosen = [*(types or ()), *(only or ())]
-    matrix = rerun(chosen, draft=draft, tell=_tell) if check else Matrix.load().only(chosen)
+    matrix = rerun(chosen, draft=draft, tell=tell) if check else Matrix.load().only(chosen)
     if write is not None:
         write_matrix(Matrix.load().merged(matrix), write)
-    _print(as_json, matrix.to_json(), show.architectures(matrix))
+    print_result(as_json, matrix.to_json(), show.architectures(matrix))
 
 
 def main() -> None:
@@ -150,21 +152,5 @@ def main() -> None:
     try:
         app()
     except SparseTrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         raise SystemExit(2) from None
-
-
-def _tell(line: str) -> None:
-    Console(stderr=True).print(f"[bold]>> {line}", highlight=False)
-
-
-def _print(as_json: bool, values: dict[str, Any], shown: list[RenderableType]) -> None:
-    """Print a result, for a script or for a reader."""
-    if as_json:
-        print(json.dumps(values, indent=2))
-        return
-    console = Console()
-    for part in shown:
-        console.print(
-            part, highlight=False, soft_wrap=isinstance(part, str), markup=not isinstance(part, str)
-        )

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparse_trainer.checkpoint import is_patched_checkpoint, load_patched
-from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
-from sparse_trainer.export import EXPORTS, Export, save_pruned
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.export import export_form, save_pruned
 from sparse_trainer.loading import load_model, resolve
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.plan import Plan
@@ -40,9 +40,7 @@ def compact_folder(
         ArgumentError: An unknown export.
         CheckpointError: `source` cannot be loaded or has nothing to cut; `folder` is not ours to replace.
     """
-    form: Export | None = next((known for known in EXPORTS if known == export), None)
-    if form is None:
-        raise ArgumentError("export", f"unknown value {export!r}.", nearest(export, EXPORTS))
+    form = export_form(export)
     if plan is not None and form == "auto" and Path(resolve(source)).is_dir():
         made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
         return made, Plan.load(made)

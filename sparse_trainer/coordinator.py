@@ -1,23 +1,20 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
-import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from patchers import Gate, Structure, discover, patch
+from patchers import Gate, Structure, discover
 from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.budget import Selector
-from sparse_trainer.cost import unit_cost
-from sparse_trainer.criteria import CRITERIA
-from sparse_trainer.distillation import Distiller
-from sparse_trainer.errors import ArgumentError, NonFiniteError, UnsupportedModelError
-from sparse_trainer.record import Request, remember_request
-from sparse_trainer.standardize import STANDARDIZERS
+from sparse_trainer.distillation import TeacherSource, make_distiller, open_layers
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.gating import Gating
+from sparse_trainer.layer_map import LayerMap, hang_projection
+from sparse_trainer.masking import Masking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +26,7 @@ class ExtraLosses:
 
 
 class ModelPatchingCoordinator:
-    """Patches a model and closes its gates while somebody else trains it.
+    """Patches a model and closes its gates, or masks its weights, while somebody else trains it.
 
     In a loop: `patch_model` once; `begin` once; after the last backward of a step `observe`; after the optimizer's step
     `step`. `loss` combines the task loss with distillation and penalty. All state that a restart needs lives in the
@@ -38,74 +35,64 @@ class ModelPatchingCoordinator:
     Args:
         sparse_args: What to prune and how.
         teacher: A model to learn from; else `sparse_args.distil_teacher_name_or_path` says which, if any.
+        teacher_constructor: Loads that name: an auto class; default: the class of the model.
+        cache_dir: Goes to the constructor.
+        device, model_name_or_path, logit_names: Of nn_pruning, without effect here.
     """
 
+    pruner: Gating | Masking
+    """What hangs on the model; there once it is patched."""
+
     def __init__(
-        self, sparse_args: SparseTrainingArguments | None = None, *, teacher: nn.Module | None = None
+        self,
+        sparse_args: SparseTrainingArguments | None = None,
+        device: Any = None,
+        cache_dir: str | None = None,
+        model_name_or_path: str | None = None,
+        logit_names: Any = None,
+        teacher_constructor: Any = None,
+        *,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.args = SparseTrainingArguments() if sparse_args is None else sparse_args
+        self.args.check()
         self.teacher = teacher
-        self.criterion = CRITERIA[self.args.scoring](self.args)
+        self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)
         self.total_steps, self.current_step = 0, 0
-        self._reset_statistics()
-
-    def _reset_statistics(self) -> None:
-        self._finite: Tensor | None = None
-        self._threshold: Tensor | None = None
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def patch_model(self, model: nn.Module) -> nn.Module:
-        """Find the units of `model`, hang gates on them (all open) and make the teacher ready; return the model.
+        """Find the units of `model`, hang gates or masks on them (all open), make the teacher ready; return the model.
 
         Raises:
-            UnsupportedModelError: no family knows the model, or nothing of it is left to prune.
+            UnsupportedModelError: nothing of a known form is in the model, or nothing of it is left to prune.
             BudgetError: the budget cannot be met.
         """
-        self.structure: Structure = discover(model, self.args.kinds, self.args.exclude, self.args.include)
+        args = self.args
+        self.structure: Structure = discover(model, args.kinds, args.exclude, args.include)
         if not self.structure.groups:
             raise UnsupportedModelError(
                 type(model).__name__,
-                f"no prunable group of kind {', '.join(self.args.kinds)} is left.",
+                f"no prunable group of kind {', '.join(args.kinds)} is left.",
                 "Exclude less, or name other units.",
             )
-        target, length = self.args.cost_target, self.args.sequence_length
-        self.costs = {g.name: unit_cost(model, g, target, length) for g in self.structure.groups}
-        self.selector = Selector(self.structure.groups, self.costs, self.args.budget)
-        self.distiller = self._make_distiller(model)
+        self.distiller = make_distiller(model, args, self.teacher, self._load_teacher)
         self.model = model
-        self.gates: dict[str, Gate] = patch(model, self.structure, self.criterion.make_gate)
-        remember_request(model, self._request())
-        self.criterion.advance(self.gates, 0.0, False)
+        self.pruner = (Masking if args.uses_masks else Gating)(model, self.structure, args)
+        if args.learns_layer_map:
+            projection = hang_projection(model, self.gates)
+            if self.distiller is not None:
+                self.distiller.layer_map = LayerMap(projection, in_order=args.distil_in_order)
         return model
 
-    def _request(self) -> Request:
-        """Return what plans and cards quote of the arguments."""
-        asked = self.args.density
-        return Request(
-            method=self.args.scoring,
-            target=self.args.cost_target,
-            scope=self.args.scope,
-            density=dict(asked) if isinstance(asked, Mapping) else float(asked),
-            sequence_length=self.args.sequence_length,
-        )
-
-    def _make_distiller(self, model: nn.Module) -> Distiller | None:
-        source = self.args.distil_teacher_name_or_path
-        teacher = self.teacher
-        if teacher is model:
-            raise ArgumentError("teacher", "it is the student itself.", "Pass a copy, or 'self'.")
-        if teacher is None and source == "self":
-            teacher = copy.deepcopy(model)
-        elif teacher is None and source is not None:
-            teacher = type(model).from_pretrained(source)  # type: ignore[attr-defined]
-        if teacher is None:
-            return None
-        shifted = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        return Distiller(teacher, self.args, shifted=shifted)
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """The gates by group name."""
+        return self.pruner.gates
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind the gates, learned or merely read."""
-        return [gate.score_U for gate in self.gates.values() if gate.score_U is not None]
+        """Return the parameters behind the gates or masks, learned or merely read."""
+        return self.pruner.score_parameters()
 
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return optimizer groups: the weights under `options`, learned scores with their own rate and no decay."""
@@ -114,22 +101,22 @@ class ModelPatchingCoordinator:
         return [{"params": weights, **options}, *self.score_groups()]
 
     def score_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer group of the learned scores, if the criterion learns any."""
-        if not self.criterion.learns:
-            return []
-        rate = self.args.score_learning_rate
-        group = {"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0}
-        return [{**group, **self.criterion.optimizer_options}]
+        """Return the optimizer group of the learned scores, if any are."""
+        return self.pruner.score_groups()
 
-    def begin(self, total_steps: int, step: int = 0) -> None:
-        """Start, or resume at `step`, a training of `total_steps` optimizer steps."""
+    def begin(self, total_steps: int, step: int = 0, warmup_steps: int = 0) -> None:
+        """Start, or resume at `step`, a training of `total_steps` optimizer steps.
+
+        Args:
+            warmup_steps: Of the learning rate: the unit of `initial_warmup` and `final_warmup`.
+        """
         if total_steps < 1:
             raise ArgumentError("total_steps", f"{total_steps} is not positive.", "Give the optimizer steps.")
         self.total_steps, self.current_step = total_steps, step
-        reference = next(iter(self.gates.values())).keep_U
+        self.pruner.begin(total_steps, step, warmup_steps)
         if self.distiller is not None:
-            self.distiller.teacher.to(reference.device)
-        self._reset_statistics()
+            self.distiller.teacher.to(next(self.model.parameters()).device)
+        self._sums = {}
 
     @property
     def progress(self) -> float:
@@ -139,63 +126,35 @@ class ModelPatchingCoordinator:
     @property
     def finished(self) -> bool:
         """Whether the final structure is reached."""
-        return self.total_steps > 0 and self.args.schedule.frozen(self.progress)
+        return self.total_steps > 0 and self.pruner.finished
 
     def observe(self) -> None:
         """Read the mask gradients of one optimizer step: call after its last backward, before clipping."""
-        self.criterion.observe(self.gates)
+        self.pruner.observe()
 
     @torch.no_grad()
     def step(self, step: int | None = None) -> None:
         """Move to the state after optimizer step number `step` (counted from 1), and select anew."""
-        was_frozen = self.finished
         self.current_step = self.current_step + 1 if step is None else step
-        self.criterion.advance(self.gates, self.progress, self.finished)
-        due = self.current_step % self.args.update_every == 0 or self.finished
-        if due and not was_frozen:
-            self.select()
+        self.pruner.step(self.progress, due=self.current_step % self.args.update_every == 0)
 
-    @torch.no_grad()
-    def select(self) -> None:
-        """Open and close the gates by their scores as they are now, under the budget of this moment."""
-        raw = self.criterion.scores(self.model, self.structure, self.gates)
-        scores = STANDARDIZERS[self.args.standardize or self.criterion.standardize](raw, self.costs)
-        finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
-        self._finite = finite if self._finite is None else self._finite & finite
-        selection = self.selector.select(scores, self.args.schedule.remaining(self.progress))
-        self._threshold = selection.threshold
-        for name, gate in self.gates.items():
-            gate.set_keep(selection.keep[name])
+    def end(self) -> None:
+        """Write zeros into the parameters where weight masks are closed, once training has reached its end."""
+        self.pruner.end()
 
-    @property
-    def density_target(self) -> float:
-        """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
-        budget, remaining = self.args.budget, self.args.schedule.remaining(self.progress)
-        cost = sum(
-            budget.density_of(g.kind) * g.num_units * self.costs[g.name] for g in self.structure.groups
-        )
-        final = cost / self.selector.total
-        return final + (1.0 - final) * remaining
+    def final_masks(self) -> AbstractContextManager[None]:
+        """Show weight masks at their final threshold for the time of a `with` block; gates stay as they are."""
+        return self.pruner.final()
 
     def extra_losses(self, inputs: Mapping[str, Any], outputs: Any) -> ExtraLosses:
         """Return what fine-pruning adds for one batch."""
-        distillation = penalty = None
+        distillation = None
         if self.distiller is not None:
-            distillation = self.distiller.loss(inputs, outputs, self._open_layers())
-        if not self.finished:
-            penalty = self.criterion.penalty(self.gates, self.costs, self.density_target)
+            distillation = self.distiller.loss(inputs, outputs, open_layers(self.structure, self.gates))
+        penalty = self.pruner.penalty()
         self._remember("distillation_loss", distillation)
         self._remember("penalty", penalty)
         return ExtraLosses(distillation=distillation, penalty=penalty)
-
-    def _open_layers(self) -> Tensor | None:
-        """Return which layers of the stack are kept, shape [L], or None where no layer can close."""
-        layers = self.structure.of(["layers"])
-        if not layers or len(self.structure.stacks) != 1:
-            return None
-        by_layer = {g.layer: self.gates[g.name].keep_U for g in layers}
-        always = torch.ones_like(next(iter(by_layer.values())))
-        return torch.cat([by_layer.get(layer, always) for layer in range(self.structure.stacks[0].size)])
 
     @property
     def needs_hidden_states(self) -> bool:
@@ -222,9 +181,7 @@ class ModelPatchingCoordinator:
             NonFiniteError: scores became NaN or infinite.
         """
         self.check_finite()
-        logged = {"density": self.density_reached(), "density_target": self.density_target}
-        if self._threshold is not None:
-            logged["threshold"] = float(self._threshold)
+        logged = {"density": self.density_reached(), **self.pruner.log()}
         for name, (total, count) in self._sums.items():
             logged[name] = float(total) / count
         self._sums = {}
@@ -232,31 +189,15 @@ class ModelPatchingCoordinator:
 
     def check_finite(self) -> None:
         """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far."""
-        if self._finite is not None and not bool(self._finite):
-            scores = self.criterion.scores(self.model, self.structure, self.gates)
-            bad = [name for name, score_U in scores.items() if not bool(score_U.isfinite().all())]
-            raise NonFiniteError(
-                f"step {self.current_step}",
-                f"scores are NaN or infinite in {', '.join(bad[:3]) or 'a group'}.",
-                "Training stopped before saving over the last checkpoint. Lower the learning rates or check the data.",
-            )
+        self.pruner.check_finite(self.current_step)
 
     def density_reached(self) -> float:
-        """Return the fraction of the prunable cost behind open gates now."""
-        kept = sum(float(gate.keep_U.sum()) * self.costs[name] for name, gate in self.gates.items())
-        return kept / self.selector.total
+        """Return the fraction of the prunable cost behind open gates now; with masks, of the weights under them."""
+        return self.pruner.density()
 
     def report(self) -> dict[str, Any]:
         """Return asked and reached: what plans and cards quote."""
-        asked = self.args.density
-        return {
-            "scoring": self.args.scoring,
-            "target": self.args.target,
-            "scope": self.args.scope,
-            "density_asked": dict(asked) if isinstance(asked, Mapping) else float(asked),
-            "density_reached": self.density_reached(),
-            "kept": {name: int(gate.keep_U.sum()) for name, gate in self.gates.items()},
-        }
+        return self.pruner.report()
 
     def _remember(self, name: str, value: Tensor | None) -> None:
         if value is not None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from patchers.discover import discover
 from patchers.groups import WIDTH_KINDS, Group, Slice, Structure, TensorSlice
 from patchers.layers import LINEAR_TYPES, features, linear_at
+from patchers.patch import SCORE_ENTRIES
 
 Target = Literal["params", "macs", "units"]
 TARGETS: tuple[Target, ...] = ("params", "macs", "units")
@@ -83,7 +84,7 @@ def prunable_cost(model: nn.Module, structure: Structure, target: Target, sequen
 
 def parameter_count(model: nn.Module) -> int:
     """Return the number of parameters, shared ones once, gates left out."""
-    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith("_gate.score_U"))
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(SCORE_ENTRIES))
 
 
 def mac_count(model: nn.Module, structure: Structure, sequence_length: int = 128) -> int:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel, Dataset
 
 from sparse_trainer.errors import DataError
 from sparse_trainer.generated import Split, generate
-
-logger = logging.getLogger(__name__)
+from sparse_trainer.readers import read_hub, read_table
 
 GENERATED = "generated"
 """As `data.source`: the question set of `sparse_trainer.generated`."""
-
-READERS: dict[str, str] = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-"""Ending of a local file (a further .gz is allowed) -> reader of the datasets library."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +133,7 @@ def label_ids(values: Sequence[object], names: Sequence[str], where: str) -> lis
 def _load(options: DataOptions, split: Split) -> Dataset:
     file = options.train_file if split == "train" else options.validation_file
     if file is not None:
-        return _load_file(Path(file), split)
+        return read_table(Path(file), f"data.{split}_file: {file}")
     if options.train_file is not None or options.validation_file is not None:
         raise DataError(f"data.{split}_file", "missing.", "Give a training and a validation file.")
     if options.source is None:
@@ -152,41 +141,13 @@ def _load(options: DataOptions, split: Split) -> Dataset:
     if options.source == GENERATED:
         num_rows = options.num_train_rows if split == "train" else options.num_eval_rows
         return Dataset.from_list([dict(row) for row in generate(split, num_rows, options.seed)])
-    return _load_hub(options, options.train_split if split == "train" else options.validation_split)
-
-
-def _load_file(path: Path, split: Split) -> Dataset:
-    where = f"data.{split}_file: {path}"
-    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if ending not in READERS:
-        known = f"Known: {', '.join(READERS)}, and .gz of them."
-        raise DataError(where, f"unknown kind of file {path.suffix!r}.", known)
-    if not path.is_file():
-        raise DataError(where, "no such file.", "Check the path.")
-    if path.stat().st_size == 0:
-        raise DataError(where, "is empty.", "Give a file with at least one example.")
-    try:
-        loaded = load_dataset(READERS[ending], data_files={split: str(path)})
-    except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
-        reason = error.__cause__ or error
-        raise DataError(
-            where, f"cannot be read: {reason}.", f"Is it really {READERS[ending]}, and whole?"
-        ) from error
-    if split not in loaded or len(loaded[split]) == 0:
-        raise DataError(where, "is empty.", "Give a file with at least one example.")
-    return loaded[split]
-
-
-def _load_hub(options: DataOptions, split: str) -> Dataset:
-    where = f"data.source: {options.source}"
-    try:
-        return load_dataset(options.source, options.config, split=split)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise DataError(
-            where,
-            f"split {split!r} cannot be loaded from the hub: {error}.",
-            "Check the name and the connection, or give data.train_file and data.validation_file.",
-        ) from error
+    return read_hub(
+        options.source,
+        options.config,
+        options.train_split if split == "train" else options.validation_split,
+        where=f"data.source: {options.source}",
+        remedy="data.train_file and data.validation_file",
+    )
 
 
 def _sample(dataset: Dataset, count: int | None, seed: int, where: str) -> Dataset:

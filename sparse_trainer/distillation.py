@@ -1,13 +1,19 @@
 """Learn from a teacher: logits by temperature-scaled KL, hidden states by mean squared error."""
 
+import copy
+import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from patchers import Gate, Structure
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.layer_map import LayerMap
 
 # Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, L = layers.
 
@@ -75,6 +81,7 @@ class Distiller:
     def __init__(self, teacher: nn.Module, args: Any, *, shifted: bool) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.args, self.shifted = args, shifted
+        self.layer_map: LayerMap | None = None
 
     @property
     def needs_hidden_states(self) -> bool:
@@ -116,10 +123,52 @@ class Distiller:
         return torch.stack(losses).mean()
 
     def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
-        """Compare the kept layers, each with the teacher's layer in its place, and average."""
-        pairs = list(zip(outputs["hidden_states"], taught["hidden_states"], strict=True))[1:]
+        """Compare kept layers with the teacher's in their place, or with those of the learned map, and average."""
         mask_BT = inputs.get("attention_mask")
+        if self.layer_map is not None:
+            compare = functools.partial(hidden_loss, mask_BT=mask_BT)
+            student, teacher = outputs["hidden_states"][1:], taught["hidden_states"][1:]
+            return self.layer_map.loss(student, teacher, compare, open_L)
+        pairs = list(zip(outputs["hidden_states"], taught["hidden_states"], strict=True))[1:]
         loss_L = torch.stack([hidden_loss(student, teacher, mask_BT) for student, teacher in pairs])
         if open_L is None:
             return loss_L.mean()
         return (loss_L * open_L).sum() / open_L.sum().clamp_min(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """Where a teacher that is given by name comes from."""
+
+    constructor: Any = None
+    """Something with `from_pretrained`, e.g. an auto class; None = the class of the student."""
+    cache_dir: str | None = None
+
+
+def make_distiller(
+    model: nn.Module, args: Any, teacher: nn.Module | None, source: TeacherSource
+) -> Distiller | None:
+    """Return what compares `model` with `teacher`, or with the one that the arguments name; None without either."""
+    name = args.distil_teacher_name_or_path
+    if teacher is model:
+        raise ArgumentError("teacher", "it is the student itself.", "Pass a copy, or 'self'.")
+    if teacher is None and name == "self":
+        teacher = copy.deepcopy(model)
+    elif teacher is None and name is not None:
+        options = {} if source.cache_dir is None else {"cache_dir": source.cache_dir}
+        constructor: Any = source.constructor or type(model)
+        teacher = constructor.from_pretrained(name, **options)
+    if teacher is None:
+        return None
+    shifted = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return Distiller(teacher, args, shifted=shifted)
+
+
+def open_layers(structure: Structure, gates: Mapping[str, Gate]) -> Tensor | None:
+    """Return which layers of the stack are kept, shape [L], or None where no layer can close."""
+    layers = structure.of(["layers"])
+    if not layers or len(structure.stacks) != 1:
+        return None
+    by_layer = {g.layer: gates[g.name].keep_U for g in layers}
+    always = torch.ones_like(next(iter(by_layer.values())))
+    return torch.cat([by_layer.get(layer, always) for layer in range(structure.stacks[0].size)])

@@ -1,19 +1,22 @@
 """`save_pruned`: the folder of a pruned model, with its plan and card, all or nothing."""
 
+import errno
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from patchers import gates_of
+from patchers import is_patched
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.card import model_card
+from sparse_trainer.cheaper import refuse_no_norm
 from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
 from sparse_trainer.files import write_text
 from sparse_trainer.padded import padded
@@ -42,6 +45,7 @@ def save_pruned(
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     export: Export = "auto",
     overwrite: bool = False,
+    beside: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a model from `optimize_model` with everything that belongs to it, and return the folder.
 
@@ -54,12 +58,14 @@ def save_pruned(
             that builds them), `padded` (a stock checkpoint with zeros: compatible, less gain); `auto` = the first that
             fits.
         overwrite: Replace a folder that `save_pruned` wrote before.
+        beside: Called with the folder before it takes its place, to write further files.
 
     Raises:
+        UnsupportedModelError: a NoNorm is in the model, which no class builds.
         CheckpointError: the folder is not ours to replace, or the model does not fit the export.
     """
-    if export not in EXPORTS:
-        raise ArgumentError("export", f"unknown value {export!r}.", nearest(export, EXPORTS))
+    refuse_no_norm(model)
+    export = export_form(export)
     plan = plan or plan_of(model)
     if plan is None:
         raise CheckpointError(
@@ -75,12 +81,26 @@ def save_pruned(
             processor.save_pretrained(str(folder))
         plan.save(folder / PLAN_FILE)
         write_text(folder / CARD_FILE, card)
+        if beside is not None:
+            beside(folder)
     return target
+
+
+def export_form(name: str) -> Export:
+    """Return the export of this name.
+
+    Raises:
+        ArgumentError: there is none; the nearest known one is given.
+    """
+    form: Export | None = next((known for known in EXPORTS if known == name), None)
+    if form is None:
+        raise ArgumentError("export", f"unknown value {name!r}.", nearest(name, EXPORTS))
+    return form
 
 
 def _form(model: PreTrainedModel, export: Export) -> Export:
     """Return the export that is meant, and check that the model fits it."""
-    if gates_of(model):
+    if is_patched(model):
         raise CheckpointError(
             type(model).__name__,
             "still has gates.",
@@ -112,7 +132,7 @@ def new_folder(target: Path, *, overwrite: bool, ours: str = PLAN_FILE) -> Itera
         ours: The file by which a folder is known as ours to replace.
 
     Raises:
-        CheckpointError: `target` is there and is not ours, or `overwrite` is not set.
+        CheckpointError: `target` is there and is not ours, or `overwrite` is not set; or the disk is full.
     """
     check_target(target, overwrite=overwrite, ours=ours)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +141,20 @@ def new_folder(target: Path, *, overwrite: bool, ours: str = PLAN_FILE) -> Itera
     try:
         yield draft
         _take_place(draft, target)
+    except (OSError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        raise CheckpointError(
+            str(target), f"cannot be written ({error}).", "Make room, or name a folder elsewhere."
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Tell whether a disk or a quota is full; safetensors says it in words only."""
+    is_code = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return is_code or os.strerror(errno.ENOSPC) in str(error)
 
 
 def check_target(directory: str | os.PathLike[str], *, overwrite: bool = True, ours: str = PLAN_FILE) -> None:

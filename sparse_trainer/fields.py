@@ -11,6 +11,8 @@ from typing import Any
 
 from sparse_trainer.errors import RecipeError, nearest
 
+_UNIONS = (typing.Union, types.UnionType)
+
 
 def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the keyword arguments for dataclass `cls`, numbers and tuples in the form its fields ask for.
@@ -59,7 +61,7 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
 
 def _options(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the hint itself."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if typing.get_origin(hint) in _UNIONS:
         return typing.get_args(hint)
     return (hint,)
 
@@ -70,6 +72,8 @@ def _matches(value: Any, hint: Any) -> bool:
         return True
     if origin is typing.Literal:
         return value in args
+    if origin in _UNIONS:
+        return any(_matches(value, option) for option in args)
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(_matches(item, args[0]) for item in value)
     if origin in (dict, Mapping) or hint is dict:
@@ -105,6 +109,8 @@ def _spelled(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, args))
+    if origin in _UNIONS:
+        return " or ".join(_spelled(option) for option in args)
     if origin in (list, tuple):
         return f"a list of {_spelled(args[0])}"
     if origin in (dict, Mapping) or hint is dict:

@@ -1,6 +1,7 @@
 """`optimize_model`: from a patched model, a plan or a model with zeros to a smaller dense one."""
 
 import copy
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import Structure, cut, discover, gated, gates_by_group, gates_of, unpatch
+from patchers import Structure, cut, discover, gated, gates_by_group, gates_of, is_patched, masks_of, unpatch
 from patchers.modeling_pruned import FORMAT, pruned_class, stock_class_of
 from patchers.zeros import fold_constants, removable
 from sparse_trainer.auto_classes import auto_map_for
@@ -26,6 +27,7 @@ from sparse_trainer.layout import (
     layout_of,
     mark_skips,
 )
+from sparse_trainer.masking import bake_all
 from sparse_trainer.plan import Plan
 from sparse_trainer.probe import check_same, outputs_of
 from sparse_trainer.record import (
@@ -44,7 +46,7 @@ from sparse_trainer.record import (
 
 M = TypeVar("M", bound=PreTrainedModel)
 PlanLike = Plan | Mapping[str, Any] | str | os.PathLike[str]
-MODES = ("dense",)
+MODES = ("dense", "heads")
 logger = logging.getLogger(__name__)
 
 
@@ -68,9 +70,10 @@ def optimize_model(
     `trust_remote_code=True` where layers became uneven. `result.pruning_plan` records the decision.
 
     Args:
-        model: A patched model (its gates decide, soft ones by their mask); or a plain model and a `plan`; or a plain
-            model that contains zeros: units that do nothing, or nothing but add a constant, are removed.
-        mode: `dense`, the only one.
+        model: A patched model (its gates decide, soft ones by their mask; weight masks become zeros); or a plain model
+            and a `plan`; or a plain model that contains zeros: units that do nothing, or nothing but add a constant,
+            are removed.
+        mode: `dense` removes heads, channels and all else that is closed; `heads` only heads, and leaves zeros instead.
         plan: A plan, its JSON values, or a file or folder that holds one.
         inplace: Change `model` itself and spare the copy. If this raises, the model is not to be used.
         check: Compare outputs before and after on a small batch. Skipped on the meta device.
@@ -85,10 +88,17 @@ def optimize_model(
     _check_model(model)
     compact = model if inplace else copy.deepcopy(model)
     _drop_autocast(compact)
-    decision = _decide(compact, plan)
+    check = check and next(compact.parameters()).device.type != "meta"
+    zeroed = plan is None and (mode == "heads" or bool(masks_of(compact)))
+    expected = outputs_of(compact) if zeroed and check else None
+    if zeroed:
+        _zero_closed(compact)
+    decision = _decide(compact, plan, zeroed=zeroed)
     unpatch(compact)
-    on_meta = next(compact.parameters()).device.type == "meta"
-    expected = None if on_meta or not check else _masked_outputs(compact, decision)
+    if mode == "heads":
+        decision = _of_heads(decision)
+    if expected is None and check:
+        expected = _masked_outputs(compact, decision)
     _cut(compact, decision)
     if expected is not None:
         check_same(expected, compact, what="the outputs before and after the cut")
@@ -117,7 +127,7 @@ def _drop_autocast(model: nn.Module) -> None:
         vars(model).pop("forward", None)
 
 
-def _decide(model: Any, plan: PlanLike | None) -> _Decision:
+def _decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> _Decision:
     structure = discover(model)
     request = take_request(model)
     if gates_of(model):
@@ -141,7 +151,12 @@ def _decide(model: Any, plan: PlanLike | None) -> _Decision:
     keep = removable(model, structure)
     if all(bool(keep_U.all()) for keep_U in keep.values()):
         logger.warning("%s: no gates, no plan and no removable zeros: nothing to cut.", type(model).__name__)
-    return _Decision(structure=structure, keep=keep, request=Request(method="zeros"), folds=True)
+    return _Decision(
+        structure=structure,
+        keep=keep,
+        request=request if zeroed and request is not None else Request(method="zeros"),
+        folds=True,
+    )
 
 
 def _keep_of_gates(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
@@ -166,6 +181,27 @@ def _as_plan(plan: PlanLike) -> Plan:
     if isinstance(plan, Plan):
         return plan
     return Plan.from_dict(dict(plan)) if isinstance(plan, Mapping) else Plan.load(Path(plan))
+
+
+def _zero_closed(model: nn.Module) -> None:
+    """Turn masks, and the gates beside them, into zeros in the parameters."""
+    if not is_patched(model):
+        return
+    structure = discover(model)
+    _check_readable(next(model.parameters()), "masks")
+    gates = gates_by_group(model, structure)
+    units = {name: gate for name, gate in gates.items() if structure[name].kind in ("heads", "channels")}
+    whole = next((n for n, gate in gates.items() if n not in units and not bool(gate.keep_U.all())), None)
+    if whole is not None:
+        raise ArgumentError("mode", f"'heads' cannot leave {whole} as zeros.", "Take mode='dense'.")
+    bake_all(model, structure, units)
+    unpatch(model)
+
+
+def _of_heads(decision: _Decision) -> _Decision:
+    heads = {g.name for g in decision.structure.of(["heads"])}
+    keep = {name: keep_U for name, keep_U in decision.keep.items() if name in heads}
+    return dataclasses.replace(decision, keep=keep)
 
 
 def _masked_outputs(model: nn.Module, decision: _Decision) -> list[Tensor]:

@@ -87,6 +87,13 @@ class Plan:
             keep[name] = keep_U
         return keep
 
+    def by_kind(self) -> dict[str, list[GroupPlan]]:
+        """Return the groups of each kind, in the order of the layers."""
+        found: dict[str, list[GroupPlan]] = {}
+        for group in self.groups.values():
+            found.setdefault(group["kind"], []).append(group)
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return json.loads(self.to_json())  # type: ignore[no-any-return]

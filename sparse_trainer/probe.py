@@ -1,17 +1,16 @@
 """Does a cut model still say what it said before? Compare two models on a batch that looks like real input."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
 from sparse_trainer.inputs import inputs_for
 from sparse_trainer.inputs import outputs_of as run
+from sparse_trainer.modes import evaluating
 
 # Shape legend: B = rows, T = tokens.
 
@@ -22,18 +21,6 @@ _TOLERANCE_TF32 = 1e-2
 
 class SelfCheckError(SparseTrainerError):
     """A cut model that does not compute what the masked one does."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode for the time of a `with` block, and back in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def probe_batch(model: Any) -> dict[str, Tensor]:

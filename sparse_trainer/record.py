@@ -13,6 +13,7 @@ from patchers import Structure, discover
 from patchers.groups import WIDTH_KINDS
 from sparse_trainer.cost import TARGETS, Target, mac_count, parameter_count, unit_cost
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.nesting import Nesting
 from sparse_trainer.plan import Density, GroupPlan, Plan
 
 # Shape legend: U = units of a group.
@@ -75,13 +76,11 @@ def measure(model: nn.Module, structure: Structure, sequence_length: int) -> Mea
 def density_reached(
     model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], request: Request
 ) -> float | None:
-    """Return the kept share of the cost of all groups in `keep`; None when they cost nothing."""
-    kept = total = 0
-    for name, keep_U in keep.items():
-        cost = unit_cost(model, structure[name], request.target, request.sequence_length)
-        kept += int(keep_U.sum()) * cost
-        total += keep_U.numel() * cost
-    return kept / total if total else None
+    """Return the kept share of the cost of all groups in `keep`, each once; None when they cost nothing."""
+    groups = [structure[name] for name in keep]
+    costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
+    nesting = Nesting(groups, costs)
+    return nesting.kept(keep) / nesting.total if nesting.total else None
 
 
 def make_plan(

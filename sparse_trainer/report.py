@@ -1,18 +1,18 @@
-"""What a run or a model has to show: the comparison table, the per-layer table, the map of what was kept."""
+"""What a run or a model has to show: the comparison table, changed shapes, kept units per layer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sparse_trainer.bench import Conditions, Latency
-from sparse_trainer.plan import GroupPlan, Plan
+from sparse_trainer.plan import Plan
 
 MISSING = "-"
 """Shown where a number was not measured."""
+PERPLEXITY = "perplexity"
+"""Ends the name of a metric that is no share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,8 @@ class Comparison:
         rows = [header]
         for metric in self._metric_names():
             values = [(m.metrics or {}).get(metric) for m in self.models.values()]
-            rows.append(
-                [metric, *(_percent(v) for v in values), *(_points(v, values[0]) for v in values[1:])]
-            )
+            spell, change = (_plain, _ratio) if metric.endswith(PERPLEXITY) else (_percent, _points)
+            rows.append([metric, *(spell(v) for v in values), *(change(v, values[0]) for v in values[1:])])
         rows.append(
             self._row("parameters", [m.parameters for m in self.models.values()], lambda v: f"{v:,.0f}")
         )
@@ -104,51 +103,12 @@ def shape_lines(plan: Plan) -> list[str]:
 def kept_lines(plan: Plan, width: int = 24) -> list[str]:
     """Return one bar per group: kind, layer, how many of its units are kept."""
     lines = []
-    for kind in _kinds(plan):
-        for group in _groups(plan, kind):
+    for kind, groups in plan.by_kind().items():
+        for group in groups:
             share = len(group["keep"]) / group["size"]
             bar = "█" * round(share * width)
             lines.append(f"{kind:>9} {group['layer']:>3} {bar:<{width}} {len(group['keep'])}/{group['size']}")
     return lines
-
-
-def write_map(plan: Plan, path: str | Path) -> None:
-    """Draw which units of every layer are kept, one panel per kind, and write it as PNG."""
-    from matplotlib.figure import Figure
-
-    kinds = _kinds(plan)
-    figure = Figure(figsize=(10, 1.2 + 2.4 * len(kinds)), layout="constrained")
-    for axis, kind in zip(figure.subplots(max(len(kinds), 1), 1, squeeze=False)[:, 0], kinds, strict=False):
-        groups = _groups(plan, kind)
-        kept = sum(len(group["keep"]) for group in groups)
-        total = sum(group["size"] for group in groups)
-        axis.imshow(_grid(groups), aspect="auto", interpolation="nearest", cmap="Blues", vmin=-0.25, vmax=1.0)
-        axis.set_title(f"{kind}: {kept} of {total} kept", loc="left", fontsize=10)
-        axis.set_yticks(range(len(groups)), [f"{g['layer']} ({len(g['keep'])})" for g in groups], fontsize=7)
-        axis.set_ylabel("layer (kept)", fontsize=8)
-    figure.supxlabel("unit (dark = kept)", fontsize=8)
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
-
-
-def _grid(groups: Sequence[GroupPlan]) -> list[list[float]]:
-    """Return 1 = kept, 0 = gone for each unit, one row per layer; short rows end in blanks."""
-    longest = max(group["size"] for group in groups)
-    rows = []
-    for group in groups:
-        keep = set(group["keep"])
-        row = [1.0 if unit in keep else 0.0 for unit in range(group["size"])]
-        rows.append(row + [float("nan")] * (longest - group["size"]))
-    return rows
-
-
-def _kinds(plan: Plan) -> list[str]:
-    return list(dict.fromkeys(group["kind"] for group in plan.groups.values()))
-
-
-def _groups(plan: Plan, kind: str) -> list[GroupPlan]:
-    return [group for group in plan.groups.values() if group["kind"] == kind]
 
 
 def _shape(shape: Sequence[int] | None) -> str:
@@ -161,6 +121,14 @@ def _percent(value: float | None) -> str:
 
 def _points(value: float | None, baseline: float | None) -> str:
     return MISSING if value is None or baseline is None else f"{100 * (value - baseline):+.1f} points"
+
+
+def _plain(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _ratio(value: float | None, baseline: float | None) -> str:
+    return MISSING if value is None or baseline is None else f"{value / baseline:.2f}x"
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:

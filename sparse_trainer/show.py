@@ -14,9 +14,9 @@ from sparse_trainer.bench import Bench, Conditions
 from sparse_trainer.conformance import matrix_page
 from sparse_trainer.conformance.matrix import Matrix
 from sparse_trainer.inspection import Inspection
+from sparse_trainer.outcome import RunResult
 from sparse_trainer.plan import Plan
 from sparse_trainer.report import kept_lines, shape_lines
-from sparse_trainer.run import RunResult
 
 
 def run_result(result: RunResult) -> list[RenderableType]:
@@ -26,15 +26,15 @@ def run_result(result: RunResult) -> list[RenderableType]:
         shown += ["", *shape_lines(result.plan), "", *kept_lines(result.plan), ""]
     shown.append(table(result.comparison.rows(), f"recipe {result.recipe}"))
     shown.append(_conditions(result.comparison.conditions))
-    if result.plan is not None and result.plan.density_reached is not None:
-        shown.append(f"density asked {result.plan.density_asked}, reached {result.plan.density_reached:.4f}")
+    if result.plan is not None:
+        shown += _densities(result.plan)
     if result.reloaded is not None:
         shown.append(
             f"reloaded in a new process with transformers alone: {result.reloaded.same_predictions} of "
             f"{result.reloaded.samples} predictions equal, largest difference of logits "
             f"{result.reloaded.largest_difference:.1e}"
         )
-    shown += [f"{name}: {path}" for name, path in result.files.items()]
+    shown += _files(result.files)
     shown += [f"done in {result.seconds / 60:.1f} minutes", "", *result.load_lines]
     return shown
 
@@ -68,6 +68,11 @@ def cut(folder: Path, plan: Plan) -> list[RenderableType]:
         f"MACs per token {plan.macs['dense']:,} => {plan.macs['compact']:,}",
         f"written to {folder}",
     ]
+
+
+def pruned(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
+    """Return what one-shot pruning changed, and what it wrote."""
+    return ["", *kept_lines(plan), "", *cut(folder, plan), *_densities(plan), *_files(files)]
 
 
 def bench(result: Bench, baseline: str | None) -> list[RenderableType]:
@@ -104,6 +109,17 @@ def table(rows: Sequence[Sequence[str]], title: str | None, justify: str = "righ
     for row in rows[1:]:
         shown.add_row(*row)
     return shown
+
+
+def _densities(plan: Plan) -> list[str]:
+    """Return what was asked and what was reached, where somebody asked."""
+    if plan.density_reached is None:
+        return []
+    return [f"density asked {plan.density_asked}, reached {plan.density_reached:.4f}"]
+
+
+def _files(files: Mapping[str, Path]) -> list[str]:
+    return [f"{what}: {path}" for what, path in files.items()]
 
 
 def _conditions(conditions: Conditions) -> str:

@@ -25,6 +25,22 @@ def per_cost(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
     return {name: score_U / costs[name] for name, score_U in scores.items()}
 
 
+def share(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Divide by the sum over the group, then by the cost: what part of a layer's work a unit does, for its price.
+
+    For additive, non-negative scores whose scale differs from layer to layer. Unlike z-scores it also ranks groups of
+    few units: three alike KV groups have a third each, and none of them is below the average.
+
+    >>> share({"a": torch.tensor([3.0, 1.0])}, {"a": 2})
+    {'a': tensor([0.3750, 0.1250])}
+    """
+    return per_cost({name: _over_sum(score_U) for name, score_U in scores.items()}, costs)
+
+
+def _over_sum(score_U: Tensor) -> Tensor:
+    return score_U / score_U.sum().clamp_min(torch.finfo(score_U.dtype).tiny)
+
+
 def zscore_layer(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
     """Give the scores of every group mean 0 and standard deviation 1; equal scores become 0."""
     return {name: _zscore(score_U, score_U) for name, score_U in scores.items()}
@@ -46,6 +62,10 @@ def _zscore(score_U: Tensor, sample: Tensor) -> Tensor:
 STANDARDIZERS: dict[str, Standardizer] = {
     "none": as_they_are,
     "cost": per_cost,
+    "share": share,
     "zscore_layer": zscore_layer,
     "zscore_global": zscore_global,
 }
+
+ACROSS_LAYERS = ("zscore_global",)
+"""Those that look at the scores of all layers at once."""

@@ -1,8 +1,10 @@
 """`SparseTrainer`: the mixin that makes any `Trainer` prune while it fine-tunes."""
 
 import dataclasses
+import inspect
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,19 @@ STATE_FILE = "pruning_state.json"
 class SparseTrainer:
     """Mixin for `transformers.Trainer`: `class PruningTrainer(SparseTrainer, Trainer)`.
 
+    As in nn_pruning, a subclass may also call `Trainer.__init__(self, …)` and then `SparseTrainer.__init__(self,
+    sparse_args)`, and hand over a coordinator that has patched the model: `trainer.set_patch_coordinator(coordinator)`.
+
     Args:
         sparse_args: What to prune and how.
         teacher: A model to learn from.
         args, kwargs: Go to the Trainer. The model is patched before the Trainer sees it.
     """
 
-    coordinator: ModelPatchingCoordinator
+    _coordinator: ModelPatchingCoordinator | None = None
+    metrics: dict[str, float]
+    """Sums that a `compute_loss` of your own may add to; logged as means over `loss_counter`."""
+    loss_counter: int = 0
 
     def __init__(
         self,
@@ -37,19 +45,55 @@ class SparseTrainer:
         teacher: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        self.coordinator = ModelPatchingCoordinator(sparse_args, teacher=teacher)
+        self.metrics = defaultdict(float)
+        if args and isinstance(args[0], SparseTrainingArguments):
+            self.sparse_args = args[0]
+            self._accept_older_scripts()
+            return
+        coordinator = ModelPatchingCoordinator(sparse_args, teacher=teacher)
+        self._coordinator = coordinator
         model = args[0] if args else kwargs.get("model")
         if model is not None:
-            self.coordinator.patch_model(model)
+            coordinator.patch_model(model)
         super().__init__(*args, **kwargs)
+        self.set_patch_coordinator(coordinator)
+
+    @property
+    def coordinator(self) -> ModelPatchingCoordinator:
+        """What patches and prunes the model."""
+        if self._coordinator is None:
+            raise ArgumentError(
+                type(self).__name__, "has no coordinator.", "Call set_patch_coordinator(…) before train()."
+            )
+        return self._coordinator
+
+    def set_patch_coordinator(self, coordinator: ModelPatchingCoordinator) -> None:
+        """Prune with this coordinator, which has patched the model."""
+        self._coordinator = coordinator
         if self.args.n_gpu > 1:  # type: ignore[attr-defined]
             raise ArgumentError(
                 "n_gpu",
                 f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
             )
-        self.add_callback(_Schedule(self.coordinator))  # type: ignore[attr-defined]
+        self.add_callback(_Schedule(coordinator))  # type: ignore[attr-defined]
         self._place_scores()
+
+    def _accept_older_scripts(self) -> None:
+        """Serve what scripts written for transformers 4 rely on: `args.past_index`, and losses of three arguments."""
+        vars(self.args).setdefault("past_index", -1)  # type: ignore[attr-defined]
+        written = self.compute_loss
+        if "num_items_in_batch" in inspect.signature(written).parameters:
+            return
+        # Such a loss is an average over its batch: Trainer then has to divide it by the accumulation count.
+        vars(self)["model_accepts_loss_kwargs"] = False
+
+        def without_count(
+            model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **more: Any
+        ) -> Any:
+            return written(model, inputs, return_outputs)
+
+        vars(self)["compute_loss"] = without_count
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Patch each model that `model_init` makes."""
@@ -131,9 +175,17 @@ class SparseTrainer:
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add density, threshold and the extra losses to what training logs."""
+        if self.loss_counter:
+            logs.update({name: total / self.loss_counter for name, total in self.metrics.items()})
+            self.metrics, self.loss_counter = defaultdict(float), 0
         if "loss" in logs:
             logs.update(self.coordinator.metrics())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Judge weight masks by what they will be at their final threshold."""
+        with self.coordinator.final_masks():
+            return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save, and write beside the weights what rebuilds the gates; refuse to save NaN scores."""
@@ -168,7 +220,7 @@ class _Schedule(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.coordinator.begin(state.max_steps, state.global_step)
+        self.coordinator.begin(state.max_steps, state.global_step, args.get_warmup_steps(state.max_steps))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -177,3 +229,8 @@ class _Schedule(TrainerCallback):
         if not self.coordinator.finished:
             # A half-pruned model scores better than the one asked for: it must not become "the best".
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.coordinator.end()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from sparse_trainer.errors import CheckpointError
 
-# Shape legend: B = batch, C = classes.
+# Shape legend: C = classes, or the vocabulary.
 
 _SCRIPT = """
 import json, sys
@@ -39,6 +39,7 @@ class Reloaded:
     """How the reloaded model compares with the one in memory."""
 
     samples: int
+    """Predictions: one per example, of language models one per token."""
     same_predictions: int
     largest_difference: float
     """Largest absolute difference of logits."""
@@ -59,8 +60,8 @@ def verify_reload(
     """
     model.train(False)
     with torch.inference_mode():
-        here_BC = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
-    there_BC, facts = _predict_elsewhere(folder, auto_class, inputs)
+        here_C = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
+    there_C, facts = _predict_elsewhere(folder, auto_class, inputs)
     if facts["ours"]:
         raise CheckpointError(
             str(folder),
@@ -68,9 +69,9 @@ def verify_reload(
             "It must load with transformers alone.",
         )
     reloaded = Reloaded(
-        samples=len(here_BC),
-        same_predictions=int((here_BC.argmax(-1) == there_BC.argmax(-1)).sum()),
-        largest_difference=float((here_BC - there_BC).abs().max()),
+        samples=here_C[..., 0].numel(),
+        same_predictions=int((here_C.argmax(-1) == there_C.argmax(-1)).sum()),
+        largest_difference=float((here_C - there_C).abs().max()),
         parameters=facts["parameters"],
     )
     if reloaded.same_predictions != reloaded.samples:

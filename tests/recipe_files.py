@@ -1,11 +1,20 @@
-"""Small files for recipes: a random BERT with a vocabulary for the generated questions, and BoolQ-format rows."""
+"""Small files for recipes: random models with a vocabulary for the generated questions, rows and text."""
 
 import gzip
 import json
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from sparse_trainer.generated import generate
 
@@ -13,8 +22,7 @@ from sparse_trainer.generated import generate
 def write_tiny_model(folder: Path) -> Path:
     """Write a random two-layer BERT, every parameter perturbed, with its tokenizer."""
     folder.mkdir(parents=True)
-    rows = generate("train", 200)
-    words = sorted({word for row in rows for word in _words(row["question"] + " " + row["passage"])})
+    words = _vocabulary()
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64)
     tokenizer.save_pretrained(folder)
@@ -29,6 +37,44 @@ def write_tiny_model(folder: Path) -> Path:
             max_position_embeddings=64,
         )
     )
+    return _save_perturbed(model, folder)
+
+
+def write_tiny_llama(folder: Path) -> Path:
+    """Write a random three-layer Llama with KV groups, every parameter perturbed, with its tokenizer."""
+    words = ["<unk>", "<s>", "<pad>", *_vocabulary()]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", pad_token="<pad>", model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=64,
+            bos_token_id=1,
+            eos_token_id=None,
+            pad_token_id=2,
+        )
+    )
+    return _save_perturbed(model, folder)
+
+
+def write_text(path: Path, sentences: int) -> Path:
+    """Write running text, a passage a line."""
+    path.write_text("".join(row["passage"] + "\n" for row in generate("train", sentences)))
+    return path
+
+
+def _save_perturbed(model: PreTrainedModel, folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -51,6 +97,11 @@ def boolq_rows(count: int) -> list[dict[str, object]]:
 def sst2_rows(count: int) -> list[dict[str, object]]:
     """Return rows in the format of SST-2."""
     return [{"sentence": row["passage"], "label": row["label"]} for row in generate("train", count)]
+
+
+def _vocabulary() -> list[str]:
+    rows = generate("train", 200)
+    return sorted({word for row in rows for word in _words(row["question"] + " " + row["passage"])})
 
 
 def _words(text: str) -> list[str]:

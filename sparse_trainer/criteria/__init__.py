@@ -1,6 +1,7 @@
 """Criteria of fine-pruning: a new one is one file here, one line below, one row in the law tests."""
 
 from sparse_trainer.criteria.base import Criterion, Gates
+from sparse_trainer.criteria.l0 import L0
 from sparse_trainer.criteria.layer_gate import LayerGate
 from sparse_trainer.criteria.magnitude import Magnitude
 from sparse_trainer.criteria.movement import Movement
@@ -10,6 +11,7 @@ from sparse_trainer.criteria.taylor import Taylor
 CRITERIA: dict[str, type[Criterion]] = {
     "movement": Movement,
     "layer_gate": LayerGate,
+    "l0": L0,
     "taylor": Taylor,
     "magnitude": Magnitude,
     "random": Random,

@@ -1,12 +1,13 @@
 """What a criterion for fine-pruning has to offer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from patchers.gates import Gate
 from patchers.groups import Group, Kind, Structure
+from sparse_trainer.nesting import Constraint
 
 Gates = Mapping[str, Gate]
 
@@ -24,13 +25,18 @@ class Criterion(Protocol):
     """Normaliser that suits its scores when the user names none."""
     learns: ClassVar[bool]
     """Whether `score_U` of the gates is trained by the optimizer."""
-    optimizer_options: ClassVar[Mapping[str, float]]
-    """Options of the scores' optimizer group beside rate and decay."""
+
+    @property
+    def optimizer_options(self) -> Mapping[str, Any]:
+        """Options of the scores' optimizer group that differ from `score_learning_rate` and no decay."""
 
     def __init__(self, args: Any) -> None: ...
 
     def make_gate(self, group: Group) -> Gate:
         """Return the gate that the criterion needs on a group."""
+
+    def constrain(self, constraints: Sequence[Constraint]) -> None:
+        """Take note of what the budget demands, once, before training."""
 
     def observe(self, gates: Gates) -> None:
         """Read what the backward passes of one optimizer step left in the gates."""
@@ -38,8 +44,15 @@ class Criterion(Protocol):
     def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
         """Return the score of each unit, shape [U], higher = keep, by group name."""
 
-    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float) -> Tensor | None:
-        """Return a scalar to add to the loss at this density, or None."""
+    def penalty(
+        self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float
+    ) -> Tensor | None:
+        """Return a scalar to add to the loss, or None.
+
+        Args:
+            density: Fraction of the whole cost that is allowed now.
+            remaining: Part of the way to the budget that is still to go, in [0, 1].
+        """
 
     def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
         """Follow the schedule: `progress` in [0, 1]; `frozen` = the structure is final."""
@@ -54,10 +67,15 @@ class Plain:
     def __init__(self, args: Any) -> None:
         self.args = args
 
+    def constrain(self, constraints: Sequence[Constraint]) -> None:
+        """Leave the budget to the selector."""
+
     def observe(self, gates: Gates) -> None:
         """Read nothing."""
 
-    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float) -> Tensor | None:
+    def penalty(
+        self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float
+    ) -> Tensor | None:
         """Add nothing to the loss."""
         return None
 

@@ -6,7 +6,7 @@ layer l is g = theta^2 / (theta^2 + epsilon), epsilon falls geometrically, and t
 penalty * (sum of cost_l g_l / sum of cost_l - density)^2, the density following the schedule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patchers.gates import Gate, PolarGate
 from patchers.groups import Group, Kind, Structure
 from sparse_trainer.criteria.base import Gates
+from sparse_trainer.nesting import Constraint
 
 
 @final
@@ -33,6 +34,9 @@ class LayerGate:
         """Return a learnable gate, almost open."""
         return PolarGate(group.num_units, epsilon=self.args.gate_epsilon)
 
+    def constrain(self, constraints: Sequence[Constraint]) -> None:
+        """Leave the budget to penalty and selector."""
+
     def observe(self, gates: Gates) -> None:
         """Read nothing: the optimizer moves the gates."""
 
@@ -40,7 +44,9 @@ class LayerGate:
         """Return theta^2: the order of the gates, whatever epsilon is."""
         return {name: gate.score_U.square() for name, gate in gates.items() if gate.score_U is not None}
 
-    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float) -> Tensor | None:
+    def penalty(
+        self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float
+    ) -> Tensor | None:
         """Return the squared distance between the expected and the asked cost, as fractions, times the weight."""
         total = sum(costs[name] * gate.keep_U.numel() for name, gate in gates.items())
         open_cost = torch.stack(

@@ -2,15 +2,12 @@
 
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor, nn
 
 from patchers.gates import Gate
-from patchers.groups import WIDTH_KINDS, Group, Slice, Structure
-from patchers.layers import linear_at, weight_OI
+from patchers.groups import Group, Structure
 from sparse_trainer.criteria.base import Gates, Plain
-
-# Shape legend: U = units, W = features of a unit.
+from sparse_trainer.magnitude import magnitude
 
 
 @final
@@ -27,31 +24,3 @@ class Magnitude(Plain):
     def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
         """Return the magnitudes of the weights as they are now."""
         return {name: magnitude(model, structure[name], self.args.magnitude_norm) for name in gates}
-
-
-@torch.no_grad()
-def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
-    """Return the sum over a unit's weights of |w|^norm, shape [U]."""
-    total_U: Tensor | None = None
-    for s in group.slices:
-        weight = weight_OI(linear_at(model, s.path)).float()
-        powers = weight.abs() if norm == 1 else weight.square()
-        per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
-        part_U = _per_unit(per_feature, s) if group.kind in WIDTH_KINDS else per_feature.sum().unsqueeze(0)
-        total_U = part_U if total_U is None else total_U + part_U
-    if total_U is None:
-        block = model.get_submodule(group.block)
-        parts = [
-            (p.float().abs() if norm == 1 else p.float().square()).sum()
-            for p in block.parameters()
-            if p.dim() > 1
-        ]
-        return torch.stack(parts).sum().unsqueeze(0)
-    return total_U
-
-
-def _per_unit(per_feature: Tensor, s: Slice) -> Tensor:
-    """Sum over the features of each unit, shape [U]; contiguous runs need no index on the device."""
-    if s.index is None:
-        return per_feature.view(s.units, s.width).sum(dim=1)
-    return per_feature[s.index_UW.to(per_feature.device)].sum(dim=1)

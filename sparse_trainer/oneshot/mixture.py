@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest
-from sparse_trainer.oneshot.criteria import WIDTH_CRITERIA, Evidence, WidthCriterion
+from sparse_trainer.oneshot.spelling import read_criterion, read_sum
 from sparse_trainer.standardize import STANDARDIZERS
 from sparse_trainer.statistics import Need
+from sparse_trainer.width_criteria import WIDTH_CRITERIA, Evidence, WidthCriterion
 
 # Shape legend: U = units of a group.
 
@@ -50,6 +51,8 @@ _ONES = _Ones()
 def criterion_of(asked: CriterionLike, normalizer: str = "zscore_layer") -> WidthCriterion:
     """Return the criterion that a name, an instance or a mapping of names to weights means.
 
+    Names may have options, and a sum may be one text: `obs(rounds=16)`, `wanda + 0.5 fisher`.
+
     >>> criterion_of("wanda")
     Wanda()
 
@@ -57,20 +60,18 @@ def criterion_of(asked: CriterionLike, normalizer: str = "zscore_layer") -> Widt
         ArgumentError: an unknown name; the nearest known one is given.
     """
     if isinstance(asked, str):
-        return _named(asked)
+        asked = read_sum(asked)
+    if isinstance(asked, str):
+        return read_criterion(asked)
     if not isinstance(asked, Mapping):
         return asked
     if normalizer not in STANDARDIZERS:
         raise ArgumentError("normalize", f"unknown value {normalizer!r}.", nearest(normalizer, STANDARDIZERS))
     if not asked:
         raise ArgumentError("criterion", "no criterion is named.", "Give names and weights.")
-    return Mixture(parts=tuple((_named(name), float(w)) for name, w in asked.items()), normalizer=normalizer)
-
-
-def _named(name: str, **options: Any) -> WidthCriterion:
-    if name not in WIDTH_CRITERIA:
-        raise ArgumentError("criterion", f"unknown value {name!r}.", nearest(name, WIDTH_CRITERIA))
-    return WIDTH_CRITERIA[name](**options)
+    return Mixture(
+        parts=tuple((read_criterion(name), float(w)) for name, w in asked.items()), normalizer=normalizer
+    )
 
 
 def name_of(asked: CriterionLike) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from patchers import Structure, discover
@@ -13,6 +14,8 @@ from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest
 from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of
 from sparse_trainer.reconstruct import REPAIRS
+from sparse_trainer.standardize import ACROSS_LAYERS
+from sparse_trainer.statistics import Moments, SequenceMeans
 
 Protect = str | int
 
@@ -31,6 +34,8 @@ class Options:
     reconstruct_bias: bool | None
     damping: float
     sequential: bool
+    by_block: bool
+    device: torch.device | str | None
     steps: int
     max_prune: float
 
@@ -57,9 +62,31 @@ class Options:
             raise ArgumentError(
                 "reconstruct_bias", "'scale' moves no bias.", "Use 'least_squares' or 'bias'."
             )
+        if self.device is not None and not self.by_block:
+            raise ArgumentError(
+                "device", "only blocks are moved there.", "Set by_block=True, or move the model."
+            )
         for where, asked in (("criterion", self.criterion), ("allocation", self.allocation)):
             if asked is not None:
-                _check_named(where, asked, self.normalize)
+                self._check_criterion(where, asked)
+
+    def _check_criterion(self, where: str, asked: CriterionLike) -> None:
+        try:
+            needs = criterion_of(asked, self.normalize).needs()
+        except TypeError as error:
+            raise ArgumentError(
+                where, str(error), "Give a name, an instance or names with weights."
+            ) from error
+        if not self.by_block:
+            return
+        if any(not isinstance(need, Moments | SequenceMeans) for need in needs):
+            raise ArgumentError(
+                where, "it needs gradients, which run through the whole model.", "Drop by_block, or take wanda or obs."
+            )  # fmt: skip
+        if isinstance(asked, Mapping) and self.normalize in ACROSS_LAYERS:
+            raise ArgumentError(
+                where, f"{self.normalize!r} compares all layers.", "Take normalize='zscore_layer' with by_block."
+            )  # fmt: skip
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -71,20 +98,47 @@ class Options:
         return replace(self, asked=replace(self.asked, density=density))
 
 
-def _check_named(where: str, asked: CriterionLike, normalizer: str) -> None:
-    try:
-        criterion_of(asked, normalizer)
-    except TypeError as error:
-        raise ArgumentError(where, str(error), "Give a name, an instance or names with weights.") from error
+def options_of(
+    *,
+    criterion: CriterionLike,
+    allocation: CriterionLike | None,
+    normalize: str,
+    protect: Sequence[Protect],
+    reconstruct: str | None,
+    reconstruct_bias: bool | None,
+    damping: float,
+    sequential: bool,
+    by_block: bool,
+    device: torch.device | str | None,
+    steps: int,
+    max_prune: float,
+    units: Sequence[str] | None,
+    **budget: Any,
+) -> Options:
+    """Check what `prune` was asked for. `budget` goes to `SparseTrainingArguments`.
 
-
-def asked_of(**fields: Any) -> SparseTrainingArguments:
-    """Return checked budget arguments; depth is pruned elsewhere."""
-    asked = SparseTrainingArguments(scoring="random", **fields)
+    Raises:
+        ArgumentError: an option cannot be meant.
+    """
+    asked = SparseTrainingArguments(scoring="random", units=None if units is None else list(units), **budget)
     deep = [kind for kind in asked.kinds if kind not in WIDTH_KINDS]
     if deep:
         raise ArgumentError("units", f"{deep[0]} are no widths.", f"Give {' and '.join(WIDTH_KINDS)}.")
-    return asked
+    return Options(
+        criterion=criterion,
+        asked=asked,
+        allocation=allocation,
+        normalize=normalize,
+        protect=tuple(protect),
+        reconstruct=reconstruct,
+        reconstruct_bias=reconstruct_bias,
+        damping=damping,
+        sequential=sequential,
+        by_block=by_block,
+        device=device,
+        steps=steps,
+        max_prune=max_prune,
+    )
 
 
 def structure_for(model: nn.Module, options: Options) -> Structure:

@@ -3,31 +3,30 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
 from transformers import PreTrainedModel
 
-from patchers import Gate, gates_of, patch
+from patchers import Gate, is_patched, patch
 from sparse_trainer.budget import Selector
 from sparse_trainer.cost import unit_cost
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
-from sparse_trainer.oneshot.allocation import select
 from sparse_trainer.oneshot.course import Course, kept_in
-from sparse_trainer.oneshot.criteria import Evidence
-from sparse_trainer.oneshot.mixture import CriterionLike, check_finite, criterion_of, name_of
-from sparse_trainer.oneshot.options import Options, Protect, asked_of, density_of, structure_for
+from sparse_trainer.oneshot.decision import Decision, criteria_needs, decide, score, score_by_block
+from sparse_trainer.oneshot.mixture import CriterionLike, name_of
+from sparse_trainer.oneshot.options import Options, Protect, density_of, options_of, structure_for
 from sparse_trainer.oneshot.repair import prepare_biases, repair, repair_needs
 from sparse_trainer.optimize import optimize_model
 from sparse_trainer.plan import Plan
 from sparse_trainer.record import Request, attach_plan, plan_of, remember_request
 from sparse_trainer.statistics import Batches, Need, Statistics, collect
-
-# Shape legend: U = units of a group.
+from sparse_trainer.width_criteria import Evidence
 
 M = TypeVar("M", bound=PreTrainedModel)
 Calibration = Iterable[Mapping[str, Any]]
+Watch = Callable[[Decision], None]
 logger = logging.getLogger(__name__)
 
 
@@ -52,8 +51,11 @@ def prune(
     steps: int = 1,
     damping: float = 0.1,
     sequential: bool = False,
+    by_block: bool = False,
+    device: torch.device | str | None = None,
     sequence_length: int = 128,
     statistics: Statistics | None = None,
+    watch: Watch | None = None,
     inplace: bool = False,
     check: bool = True,
 ) -> tuple[M, Plan]:
@@ -72,9 +74,13 @@ def prune(
         max_prune: Share of its units that any layer may lose.
         steps: Rounds of scoring and cutting on the way to the budget.
         damping: Of the repair, relative to the mean of the moments' diagonal.
-        sequential: Repair layer by layer against inputs from the already pruned layers before, one pass for each.
+        sequential: Repair layer by layer against inputs from the already pruned layers before.
+        by_block: Run block after block, hidden states in between on the CPU: the statistics of one block at a time are
+            in memory. For criteria that need no gradients.
+        device: Of `by_block`: where blocks are run, one at a time, while the model stays where it is.
         statistics: What `collect` found in this very model, instead of a calibration set: to try many criteria
             on one pass.
+        watch: Called with the scores and the kept units of every round, before the cut.
         inplace: Change `model` itself and spare the copy. If this raises, the model is not to be used.
         check: Compare outputs before and after the cut on a small batch.
 
@@ -84,28 +90,27 @@ def prune(
         DataError: the calibration set is missing, too short or does not fit the model.
         NonFiniteError: NaN or infinite statistics.
     """
-    asked = asked_of(
+    options = options_of(
+        criterion=criterion,
         target=target,
         density=density,
         scope=scope,
         standardize=standardize,
-        units=None if units is None else list(units),
-        multiple_of=multiple_of,
-        min_keep=min_keep,
-        sequence_length=sequence_length,
-    )
-    options = Options(
-        criterion=criterion,
-        asked=asked,
-        allocation=allocation,
-        normalize=normalize,
-        protect=tuple(protect),
         reconstruct=reconstruct,
         reconstruct_bias=reconstruct_bias,
+        allocation=allocation,
+        normalize=normalize,
+        units=units,
+        protect=protect,
+        multiple_of=multiple_of,
+        min_keep=min_keep,
+        max_prune=max_prune,
+        steps=steps,
         damping=damping,
         sequential=sequential,
-        steps=steps,
-        max_prune=max_prune,
+        by_block=by_block,
+        device=device,
+        sequence_length=sequence_length,
     )
     _check_model(model)
     batches = _batches(model, calibration, options, statistics)
@@ -113,10 +118,10 @@ def prune(
     before = plan_of(model)
     course = Course(kept=kept_in(before))
     for step in range(steps):
-        pruned = _step(pruned, batches, options, (step + 1) / steps, course, statistics, check=check)
+        pruned = _step(pruned, batches, options, (step + 1) / steps, course, statistics, watch, check=check)
     plan = plan_of(pruned)
     assert plan is not None
-    changes: dict[str, Any] = {"density_asked": density_of(asked)}
+    changes: dict[str, Any] = {"density_asked": density_of(options.asked)}
     if steps > 1 and before is None:
         changes["density_reached"] = course.reached()
     plan = dataclasses.replace(plan, **changes)
@@ -131,7 +136,7 @@ def _check_model(model: Any) -> None:
             "is no transformers model.",
             "Unwrap it first: merge_and_unload() of a peft model.",
         )
-    if gates_of(model):
+    if is_patched(model):
         raise UnsupportedModelError(
             type(model).__name__,
             "is patched for fine-pruning.",
@@ -143,20 +148,18 @@ def _check_model(model: Any) -> None:
 
 def needs_of(options: Options) -> tuple[Need, ...]:
     """Return what the criteria and the repair need to know."""
-    needs = criterion_of(options.criterion, options.normalize).needs()
-    if options.allocation is not None:
-        needs += criterion_of(options.allocation, options.normalize).needs()
-    return needs + repair_needs(options)
+    return criteria_needs(options) + repair_needs(options)
 
 
 def _batches(
     model: Any, calibration: Calibration | None, options: Options, statistics: Statistics | None
 ) -> Batches | None:
-    if statistics is not None and (calibration is not None or options.steps > 1 or options.sequential):
+    again = options.steps > 1 or options.sequential or options.by_block
+    if statistics is not None and (calibration is not None or again):
         raise ArgumentError(
             "statistics",
             "they hold for the model as it is now.",
-            "Drop calibration, steps and sequential, or them.",
+            "Drop calibration, steps, sequential and by_block, or them.",
         )
     if calibration is not None:
         return Batches(model, calibration)
@@ -176,6 +179,7 @@ def _step(
     done: float,
     course: Course,
     statistics: Statistics | None,
+    watch: Watch | None,
     *,
     check: bool,
 ) -> M:
@@ -190,10 +194,17 @@ def _step(
     budget = course.capped(stepwise.asked.budget, options.max_prune)
     selector = Selector(structure.groups, costs, budget)
     if statistics is None:
-        needs = needs_of(options)
-        statistics = Statistics() if batches is None else collect(model, structure, batches, needs)
-    evidence = Evidence(model=model, structure=structure, statistics=statistics)
-    keep = _decide(evidence, costs, selector, options)
+        statistics = Statistics()
+        if batches is not None and not options.by_block:
+            statistics = collect(model, structure, batches, needs_of(options))
+    if options.by_block and criteria_needs(options):
+        scores = score_by_block(model, structure, batches, options)
+    else:
+        scores = score(Evidence(model=model, structure=structure, statistics=statistics), options)
+    decision = decide(structure, scores, costs, selector, options)
+    keep = decision.keep
+    if watch is not None:
+        watch(decision)
     prepare_biases(model, structure, options)
     repair(model, structure, keep, statistics, batches, options)
     asked = density_of(stepwise.asked)
@@ -209,23 +220,6 @@ def _step(
         gate.set_keep(keep[name])
     course.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
     return optimize_model(model, inplace=True, check=check)
-
-
-def _decide(
-    evidence: Evidence, costs: Mapping[str, int], selector: Selector, options: Options
-) -> dict[str, Tensor]:
-    """Return the kept units."""
-    ranker = criterion_of(options.criterion, options.normalize)
-    ranks = ranker.scores(evidence)
-    check_finite(ranks, name_of(options.criterion))
-    if options.allocation is None:
-        normalizer = options.asked.standardize or ranker.standardize
-        return select(evidence.structure, costs, selector, scores=ranks, standardize=normalizer)
-    allocator = criterion_of(options.allocation, options.normalize)
-    scores = allocator.scores(evidence)
-    check_finite(scores, name_of(options.allocation))
-    normalizer = options.asked.standardize or allocator.standardize
-    return select(evidence.structure, costs, selector, scores=scores, standardize=normalizer, ranks=ranks)
 
 
 def _method(options: Options) -> str:

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from patchers.layers import Linear, bare_linear_at, features, weight_OI
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.oneshot.options import Options
 from sparse_trainer.reconstruct import Repaired, fold_mean, least_squares, scale
-from sparse_trainer.statistics import Batches, Moments, MomentSums, Need, Statistics, collect
+from sparse_trainer.statistics import Batches, Moments, MomentSums, Need, Statistics, Walk
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 
@@ -22,9 +24,13 @@ _BIAS_FIELDS = ("mlp_bias", "attention_bias", "attention_out_bias", "use_bias", 
 
 def repair_needs(options: Options) -> tuple[Need, ...]:
     """Return what the repair has to know of the consumers' inputs."""
-    if options.reconstruct is None or options.sequential:
+    if options.reconstruct is None or options.sequential or options.by_block:
         return ()
-    return (Moments(covariance=options.reconstruct != "bias"),)
+    return (_need(options),)
+
+
+def _need(options: Options) -> Moments:
+    return Moments(covariance=options.reconstruct != "bias")
 
 
 def prepare_biases(model: Any, structure: Structure, options: Options) -> None:
@@ -46,20 +52,22 @@ def repair(
     options: Options,
 ) -> None:  # fmt: skip
     """Change the consumers so that they say with the kept units what they said with all, in place."""
-    if options.reconstruct is None:
+    touched = tuple(g for g in structure.groups if not bool(keep[g.name].all()))
+    if options.reconstruct is None or not touched:
         return
-    touched = [g for g in structure.groups if not bool(keep[g.name].all())]
-    if not options.sequential:
+    if not options.sequential and not options.by_block:
         for group in touched:
             _repair_one(model, group, keep[group.name], statistics.moments[group.name], options)
         return
     assert batches is not None
-    need = Moments(covariance=options.reconstruct != "bias")
-    for group in touched:
-        only = Structure(groups=(group,), stacks=structure.stacks)
-        with gated(model, structure, keep):
-            moments = collect(model, only, batches, [need], stop_early=True).moments[group.name]
-        _repair_one(model, group, keep[group.name], moments, options)
+    part = replace(structure, groups=touched)
+    with gated(model, structure, keep) if options.sequential else nullcontext():
+        walk = Walk(model, part, batches, changing=options.sequential, device=options.device)
+        for groups in walk:
+            for together in [(group,) for group in groups] if options.sequential else [groups]:
+                moments = walk.collect(together, [_need(options)]).moments
+                for group in together:
+                    _repair_one(model, group, keep[group.name], moments[group.name], options)
 
 
 @torch.no_grad()

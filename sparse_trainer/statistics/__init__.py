@@ -12,6 +12,7 @@ from sparse_trainer.statistics.needs import (
     SequenceMeans,
     Statistics,
 )
+from sparse_trainer.statistics.walk import Walk
 
 __all__ = [
     "Batches",
@@ -23,6 +24,7 @@ __all__ = [
     "Need",
     "SequenceMeans",
     "Statistics",
+    "Walk",
     "as_batches",
     "collect",
 ]

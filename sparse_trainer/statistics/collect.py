@@ -6,26 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from patchers import Gate, Group, Structure, patch, unpatch
-from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import DataError
-from sparse_trainer.probe import evaluating
-from sparse_trainer.statistics.calibration import Batch, Batches, as_batches, count_real, inputs_named
+from sparse_trainer.modes import evaluating
+from sparse_trainer.statistics.calibration import Batches, as_batches, count_real
 from sparse_trainer.statistics.elements import ElementCollector
 from sparse_trainer.statistics.flight import Flight
+from sparse_trainer.statistics.forward import EnoughSeen, Run
 from sparse_trainer.statistics.mask_gradients import GateGradientCollector, MaskGradientCollector
 from sparse_trainer.statistics.moments import MomentCollector
 from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need, SequenceMeans, Statistics
 
 
-class _EnoughSeen(Exception):  # noqa: N818
-    """Ends a forward pass whose rest nobody reads."""
-
-
 def _stop(module: nn.Module, args: Any) -> None:
-    raise _EnoughSeen
+    raise EnoughSeen
 
 
 @dataclass
@@ -50,6 +46,7 @@ def collect(
     needs: Iterable[Need],
     *,
     stop_early: bool = False,
+    one_by_one: bool = False,
 ) -> Statistics:
     """Run a calibration set through a model and return what was asked for, and nothing else.
 
@@ -58,6 +55,7 @@ def collect(
 
     Args:
         stop_early: End every forward pass at the last group's consumer. Only where no loss is needed.
+        one_by_one: Run one sequence at a time, also where nothing asks for it.
 
     Raises:
         DataError: the calibration set is empty or does not fit the model.
@@ -74,7 +72,7 @@ def collect(
     if any(isinstance(n, MaskGradients) for n in wanted) and "labels" not in losses:
         losses.insert(0, "labels")
     tokens, sequences = torch.zeros((), dtype=torch.long), 0
-    run = _Run(model, structure.groups, labelled="labels" in losses, differentiable=bool(losses))
+    run = Run(model, structure.groups, labelled="labels" in losses, differentiable=bool(losses))
     with (
         evaluating(model),
         _frozen(model),
@@ -87,8 +85,9 @@ def collect(
         if stop_early and not losses:
             last = model.get_submodule(structure.groups[-1].consumer)
             stack.callback(last.register_forward_pre_hook(_stop).remove)
-        one_by_one = bool(collectors.experts) or any("experts" in g.consumer for g in structure.groups)
-        for batch in batches.read(labelled="labels" in losses, one_by_one=one_by_one):
+        alone = one_by_one or bool(collectors.experts)
+        alone = alone or any("experts" in g.consumer for g in structure.groups)
+        for batch in batches.read(labelled="labels" in losses, one_by_one=alone):
             flight.batch = batch
             loss = run.forward(batch)
             for number, kind in enumerate(losses):
@@ -158,39 +157,6 @@ def _result(made: _Collectors, needs: Sequence[Need], tokens: int, sequences: in
         },
         elements={} if made.elements is None else made.elements.sums,
     )
-
-
-class _Run:
-    """Runs a batch: the whole model where a loss is needed, else without the head, whose output nobody reads."""
-
-    def __init__(self, model: Any, groups: Sequence[Group], *, labelled: bool, differentiable: bool) -> None:
-        self.labelled, self.differentiable = labelled, differentiable
-        base = base_of(model)
-        inside = {id(module) for module in base.modules()}
-        in_base = all(id(model.get_submodule(g.consumer)) in inside for g in groups)
-        reads_same = model.main_input_name in inputs_named(base)[0]
-        skips_head = not labelled and in_base and reads_same and not model.config.is_encoder_decoder
-        self.module: Any = base if skips_head else model
-        self.names = inputs_named(self.module)[0]
-        self.whole = self.module is model
-
-    def forward(self, batch: Batch) -> Tensor | None:
-        """Return the loss summed over the labels that count; None where none is needed."""
-        inputs: dict[str, Any] = dict(batch.inputs)
-        if not self.whole:
-            inputs = {name: value for name, value in inputs.items() if name in self.names}
-        if "use_cache" in self.names:
-            inputs["use_cache"] = False
-        with torch.set_grad_enabled(self.differentiable):
-            try:
-                output = self.module(**inputs)
-            except _EnoughSeen:
-                return None
-            if not self.labelled:
-                return None
-            assert batch.terms is not None
-            loss: Tensor = output.loss * batch.terms
-            return loss
 
 
 @contextmanager

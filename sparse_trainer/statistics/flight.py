@@ -46,7 +46,7 @@ class Flight:
         in_decoder = self._is_encoder_decoder and "decoder" in group.stack
         real_BT = self.batch.decoder_real_BT if in_decoder else self.batch.real_BT
         fits = real_BT is not None and real_BT.shape == x_BTI.shape[:2]
-        return x_BTI, real_BT if fits else None
+        return x_BTI, real_BT.to(x.device) if real_BT is not None and fits else None
 
     def watch(self, name: str, values: Tensor) -> None:
         """Remember the first batch that brings NaN or infinity, without waiting for the device."""

@@ -12,6 +12,9 @@ from sparse_trainer.statistics.needs import MomentSums
 
 # Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = features of a consumer's input.
 
+_STRIP = 256
+"""Features whose products are taken at once."""
+
 
 @final
 class MomentCollector:
@@ -27,8 +30,9 @@ class MomentCollector:
         self.is_reached = False
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hang the hook."""
-        return [consumer_of(model, self.group).register_forward_pre_hook(self._see, with_kwargs=True)]
+        """Hang the hook, in front of a gate: what closed units say counts."""
+        consumer = consumer_of(model, self.group)
+        return [consumer.register_forward_pre_hook(self._see, with_kwargs=True, prepend=True)]
 
     def finish_batch(self) -> None:
         """Do nothing: every call is complete in itself."""
@@ -72,8 +76,8 @@ class MomentCollector:
         step_I = mean_I.to(self.mean_I.dtype) - self.mean_I
         weight = self.count * count / total
         if self.scatter_II is not None:
-            self.scatter_II.addmm_(centred_NI.T, centred_NI)
             step = (step_I * weight.sqrt()).to(x_NI.dtype)
+            _add_products(self.scatter_II, centred_NI)
             self.scatter_II.addr_(step, step)
         self.scatter_I += scatter_I + step_I.square() * weight
         self.mean_I += step_I * (count / total)
@@ -86,7 +90,19 @@ class MomentCollector:
             tokens=self.count,
             mean_I=self.mean_I,
             variance_I=self.scatter_I / count,
-            centred_II=None
-            if self.scatter_II is None
-            else self.scatter_II.div_(count.to(self.scatter_II.dtype)),
+            centred_II=None if self.scatter_II is None else self._covariance(count),
         )
+
+    def _covariance(self, count: Tensor) -> Tensor:
+        assert self.scatter_II is not None
+        upper_II = self.scatter_II.triu_().div_(count.to(self.scatter_II.dtype))
+        self.scatter_II = None
+        return upper_II.add_(upper_II.triu(1).T)
+
+
+def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:
+    """Add x^T x to the upper triangle, in strips: little more than half of the products of the whole square."""
+    size = len(sum_II)
+    for start in range(0, size, _STRIP):
+        end = min(start + _STRIP, size)
+        sum_II[start:end, start:].addmm_(x_NI[:, start:end].T, x_NI[:, start:])

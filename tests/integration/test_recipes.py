@@ -1,4 +1,4 @@
-"""Every shipped recipe trains, prunes, saves and reloads, on a tiny model and local files, without a network."""
+"""Every shipped recipe that trains runs to its end, on a tiny model and local files, without a network."""
 
 import json
 import os
@@ -14,12 +14,15 @@ from sparse_trainer.compact import compact_folder
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
 from sparse_trainer.inspection import inspect_model
 from sparse_trainer.loading import load_shape
+from sparse_trainer.oneshot_recipe import is_one_shot
 from sparse_trainer.plan import PLAN_FILE, Plan
-from sparse_trainer.recipe import Recipe, load_recipe, shipped
+from sparse_trainer.recipe import Recipe, load_recipe
 from sparse_trainer.run import run
+from sparse_trainer.sections import read_sections, shipped
 from tests.recipe_files import boolq_rows, sst2_rows, write_rows, write_tiny_model
 
 FILES = {"sst2-local": "sst2.jsonl"}
+TRAINING = sorted(name for name, path in shipped().items() if not is_one_shot(read_sections(path)))
 STEPS = 4
 """Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
 
@@ -61,7 +64,7 @@ def small(name: str, files: Path, out: Path, *overrides: str) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
     name: str, files: Path, tmp_path: Path
 ) -> None:
@@ -73,7 +76,15 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
     compact = AutoModelForSequenceClassification.from_pretrained(result.folder, trust_remote_code=True)
     assert compact.num_parameters() == plan.params["compact"] < plan.params["dense"]
     assert result.comparison.models["pruned"].parameters == plan.params["compact"]
-    for file in ("recipe.yaml", "report.json", "shapes.txt", "kept.png", "README.md", PLAN_FILE):
+    for file in (
+        "recipe.yaml",
+        "report.json",
+        "shapes.txt",
+        "kept.png",
+        "widths.csv",
+        "README.md",
+        PLAN_FILE,
+    ):
         assert (result.folder / file).stat().st_size > 0, file
     assert said[0] == "loading data and model"
     assert (
@@ -184,7 +195,9 @@ def test_a_folder_that_is_not_ours_is_refused_before_training(
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
-        run(small("boolq-local", files, tmp_path / "run", f"export.directory={tmp_path / 'precious'}"), print)
+        run(
+            small("boolq-local", files, tmp_path / "run", f"export.output_dir={tmp_path / 'precious'}"), print
+        )
     assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
 
 

@@ -21,7 +21,7 @@ for method in methods:
     run.train()
     run.save_model(str(Path(folder) / method))
 """
-METHODS = ("movement-distilled", "taylor", "layer_gate")
+METHODS = ("movement-distilled", "taylor", "layer_gate", "l0-nested")
 
 
 def launch(folder: Path, ranks: int) -> None:

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from patchers.layers import linear_at, weight_OI
 from sparse_trainer import prune
 from sparse_trainer.cost import unit_cost
-from sparse_trainer.oneshot.criteria import WIDTH_CRITERIA, Evidence
-from sparse_trainer.oneshot.criteria.obs import Obs
-from sparse_trainer.oneshot.criteria.taylor import Taylor
 from sparse_trainer.plan import Plan
 from sparse_trainer.reconstruct import error, least_squares
 from sparse_trainer.statistics import Batches, Moments, collect
+from sparse_trainer.width_criteria import WIDTH_CRITERIA, Evidence
+from sparse_trainer.width_criteria.obs import Obs
+from sparse_trainer.width_criteria.taylor import Taylor
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: U = units, I = features of a consumer's input.

@@ -22,6 +22,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {},
     "random": {},
     "layer_gate": {"density": 0.67, "score_learning_rate": 0.1},
+    "l0": {"l0_learning_rate": 0.3},
+    "l0-nested": {
+        "scoring": "l0",
+        "units": ["heads", "channels", "attention", "ffn", "layers"],
+        "l0_learning_rate": 0.3,
+        "distil_teacher_name_or_path": "self",
+        "distil_alpha_hidden": 0.5,
+        "distil_layer_map": "learned",
+    },
 }
 
 

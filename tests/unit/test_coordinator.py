@@ -112,6 +112,6 @@ def test_macs_target_counts_attention_products() -> None:
             SparseTrainingArguments(scoring="magnitude", target="macs", sequence_length=length)
         )
         coordinator.patch_model(tiny())
-        heads[length] = coordinator.costs["bert.encoder.layer.0.heads"]
-        assert coordinator.costs["bert.encoder.layer.0.channels"] == 2 * 32
+        heads[length] = coordinator.pruner.costs["bert.encoder.layer.0.heads"]
+        assert coordinator.pruner.costs["bert.encoder.layer.0.channels"] == 2 * 32
     assert heads[4096] - heads[8] == 2 * (4096 - 8) * 8

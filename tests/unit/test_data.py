@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset
 
-from sparse_trainer import data
+from sparse_trainer import readers
 from sparse_trainer.data import DataOptions, check_columns, label_ids, label_names, load_splits
 from sparse_trainer.errors import DataError
 from tests.recipe_files import boolq_rows, write_rows
@@ -122,7 +122,7 @@ def test_a_hub_data_set_is_asked_for_by_name_and_split(monkeypatch: pytest.Monke
         asked.append((name, config, split))
         return Dataset.from_dict({"question": ["q"], "answer": [True], "passage": ["p"]})
 
-    monkeypatch.setattr(data, "load_dataset", load_dataset)
+    monkeypatch.setattr(readers, "load_dataset", load_dataset)
     splits = load_splits(DataOptions(source="google/boolq"), ("question", "passage", "answer"))
     assert asked == [("google/boolq", None, "train"), ("google/boolq", None, "validation")]
     assert label_ids(splits.train["answer"], ("no", "yes"), "") == [1]
@@ -132,7 +132,7 @@ def test_a_hub_that_cannot_be_reached_suggests_files(monkeypatch: pytest.MonkeyP
     def load_dataset(name: str, config: str | None, split: str) -> Dataset:
         raise ConnectionError("Couldn't reach it")
 
-    monkeypatch.setattr(data, "load_dataset", load_dataset)
+    monkeypatch.setattr(readers, "load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"google/boolq: split 'train' .*Couldn't reach it.*data\.train_file"):
         load_splits(DataOptions(source="google/boolq"), COLUMNS)
 

@@ -101,6 +101,8 @@ def given() -> dict[str, Any]:
     }
 
 
+# A line of a script that the porting page quotes as it is: `float(loss)`.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
 @pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
 def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is one story: its blocks run in order, in one namespace, in an empty folder."""

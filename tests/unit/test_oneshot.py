@@ -18,13 +18,13 @@ from sparse_trainer.errors import (
     UnsupportedModelError,
 )
 from sparse_trainer.oneshot.allocation import best
-from sparse_trainer.oneshot.criteria import Evidence
-from sparse_trainer.oneshot.criteria.random import Random
-from sparse_trainer.oneshot.criteria.taylor import Taylor
 from sparse_trainer.oneshot.mixture import criterion_of
 from sparse_trainer.oneshot.options import protected
 from sparse_trainer.statistics import MaskGradients, Moments, Statistics, collect
-from tests.oneshot_models import calibration, model_of, sequences, widths
+from sparse_trainer.width_criteria import Evidence
+from sparse_trainer.width_criteria.random import Random
+from sparse_trainer.width_criteria.taylor import Taylor
+from tests.oneshot_models import MODELS, calibration, model_of, sequences, widths
 
 
 def kept(plan: Any) -> dict[str, list[int]]:
@@ -48,6 +48,9 @@ def kept(plan: Any) -> dict[str, list[int]]:
         ({"damping": -1.0}, "negative"),
         ({"max_prune": 0.0}, r"not in \(0, 1\]"),
         ({"sequential": True}, "nothing to repair"),
+        ({"device": "cpu"}, "only blocks are moved"),
+        ({"by_block": True, "criterion": "fisher"}, "it needs gradients"),
+        ({"by_block": True, "criterion": {"wanda": 1}, "normalize": "zscore_global"}, "compares all layers"),
         ({"allocation": "fisher", "scope": "uniform"}, "nothing to share out"),
         ({"protect": ["lost"]}, "matches no group"),
         ({"protect": [99]}, "matches no group"),
@@ -262,8 +265,9 @@ def test_least_squares_moves_biases_only_where_there_are_some() -> None:
             assert not torch.equal(before, after)
 
 
-def test_sequential_repair_sees_the_pruned_layers_before() -> None:
-    model = model_of("llama")
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_sequential_repair_sees_the_pruned_layers_before(name: str) -> None:
+    model = model_of(name)
     batches = sequences(model, (60,) * 10)
     options: dict[str, Any] = {
         "criterion": "random",
@@ -283,6 +287,24 @@ def test_sequential_repair_sees_the_pruned_layers_before() -> None:
     assert not torch.allclose(
         sequential.get_submodule(layers[-1]).weight, dense.get_submodule(layers[-1]).weight
     )
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sequential", [False, True])
+def test_block_by_block_is_the_same_pruning(name: str, sequential: bool) -> None:
+    model = model_of(name)
+    batches = sequences(model, (60,) * 10)
+    options: dict[str, Any] = {
+        "criterion": "obs",
+        "density": {"channels": 0.5, "heads": 0.5},
+        "reconstruct": "least_squares",
+        "sequential": sequential,
+    }
+    whole, plan = prune(model, batches, **options)
+    by_block, again = prune(model, batches, by_block=True, **options)
+    assert kept(plan) == kept(again)
+    for path, tensor in whole.state_dict().items():
+        torch.testing.assert_close(by_block.state_dict()[path], tensor, rtol=1e-7, atol=1e-9)
 
 
 def test_errors_are_of_one_root() -> None:

@@ -1,15 +1,24 @@
 """Recipes: parsed, checked, overridden, written back."""
 
+import dataclasses
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from sparse_trainer import prune
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.recipe import Recipe, describe, load_recipe, shipped
+from sparse_trainer.oneshot_recipe import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
+from sparse_trainer.prune_folder import PruneOptions
+from sparse_trainer.recipe import SECTIONS, Recipe, load_recipe
+from sparse_trainer.sections import describe, read_sections, shipped
 
 GIVEN = ("model.name_or_path=m", "data.train_file=t.json", "data.validation_file=v.json")
+ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
+TRAINING = sorted(set(shipped()) - set(ONE_SHOT))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -135,7 +144,7 @@ def test_dense_training_changes_only_what_it_names(file: Path) -> None:
     assert dense.output_dir != recipe.training.output_dir
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_shipped_recipe_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, GIVEN)
     again = load_recipe(written(tmp_path, recipe.dump()))
@@ -148,9 +157,92 @@ def test_a_shipped_recipe_starts_with_its_command_and_describes_itself(name: str
     path = shipped()[name]
     assert path.read_text().startswith(f"# sparse-trainer run {name}")
     assert describe(path)
-    assert set(yaml.safe_load(path.read_text())) <= {
-        "description", "task", "model", "data", "pruning", "training", "export",
-    }  # fmt: skip
+    known = ONE_SHOT_SECTIONS if name in ONE_SHOT else SECTIONS
+    assert set(yaml.safe_load(path.read_text())) <= {"description", *known}
+
+
+def test_both_kinds_of_recipe_are_shipped() -> None:
+    assert len(ONE_SHOT) == 8
+    assert len(TRAINING) == len(shipped()) - 8
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+def test_a_one_shot_recipe_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, ["model.name_or_path=m", "prune.density=0.9"])
+    again = load_recipe(written(tmp_path, recipe.dump()))
+    assert isinstance(recipe, OneShotRecipe)
+    assert dataclasses.replace(again, name=name, origin="") == dataclasses.replace(recipe, origin="")
+    assert recipe.prune.density == 0.9
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+def test_a_one_shot_recipe_names_its_paper(name: str) -> None:
+    assert re.search(r"arXiv\s+(# )?\d{4}\.\d{5}", shipped()[name].read_text())
+
+
+@pytest.fixture
+def one_shot(tmp_path: Path) -> Path:
+    return written(
+        tmp_path,
+        "model: {name_or_path: m}\ncalibration: {}\nprune: {criterion: wanda, protect: [first, 3]}\n",
+    )
+
+
+def test_the_sections_of_a_one_shot_recipe_become_dataclasses(one_shot: Path) -> None:
+    recipe = load_recipe(one_shot, ["prune.reconstruct=least-squares", "evaluation.tasks=[arc_easy]"])
+    assert recipe.prune.keywords()["reconstruct"] == "least_squares"
+    assert recipe.prune.protect == ("first", 3)
+    assert recipe.calibration.source == "wikitext2"
+    assert recipe.evaluation.tasks == ("arc_easy",)
+    assert load_recipe(one_shot).evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prune.densty=0.5", r"mine\.yaml: prune\.densty: unknown key\. Did you mean 'density'"),
+        (
+            "prune.criterion=wnda",
+            r"mine\.yaml: prune\.criterion: unknown value 'wnda'\. Did you mean 'wanda'",
+        ),
+        ("prune.criterion=obs(round=2)", r"prune\.criterion obs\.round: unknown key\. Did you mean 'rounds'"),
+        ("prune.density=2", r"prune\.density: 2 is not in \(0, 1\]"),
+        (
+            "prune.protect=[1.5]",
+            r"prune\.protect: \[1\.5\] is a list\. Give a list of text or a whole number",
+        ),
+        (
+            "prune.reconstruct=leastsquares",
+            r"prune\.reconstruct: unknown value .*Did you mean 'least_squares'",
+        ),
+        ("calibration.sample=4", r"calibration\.sample: unknown key\. Did you mean 'samples'"),
+        ("calibration=null", r"mine\.yaml: calibration: wanda needs one"),
+        ("evaluation.task=[c4]", r"evaluation\.task: unknown key\. Did you mean 'tasks'"),
+        ("export.output_dri=x", r"export\.output_dri: unknown key\. Did you mean 'output_dir'"),
+        ("training.seed=1", r"unknown section 'training'"),
+        ("calibraton.seed=1", r"unknown section 'calibraton'\. Did you mean 'calibration'"),
+    ],
+)
+def test_a_mistake_in_a_one_shot_recipe_is_named(one_shot: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(one_shot, [override])
+
+
+def test_a_recipe_cannot_train_and_prune_in_one_shot(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.yaml: pruning: unknown section\. Did you mean 'prune'"):
+        load_recipe(written(tmp_path, "prune: {}\npruning: {}\n"))
+
+
+def test_the_options_of_a_recipe_are_those_of_prune() -> None:
+    """The same names with the same defaults, less what only Python can pass."""
+    options = {
+        name: parameter.default
+        for name, parameter in inspect.signature(prune).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    only_python = {"device", "statistics", "watch", "inplace", "check"}
+    given = {field.name: field.default for field in dataclasses.fields(PruneOptions)}
+    assert given == {name: default for name, default in options.items() if name not in only_python}
 
 
 def _parsed(recipe: Recipe) -> tuple[object, ...]:

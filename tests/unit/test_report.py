@@ -1,12 +1,8 @@
-"""Tables and the map."""
-
-import struct
-import zlib
-from pathlib import Path
+"""Tables."""
 
 from sparse_trainer.bench import Conditions, Latency
 from sparse_trainer.plan import Plan
-from sparse_trainer.report import Comparison, Measured, kept_lines, shape_lines, write_map
+from sparse_trainer.report import Comparison, Measured, kept_lines, shape_lines
 
 CONDITIONS = Conditions(device="cpu", dtype="float32", threads=1, sequence_length=8, rounds=1, torch="2")
 
@@ -83,27 +79,18 @@ def test_kept_lines_count_units_per_group() -> None:
     assert [line.count("█") for line in lines] == [2, 0, 0]
 
 
-def test_the_map_is_a_picture_that_differs_where_units_do(tmp_path: Path) -> None:
-    write_map(plan(), tmp_path / "kept.png")
-    other = plan()
-    other.groups["layer.0.heads"]["keep"] = [0, 1, 2, 3]
-    write_map(other, tmp_path / "other.png")
-    pictures = [_pixels(tmp_path / name) for name in ("kept.png", "other.png")]
-    assert pictures[0] != pictures[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.png", "other.png"]
-
-
-def _pixels(path: Path) -> bytes:
-    """Return the compressed scan lines of a PNG, after checking that it is whole."""
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    data, position = b"", 8
-    while position < len(content):
-        length, kind = struct.unpack(">I4s", content[position : position + 8])
-        body = content[position + 8 : position + 8 + length]
-        assert struct.unpack(">I", content[position + 8 + length : position + 12 + length])[0] == zlib.crc32(
-            kind + body
+def test_perplexities_are_shown_as_they_are_with_their_ratio() -> None:
+    models = {
+        name: Measured(
+            metrics={"wikitext2 perplexity": value, "boolq acc": 0.5},
+            parameters=10,
+            file_bytes=10,
+            latencies={},
         )
-        data += body if kind == b"IDAT" else b""
-        position += 12 + length
-    return zlib.decompress(data)
+        for name, value in {"dense": 20.0, "pruned": 31.0}.items()
+    }
+    rows = Comparison(models=models, conditions=CONDITIONS).rows()
+    assert rows[1:3] == [
+        ["wikitext2 perplexity", "20.00", "31.00", "1.55x"],
+        ["boolq acc", "50.0 %", "50.0 %", "+0.0 points"],
+    ]

@@ -1,0 +1,34 @@
+"""What all commands share: results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+
+
+def tell(line: str) -> None:
+    """Say on stderr what is being done."""
+    Console(stderr=True).print(f"[bold]>> {line}", highlight=False)
+
+
+def complain(error: Exception) -> None:
+    """Say on stderr, in one line, why nothing was done."""
+    print(f"error: {error}", file=sys.stderr)
+
+
+def print_result(as_json: bool, values: dict[str, Any], shown: list[RenderableType]) -> None:
+    """Print a result, for a script or for a reader."""
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    console = Console()
+    for part in shown:
+        console.print(
+            part, highlight=False, soft_wrap=isinstance(part, str), markup=not isinstance(part, str)
+        )

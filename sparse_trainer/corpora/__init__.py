@@ -1,0 +1,24 @@
+"""Named data sets and local files, as calibration batches, running text and questions."""
+
+from sparse_trainer.corpora.base import Corpus, Part, Question
+from sparse_trainer.corpora.batches import calibration_batches
+from sparse_trainer.corpora.encode import Frame, encode, frame_of, stream
+from sparse_trainer.corpora.read import find, joined, questions, rows, texts
+from sparse_trainer.corpora.table import CORPORA
+
+__all__ = [
+    "CORPORA",
+    "Corpus",
+    "Frame",
+    "Part",
+    "Question",
+    "calibration_batches",
+    "encode",
+    "find",
+    "frame_of",
+    "joined",
+    "questions",
+    "rows",
+    "stream",
+    "texts",
+]

@@ -1,0 +1,66 @@
+"""What a user can ask of `scoring="l0"`, of CoFi's layer map beside it, and of a second run after a first."""
+
+from dataclasses import dataclass, field
+
+from sparse_trainer.errors import ArgumentError, nearest
+
+LAYER_MAPS = ("fixed", "learned")
+
+
+@dataclass(kw_only=True)
+class L0Arguments:
+    """Options of the hard-concrete gates and their Lagrangian, of the layer map, and of what is protected."""
+
+    l0_learning_rate: float = field(default=0.1, metadata={"help": "l0: learning rate of the gates."})
+    l0_multiplier_rate: float = field(
+        default=0.3,
+        metadata={"help": "l0: step of the Lagrange multipliers, up the violation of the budget."},
+    )
+    l0_warmup: float = field(
+        default=0.5,
+        metadata={
+            "help": "l0: part of the time between dense start and cool-down in which the budget falls, linearly."
+        },
+    )
+
+    distil_layer_map: str = field(
+        default="fixed",
+        metadata={"help": "Which layers distil_alpha_hidden compares: fixed (each with its own) or learned."},
+    )
+    distil_in_order: bool = field(
+        default=True, metadata={"help": "learned map: a later layer never learns from an earlier one."}
+    )
+    distil_alpha_hidden: float = field(
+        default=0.0, metadata={"help": "Weight of the hidden-state distillation."}
+    )
+
+    protect_plan: str | None = field(
+        default=None,
+        metadata={"help": "Plan of an earlier run (file or folder), whose survivors may not close."},
+    )
+    protect_kinds: list[str] = field(
+        default_factory=lambda: ["heads"], metadata={"help": "Kinds whose survivors protect_plan protects."}
+    )
+
+    @property
+    def learns_layer_map(self) -> bool:
+        """Whether hidden states are compared by a map that is found while training."""
+        return self.distil_layer_map == "learned" and self.distil_alpha_hidden > 0
+
+    def check_l0(self) -> None:
+        """Raise `ArgumentError` for values that make no sense."""
+        for name in ("l0_learning_rate", "l0_multiplier_rate"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(
+                    name, f"{getattr(self, name)!r} is not positive.", "Give a positive number."
+                )
+        if self.distil_layer_map not in LAYER_MAPS:
+            raise ArgumentError(
+                "distil_layer_map",
+                f"unknown value {self.distil_layer_map!r}.",
+                nearest(self.distil_layer_map, LAYER_MAPS),
+            )
+        if not 0 <= self.l0_warmup <= 1:
+            raise ArgumentError(
+                "l0_warmup", f"{self.l0_warmup!r} is not in [0, 1].", "Give a fraction, e.g. 0.5."
+            )

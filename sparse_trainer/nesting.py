@@ -1,0 +1,76 @@
+"""What a budget demands, and which groups lie inside which, so that what is in both is counted once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from patchers.groups import Group
+
+# Shape legend: U = units of a group.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """One thing that a budget demands: the units of some groups share a density."""
+
+    costs: Mapping[str, float]
+    """What one unit counts, by group name."""
+    total: float
+    density: float
+    around: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the groups that enclose a group: its units count while those stay. None = each counts by itself."""
+
+
+@final
+class Nesting:
+    """The tree of groups: heads in attention branches, channels in feed-forward branches, branches in layers.
+
+    A unit counts while it and all that encloses it stay.
+
+    Args:
+        groups: Groups of any kinds but experts beside channels.
+        costs: Cost of one unit, what lies inside it included, by group name.
+    """
+
+    def __init__(self, groups: Sequence[Group], costs: Mapping[str, int]) -> None:
+        self.groups = tuple(groups)
+        branch_of = {g.inner: g.name for g in groups if g.inner is not None}
+        layer_of = {g.block: g.name for g in groups if g.kind == "layers"}
+        self.around: dict[str, tuple[str, ...]] = {}
+        """Names of the groups that enclose a group, the nearest first."""
+        for g in groups:
+            found = (branch_of.get(g.name), None if g.kind == "layers" else layer_of.get(g.block))
+            self.around[g.name] = tuple(name for name in found if name is not None)
+        inside = dict.fromkeys(costs, 0)
+        for g in groups:
+            if self.around[g.name]:
+                inside[self.around[g.name][0]] += costs[g.name] * g.num_units
+        self.own = {g.name: max(0, costs[g.name] - inside[g.name]) for g in groups}
+        """Cost of one unit without what lies in groups of its own."""
+        self.total = sum(self.own[g.name] * g.num_units for g in groups)
+
+    @property
+    def outer(self) -> tuple[Group, ...]:
+        """Groups that enclose others, in model order."""
+        enclosing = {name for names in self.around.values() for name in names}
+        return tuple(g for g in self.groups if g.name in enclosing)
+
+    def kept(self, keep: Mapping[str, Tensor]) -> float:
+        """Return the cost of the units that stay, each once."""
+        return sum(
+            float(keep[g.name].sum()) * self.own[g.name]
+            for g in self.groups
+            if all(bool(keep[name].any()) for name in self.around[g.name])
+        )
+
+    def close_inside(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a decision that closes all that lies inside what is closed."""
+        return {
+            name: keep_U
+            if all(bool(keep[outer].any()) for outer in self.around[name])
+            else torch.zeros_like(keep_U)
+            for name, keep_U in keep.items()
+        }

@@ -1,0 +1,152 @@
+"""Recipe files as data: find them, read their sections, override single keys."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from sparse_trainer.errors import RecipeError, SparseTrainerError, nearest
+from sparse_trainer.fields import checked
+
+Sections = dict[str, Any]
+T = TypeVar("T")
+
+DESCRIPTION = "description"
+
+
+def shipped() -> dict[str, Path]:
+    """Return the recipes that come with the project: name -> file."""
+    folder = Path(str(importlib.resources.files("recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def describe(path: Path) -> str:
+    """Return the description of a recipe without parsing the rest of it."""
+    return str(read_sections(path).get(DESCRIPTION, ""))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe: a path, or the name of a shipped one.
+
+    Raises:
+        RecipeError: Neither; the nearest name is given.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = shipped()
+    if name in known:
+        return known[name]
+    raise RecipeError(f"recipe {name!r}", "neither a file nor a shipped recipe.", nearest(name, known))
+
+
+def read_sections(path: Path) -> Sections:
+    """Return the sections of a file, unchecked.
+
+    Raises:
+        RecipeError: The file is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(str(path), f"cannot be read as YAML: {error}.", "Mend the file.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(str(path), "is not a mapping of sections.", "Write `section:` and keys under it.")
+    return content
+
+
+def override(sections: Sections, text: str, known: Sequence[str]) -> None:
+    """Set one dotted key in place, as `training.num_train_epochs=1` says; the value is read as YAML.
+
+    Raises:
+        RecipeError: No KEY=VALUE, an unknown section, or a key below something that holds none.
+    """
+    where = f"override {text!r}"
+    key, equals, written = text.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise RecipeError(where, "is not KEY=VALUE.", "Write e.g. training.num_train_epochs=1.")
+    if parts[0] not in (*known, DESCRIPTION):
+        raise RecipeError(where, f"unknown section {parts[0]!r}.", nearest(parts[0], known))
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise RecipeError(where, f"value is not YAML: {error}.", "Quote it.") from error
+    place = sections
+    for part in parts[:-1]:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise RecipeError(where, f"{part!r} holds no keys.", "Override the whole value.")
+    place[parts[-1]] = value
+
+
+def check_names(sections: Iterable[str], known: Sequence[str], origin: str) -> None:
+    """Raise `RecipeError` where a section is not known; the nearest known one is given."""
+    for key in sections:
+        if key not in (*known, DESCRIPTION):
+            raise RecipeError(
+                f"{origin}: {key}", "unknown section.", nearest(str(key), (*known, DESCRIPTION))
+            )
+
+
+def section(sections: Mapping[str, Any], key: str, origin: str) -> dict[str, Any]:
+    """Return one section; an absent or null one is empty."""
+    content = sections.get(key)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{origin}: {key}", f"{content!r} is not a mapping.", "Write keys and values under it."
+        )
+    return content
+
+
+def parsed(cls: type[T], sections: Mapping[str, Any], key: str, origin: str) -> T:
+    """Return one section as its dataclass, checked; an error of its own checks gets the place in front.
+
+    Raises:
+        RecipeError: An unknown or missing key, or a value that cannot be meant.
+    """
+    values = checked(cls, section(sections, key, origin), f"{origin}: {key}")
+    try:
+        return cls(**values)
+    except RecipeError:
+        raise
+    except SparseTrainerError as error:
+        raise RecipeError(f"{origin}: {key}.{error.where}", error.what, error.remedy) from error
+
+
+def parsed_or_none(cls: type[T], sections: Mapping[str, Any], key: str, origin: str) -> T | None:
+    """Return one section as its dataclass; None where it is absent or null."""
+    return None if sections.get(key) is None else parsed(cls, sections, key, origin)
+
+
+def as_yaml(sections: Sections) -> str:
+    """Return sections as YAML that loads to the same recipe."""
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What is written and measured at the end."""
+
+    output_dir: str | None = None
+    """Folder of the finished model; default: `pruned` (of a dense run: `model`) in the folder of the run."""
+    export: Literal["auto", "native", "padded", "self-contained"] = "auto"
+    """Form of the saved model; auto = native where the shapes allow it, else self-contained."""
+    verify: bool = True
+    """Reload the result in a new process with nothing but transformers, and compare its predictions."""
+    verify_samples: int = 64
+    """Examples that are compared."""
+    latency_batch_sizes: tuple[int, ...] = (1, 16)
+    """Batch sizes of the latency table."""
+    latency_sequence_length: int = 128
+    """Tokens per sequence of the latency table."""
+    latency_rounds: int = 20
+    """Timed calls per model and batch size."""

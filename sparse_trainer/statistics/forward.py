@@ -1,0 +1,48 @@
+"""Run a model on calibration batches, no further than somebody looks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchers.groups import Group
+from patchers.modeling_pruned import base_of
+from sparse_trainer.statistics.calibration import Batch, inputs_named
+
+
+class EnoughSeen(Exception):  # noqa: N818
+    """Ends a forward pass whose rest nobody reads."""
+
+
+class Run:
+    """Runs a batch: the whole model where a loss is needed, else without the head, whose output nobody reads."""
+
+    def __init__(self, model: Any, groups: Sequence[Group], *, labelled: bool, differentiable: bool) -> None:
+        self.labelled, self.differentiable = labelled, differentiable
+        base = base_of(model)
+        inside = {id(module) for module in base.modules()}
+        in_base = all(id(model.get_submodule(g.consumer)) in inside for g in groups)
+        reads_same = model.main_input_name in inputs_named(base)[0]
+        skips_head = not labelled and in_base and reads_same and not model.config.is_encoder_decoder
+        self.module: Any = base if skips_head else model
+        self.names = inputs_named(self.module)[0]
+        self.whole = self.module is model
+
+    def forward(self, batch: Batch) -> Tensor | None:
+        """Return the loss summed over the labels that count; None where none is needed."""
+        inputs: dict[str, Any] = dict(batch.inputs)
+        if not self.whole:
+            inputs = {name: value for name, value in inputs.items() if name in self.names}
+        if "use_cache" in self.names:
+            inputs["use_cache"] = False
+        with torch.set_grad_enabled(self.differentiable):
+            try:
+                output = self.module(**inputs)
+            except EnoughSeen:
+                return None
+            if not self.labelled:
+                return None
+            assert batch.terms is not None
+            loss: Tensor = output.loss * batch.terms
+            return loss

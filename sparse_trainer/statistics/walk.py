@@ -1,0 +1,212 @@
+"""Go through a model block by block: one block's statistics in memory, on an accelerator one block's weights.
+
+Between two blocks the hidden states wait on the CPU. The earlier blocks answer with them instead of running, so masks,
+positions and whatever else a model makes for a block are its own, whatever the architecture.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from accelerate.utils import recursively_apply, send_to_device
+from torch import Tensor, nn
+
+from patchers import Group, Structure
+from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.modes import evaluating
+from sparse_trainer.statistics.calibration import Batch, Batches, as_batches
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.forward import EnoughSeen, Run
+from sparse_trainer.statistics.needs import Need, Statistics
+
+
+@final
+class Walk:
+    """Iterates over the groups of one block after the other; `collect` runs the block at hand alone.
+
+    Blocks that a forward pass does not simply run through, once each and in order, are run with the whole model before
+    them: slower, the same statistics.
+
+    Args:
+        changing: The blocks change while they are at hand: the blocks after them read what the changed ones say.
+        device: Where blocks are run, each moved there and back; None = where they are.
+
+    Raises:
+        UnsupportedModelError: a device is given, and groups lie outside of such blocks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        structure: Structure,
+        calibration: Iterable[Mapping[str, Any]] | Batches,
+        *,
+        changing: bool,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.model, self.structure, self.changing = model, structure, changing
+        self.batches = as_batches(model, calibration)
+        self.device = None if device is None else torch.device(device)
+        self.one_by_one = any("experts" in g.consumer for g in structure.groups)
+        self._run = Run(model, structure.groups, labelled=False, differentiable=False)
+        self._relays = {path: _Relay(model.get_submodule(path)) for path in self._in_line()}
+        self._relay: _Relay | None = None
+        outside = [g.name for g in structure.groups if g.stack not in self._relays]
+        if outside and device is not None:
+            raise UnsupportedModelError(
+                outside[0], "lies outside of blocks that run once each, in order.", "Give no device."
+            )
+
+    def __iter__(self) -> Iterator[tuple[Group, ...]]:
+        """Yield the groups of each block that has some."""
+        by_block: dict[tuple[str, int], list[Group]] = {}
+        for group in self.structure.groups:
+            by_block.setdefault((group.stack, group.layer), []).append(group)
+        for (stack, layer), groups in by_block.items():
+            self._relay = self._relays.get(stack)
+            if self._relay is None:
+                yield tuple(groups)
+                continue
+            while self._relay.reached < layer:
+                self._go_on()
+            with _on(self._relay.current, self.device):
+                yield tuple(groups)
+                if self.changing:
+                    self._relay.said = []
+            if layer + 1 < len(self._relay.blocks) or len(self._relays) > 1:
+                self._go_on()
+
+    def collect(self, groups: Iterable[Group], needs: Iterable[Need]) -> Statistics:
+        """Return the statistics of groups of the block at hand."""
+        chosen = Structure(groups=tuple(groups), stacks=self.structure.stacks)
+        with self._alone():
+            return collect(
+                self.model, chosen, self.batches, needs, stop_early=self._relay is None, one_by_one=self.one_by_one
+            )  # fmt: skip
+
+    def _go_on(self) -> None:
+        """Leave the block at hand, running it if what it says now is not known."""
+        assert self._relay is not None
+        if not self._relay.said:
+            with _on(self._relay.current, self.device), evaluating(self.model), self._alone():
+                for batch in self._read():
+                    self._run.forward(batch)
+        self._relay.go_on()
+
+    def _read(self) -> Iterator[Batch]:
+        return self.batches.read(labelled=False, one_by_one=self.one_by_one)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no block run but the one at hand: the others answer, and after it nothing is run."""
+        with ExitStack() as stack:
+            for relay in self._relays.values():
+                stack.enter_context(relay.answering())
+            if self._relay is not None:
+                stack.enter_context(self._relay.listening(self.device))
+            yield
+
+    def _in_line(self) -> list[str]:
+        """Return the lists whose blocks a forward pass runs once each, in order, each reading what the last said."""
+        free = [s.path for s in self.structure.stacks if s.size > 1 and not s.fixed_layers]
+        seen: dict[str, list[int]] = {path: [] for path in free}
+        with ExitStack() as stack, evaluating(self.model):
+            for path in free:
+                for number, block in enumerate(self.model.get_submodule(path)):
+                    handle = block.register_forward_pre_hook(lambda *_, p=path, n=number: seen[p].append(n))
+                    stack.callback(handle.remove)
+            self._run.forward(next(self._read()))
+        return [path for path in free if seen[path] == list(range(len(self.model.get_submodule(path))))]
+
+
+class _Relay:
+    """Hands on what the blocks of one list say, one list entry per forward pass."""
+
+    def __init__(self, blocks: Any) -> None:
+        self.blocks: list[nn.Module] = list(blocks)
+        self.reached = 0
+        self.said: list[Any] = []
+        """What the block at hand says, as far as it ran since the one before."""
+        self._heard: list[Any] = []
+        """What the block before says."""
+        self._turn = 0
+
+    @property
+    def current(self) -> nn.Module:
+        """Return the block at hand."""
+        return self.blocks[self.reached]
+
+    def go_on(self) -> None:
+        """Take the next block at hand."""
+        self.reached += 1
+        self._heard, self.said = self.said, []
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Let the blocks before the one at hand answer instead of running."""
+        self._turn = 0
+        with ExitStack() as stack:
+            for number, block in enumerate(self.blocks[: self.reached]):
+                stack.enter_context(
+                    _replaced(block, self._answer_last if number + 1 == self.reached else self._answer)
+                )
+            yield
+
+    @contextmanager
+    def listening(self, device: torch.device | None) -> Iterator[None]:
+        """Keep what the block at hand says, and run nothing after it."""
+        self.said = []
+        handles = [self.current.register_forward_hook(self._listen)]
+        if device is not None:
+            handles.append(
+                self.current.register_forward_pre_hook(
+                    lambda _, args, kwargs: (send_to_device(args, device), send_to_device(kwargs, device)),
+                    with_kwargs=True, prepend=True,
+                )
+            )  # fmt: skip
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _answer(self, *args: Any, **kwargs: Any) -> Any:
+        first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        # A copy: what comes next may write into it.
+        return send_to_device(recursively_apply(torch.clone, self._heard[self._turn]), first.device)
+
+    def _answer_last(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self._answer(*args, **kwargs)
+        self._turn += 1
+        return answer
+
+    def _listen(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.said.append(send_to_device(output, "cpu"))
+        raise EnoughSeen
+
+
+@contextmanager
+def _replaced(block: nn.Module, forward: Any) -> Iterator[None]:
+    """Give a block another `forward` for the time of a `with` block."""
+    own = {name: value for name, value in vars(block).items() if name == "forward"}
+    vars(block)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(block)["forward"]
+        vars(block).update(own)
+
+
+@contextmanager
+def _on(block: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Hold a block on a device for the time of a `with` block."""
+    if device is None:
+        yield
+        return
+    home = next(block.parameters()).device
+    block.to(device)
+    try:
+        yield
+    finally:
+        block.to(home)

@@ -1,0 +1,299 @@
+"""Every one-shot recipe, and `sparse-trainer prune`, on a tiny Llama and local text, without a network."""
+
+import csv
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sparse_trainer import cli, load_pruned, show
+from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
+from sparse_trainer.oneshot_recipe import is_one_shot
+from sparse_trainer.outcome import FILES
+from sparse_trainer.plan import PLAN_FILE, Plan
+from sparse_trainer.prune_folder import PruneOptions, SourceOptions, prune_folder
+from sparse_trainer.recipe import load_recipe
+from sparse_trainer.run import run
+from sparse_trainer.sections import read_sections, shipped
+from tests.recipe_files import write_text, write_tiny_llama
+
+ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
+PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("oneshot")
+    write_tiny_llama(folder / "model")
+    write_text(folder / "text.txt", 40)
+    return folder
+
+
+def small(name: str, files: Path, out: Path, *overrides: str) -> Any:
+    """Load a recipe with the tiny model, local text and little of it."""
+    return load_recipe(
+        name,
+        [
+            f"model.name_or_path={files / 'model'}",
+            "model.device=cpu",
+            f"calibration.file={files / 'text.txt'}",
+            "calibration.samples=6",
+            "calibration.length=24",
+            f"evaluation.files.wikitext2={files / 'text.txt'}",
+            "evaluation.max_tokens=120",
+            f"export.output_dir={out}",
+            "export.latency_rounds=1",
+            "export.latency_sequence_length=8",
+            "export.verify_samples=2",
+            *overrides,
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+def test_a_one_shot_recipe_leaves_a_model_that_loads(
+    name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Drawing takes longer than all else here, and is the same for every recipe; other tests draw.
+    monkeypatch.setattr("sparse_trainer.pictures._save", lambda figure, path: path.write_bytes(b"drawn"))
+    said: list[str] = []
+    recipe = small(name, files, tmp_path / "out", "export.verify=false")
+    result = run(recipe, said.append)
+
+    plan = Plan.load(tmp_path / "out")
+    # One unit of the tiny model is up to a twelfth of what can be pruned.
+    assert plan.density_reached == pytest.approx(0.8, abs=0.1)
+    assert plan.params["compact"] < plan.params["dense"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert loaded.num_parameters() == result.comparison.models["pruned"].parameters
+    for file in (*FILES.values(), *PICTURES, "README.md", PLAN_FILE, "tokenizer.json"):
+        assert (tmp_path / "out" / file).stat().st_size > 0, file
+    dense, pruned = (m.metrics["wikitext2 perplexity"] for m in result.comparison.models.values())
+    assert dense > 1
+    assert pruned > 1
+    assert pruned != dense
+    assert said[0] == "loading the model"
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").sections == recipe.sections
+    assert "wikitext2 perplexity" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: Path) -> None:
+    first = run(small("llama-wanda", files, tmp_path / "out"), lambda line: None)
+    assert first.reloaded is not None
+    # One prediction per token.
+    assert first.reloaded.same_predictions == first.reloaded.samples > 2
+    assert first.reloaded.parameters == first.plan.params["compact"]
+    shown = [part for part in show.run_result(first) if isinstance(part, str)]
+    assert any(line.startswith("scores table: ") for line in shown)
+    scope: dict[str, Any] = {}
+    exec("\n".join(first.load_lines), scope)
+    assert scope["model"].num_parameters() == first.plan.params["compact"]
+    again = run(small("llama-wanda", files, tmp_path / "out", "export.verify=false"), lambda line: None)
+    assert again.plan == first.plan
+    assert json.dumps(again.to_json())
+
+
+def test_mistakes_are_found_before_a_model_is_loaded(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_trainer.prune_folder.load_model", _no_loading)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not ours to replace"):
+        run(small("llama-wanda", files, tmp_path), print)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def _no_loading(*_: Any, **__: Any) -> None:
+    raise AssertionError("the model was loaded")
+
+
+def command(*arguments: object) -> dict[str, Any]:
+    """Run the command line in this process; user errors are raised."""
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(cli.app, [str(argument) for argument in (*arguments, "--json")])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def text(files: Path, *, samples: int = 6, length: int = 24) -> tuple[object, ...]:
+    """Return the options for calibration."""
+    return (
+        "--calibration-file",
+        files / "text.txt",
+        "--samples",
+        samples,
+        "--length",
+        length,
+        "--device",
+        "cpu",
+    )
+
+
+def test_prune_writes_model_plan_tables_and_pictures(files: Path, tmp_path: Path) -> None:
+    found = command(
+        "prune", files / "model", tmp_path / "out", "--criterion", "wifv", "--density", 0.8,
+        "--calibration", "wikitext2", *text(files), "--reconstruct", "least-squares", "--max-prune", 0.5,
+    )  # fmt: skip
+    plan = Plan.load(tmp_path / "out")
+    assert found["params"] == plan.params
+    assert found["method"] == "wifv, repaired by least_squares"
+    assert found["density_asked"] == 0.8
+    assert sorted(Path(path).name for path in found["files"].values()) == sorted(PICTURES)
+    assert all(Path(path).stat().st_size for path in found["files"].values())
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("it is")["input_ids"][0] == 1
+    assert load_pruned(tmp_path / "out").num_parameters() == plan.params["compact"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_tables_say_what_the_plan_says(files: Path, tmp_path: Path) -> None:
+    command(
+        "prune", files / "model", tmp_path / "out", "--criterion", "wanda", "--density", "channels=0.7",
+        "--density", "heads=0.5", "--scope", "uniform", *text(files),
+    )  # fmt: skip
+    plan = Plan.load(tmp_path / "out")
+    with (tmp_path / "out" / "widths.csv").open() as file:
+        widths = {row["group"]: row for row in csv.DictReader(file)}
+    assert {name: int(row["kept"]) for name, row in widths.items()} == {
+        name: len(group["keep"]) for name, group in plan.groups.items()
+    }
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        scores = list(csv.DictReader(file))
+    for name, group in plan.groups.items():
+        rows = [row for row in scores if row["group"] == name]
+        kept = [row for row in rows if row["kept"] == "1"]
+        assert len(rows) == group["size"]
+        assert [int(row["unit"]) for row in kept] == group["keep"]
+        gone = [float(row["score"]) for row in rows if row["kept"] == "0"]
+        assert min(float(row["score"]) for row in kept) >= max(gone)
+
+
+def test_what_looks_at_weights_needs_no_text_and_no_tokenizer(files: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(files / "model")
+    model.save_pretrained(tmp_path / "bare")
+    found = command(
+        "prune", tmp_path / "bare", tmp_path / "out", "--criterion", "magnitude(norm=1)", "--density", 0.7,
+        "--multiple-of", "channels=4", "--protect", "first", "--units", "channels", "--no-pictures", "--dtype",
+        "bfloat16",
+    )  # fmt: skip
+    assert found["files"] == {}
+    plan = Plan.load(tmp_path / "out")
+    assert not {path.name for path in (tmp_path / "out").iterdir()} & set(PICTURES)
+    kept = [len(group["keep"]) for group in plan.by_kind()["channels"]]
+    assert kept[0] == 40
+    assert sum(kept) == 40 + 56
+    assert [count % 4 for count in kept] == [0, 0, 0]
+    assert load_pruned(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_plans_compose_and_it_is_said(files: Path, tmp_path: Path) -> None:
+    options = PruneOptions(criterion="random", units=("channels",), density=0.5)
+    said: list[str] = []
+    for model, out in ((files / "model", "once"), (tmp_path / "once", "twice")):
+        source = SourceOptions(name_or_path=str(model), device="cpu")
+        prune_folder(source, tmp_path / out, options, draw=False, tell=said.append)
+    once, twice = Plan.load(tmp_path / "once"), Plan.load(tmp_path / "twice")
+    assert once.params["dense"] == twice.params["dense"]
+    assert sum(len(group["keep"]) for group in twice.by_kind()["channels"]) == 3 * 40 / 4
+    assert [line for line in said if "pruned before" in line] == [
+        "the model was pruned before: the new plan composes with its own"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("--criterion", "wnda"), SparseTrainerError, "criterion: unknown value 'wnda'.*Did you mean 'wanda'"),
+        (("--criterion", "wifv"), DataError, "calibration: wifv needs one"),
+        (("--criterion", "random", "--density", "much"), SparseTrainerError, "density: 'much' is no number"),
+        (("--criterion", "random", "--density", "1.5"), SparseTrainerError, r"density: 1.5 is not in \(0, 1\]"),
+        (("--criterion", "random", "--density", "0.5", "--density", "0.6"), SparseTrainerError, "KIND=NUMBER"),
+        (("--criterion", "random", "--export", "nativ"), SparseTrainerError, "Did you mean 'native'"),
+        (("--criterion", "random", "--dtype", "float3"), SparseTrainerError, "dtype: 'float3'"),
+        (("--criterion", "random", "--device", "abacus"), SparseTrainerError, "device: 'abacus'"),
+        (("--criterion", "random", "--reconstruct", "leastsquares"), SparseTrainerError, "'least_squares'"),
+        (("--criterion", "wifv", "--calibration", "wikitex2"), DataError, "Did you mean 'wikitext2'"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused_and_nothing_is_written(
+    arguments: tuple[str, ...], error: type[SparseTrainerError], message: str, files: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        command("prune", files / "model", tmp_path / "out", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("--samples", "100000"), DataError, r"tokens, and 100000 x 23 = 2300000 are needed"),
+        (("--samples", "1", "--reconstruct", "least_squares"), DataError, "tokens"),
+        (("--length", "65"), DataError, "sequences of 65 tokens, and the model has 64 positions"),
+        (("--density", "0.01"), BudgetError, "feasible|between|least"),
+        (("--protect", "0-2"), BudgetError, "everything is protected"),
+        (("--protect", "7"), SparseTrainerError, "'7' matches no group"),
+        (("--min-keep", "channels=40", "--min-keep", "heads=2"), BudgetError, "min_keep"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(
+    arguments: tuple[str, ...], error: type[SparseTrainerError], message: str, files: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        command("prune", files / "model", tmp_path / "out", *text(files), *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_calibration_is_refused(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match=r"empty|0 tokens"):
+        command("prune", files / "model", tmp_path / "out", "--calibration-file", tmp_path / "empty.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_a_folder_that_is_not_ours_is_refused_before_any_work(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_trainer.prune_folder.load_model", _no_loading)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not ours to replace"):
+        command("prune", files / "model", tmp_path, "--criterion", "random", "--overwrite")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_result_is_replaced_only_when_asked(files: Path, tmp_path: Path) -> None:
+    options = ("--criterion", "random", "--no-pictures")
+    command("prune", files / "model", tmp_path / "out", *options)
+    with pytest.raises(CheckpointError, match="holds a result already"):
+        command("prune", files / "model", tmp_path / "out", *options)
+    command("prune", files / "model", tmp_path / "out", *options, "--density", 0.5, "--overwrite")
+    assert Plan.load(tmp_path / "out").density_asked == 0.5
+
+
+@pytest.mark.parametrize("place", ["sparse_trainer.export.write_text", "sparse_trainer.files.os.replace"])
+def test_a_full_disk_leaves_nothing_half_written(
+    place: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(place, full)
+    with pytest.raises(CheckpointError, match=r"out: cannot be written \(.*No space left on device"):
+        command("prune", files / "model", tmp_path / "out", "--criterion", "random")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_without_matplotlib_are_refused_before_any_work(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_trainer.pictures.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SparseTrainerError, match=r"matplotlib is not installed.*--no-pictures"):
+        command("prune", files / "model", tmp_path / "out", "--criterion", "random")
+    command("prune", files / "model", tmp_path / "out", "--criterion", "random", "--no-pictures")

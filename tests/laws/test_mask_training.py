@@ -1,0 +1,163 @@
+"""Training with weight masks: exact densities, accumulation, resume, checkpoints, zeros in the end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patchers import masks_of
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from sparse_trainer.checkpoint import is_patched_checkpoint, load_patched, load_pruned
+from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.masking import Masking
+from sparse_trainer.trainer import PruningTrainer
+from tests.compact_models import logits, tiny
+from tests.laws.training import quiet_model, state, trainer
+
+BLOCKS = {"attention_block_rows": 4, "attention_block_cols": 8}
+L0 = {"regularization": "l0", "regularization_final_lambda": 20.0, "mask_scores_learning_rate": 0.5}
+METHODS: dict[str, dict[str, Any]] = {
+    "elements": {"dense_pruning_method": "topK", "attention_pruning_method": "topK"},
+    "hybrid": {"preset": "hybrid", **BLOCKS, "mask_scores_learning_rate": 0.5},
+    "threshold": {"dense_pruning_method": "threshold:1d_alt", "attention_pruning_method": "threshold", **BLOCKS,
+                  "regularization": "l1", "regularization_final_lambda": 20.0},
+    "magnitude": {"dense_pruning_method": "magnitude:1d", "attention_pruning_method": "magnitude"},
+    "l0": {"dense_pruning_method": "l0:1d_alt", "attention_pruning_method": "l0", **BLOCKS, **L0},
+    "annealing": {"ampere_pruning_method": "annealing", "mask_init": "kaiming"},
+}  # fmt: skip
+
+
+def masking_of(run: PruningTrainer) -> Masking:
+    assert isinstance(run.coordinator.pruner, Masking)
+    return run.coordinator.pruner
+
+
+def asked(name: str, **options: Any) -> SparseTrainingArguments:
+    return SparseTrainingArguments(**{**METHODS[name], **options})
+
+
+@pytest.mark.parametrize("name", ["elements", "hybrid", "l0"])
+def test_accumulation_1x8_equals_4x2(name: str, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "a", asked(name))
+    whole.train()
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    split = trainer(tmp_path / "b", asked(name), **options)
+    split.train()
+    for (entry, a), b in zip(state(whole.model).items(), state(split.model).values(), strict=True):
+        # Adam makes rounding visible where the gradients of loss and penalty cancel.
+        patch = "weight_mask" in entry or "gate" in entry
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 if patch else 1e-6, msg=entry)
+    assert masking_of(whole).density() < 1
+
+
+@pytest.mark.parametrize("name", ["hybrid", "l0", "annealing"])
+def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    straight = trainer(tmp_path, asked(name), tiny().train(), **options)
+    straight.train()
+    resumed = trainer(tmp_path, asked(name), tiny().train(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    for (entry, a), b in zip(state(straight.model).items(), state(resumed.model).values(), strict=True):
+        assert torch.equal(a, b), entry
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_end_is_written_into_the_parameters(name: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, asked(name), save_strategy="steps", save_steps=6)
+    run.train()
+    parameters = dict(run.model.named_parameters())
+    masking = masking_of(run)
+    for path, mask in masking.masks.items():
+        weight = parameters[f"{path}.weight"]
+        closed = mask.keep_OI(weight.shape[1]) == 0
+        assert closed.any()
+        assert (weight[closed] == 0).all()
+        assert (weight[~closed] != 0).float().mean() > 0.9
+    for group, gate in masking.gates.items():
+        layer = group.removesuffix(".channels")
+        closed = gate.keep_U == 0
+        assert (parameters[f"{layer}.intermediate.dense.weight"][closed] == 0).all()
+        assert (parameters[f"{layer}.output.dense.weight"][:, closed] == 0).all()
+    run.model.eval()
+    expected = logits(run.model)
+    compact = optimize_model(run.model)
+    torch.testing.assert_close(logits(compact), expected, rtol=0, atol=1e-10)
+    # The last checkpoint holds the masks, and dense weights behind them.
+    folder = tmp_path / "checkpoint-12"
+    assert is_patched_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="middle of pruning"):
+        load_pruned(folder)
+    loaded = load_patched(folder)
+    assert masks_of(loaded) or masking.gates
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(logits(optimize_model(loaded)), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", ["", ":1d_alt"])
+@pytest.mark.parametrize("fraction", [0.29, 0.5])
+def test_the_density_of_a_fraction_is_exact(shape: str, fraction: float) -> None:
+    asked = SparseTrainingArguments(
+        dense_pruning_method=f"topK{shape}", attention_pruning_method="topK",
+        attention_output_with_dense=False, final_threshold=fraction,
+    )  # fmt: skip
+    coordinator = ModelPatchingCoordinator(asked)
+    coordinator.patch_model(tiny())
+    coordinator.begin(10)
+    assert coordinator.density_reached() == 1.0
+    coordinator.step(10)
+    assert isinstance(coordinator.pruner, Masking)
+    for site in coordinator.pruner.sites:
+        keep = next(tensor for name, tensor in site.holder.named_buffers() if "keep" in name)
+        assert int(keep.sum()) == int(fraction * keep.numel() + 1e-6)
+
+
+def test_evaluation_uses_the_final_threshold_and_puts_the_masks_back(tmp_path: Path) -> None:
+    run = trainer(tmp_path, asked("l0"))
+    masking = masking_of(run)
+    run.coordinator.begin(10)
+    before = state(run.model)
+    for score in masking.score_parameters():
+        score.data.copy_(torch.linspace(-1, 1, score.numel()).view_as(score))
+    with run.coordinator.final_masks():
+        assert masking.density() < 0.6
+    after = state(run.model)
+    assert all(torch.equal(before[n], after[n]) for n in before if "score" not in n)
+
+
+def test_the_schedule_counts_in_warmup_steps(tmp_path: Path) -> None:
+    options = asked("elements", initial_warmup=1, final_warmup=2)
+    run = trainer(tmp_path, options, warmup_steps=2)
+    seen: dict[int, float] = {}
+
+    def remember(*args: Any) -> None:
+        seen[run.state.global_step] = masking_of(run).density()
+
+    run.log = remember  # type: ignore[method-assign]
+    run.args.logging_steps = 1
+    run.state.logging_steps = 1
+    run.train()
+    assert seen[2] == 1.0
+    assert 0.5 < seen[5] < 1.0
+    assert seen[8] == pytest.approx(0.5, abs=1e-3)
+    assert seen[8] == seen[12]
+    late = trainer(tmp_path, asked("elements", initial_warmup=1, final_warmup=5), warmup_steps=2)
+    with pytest.raises(ArgumentError, match=r"\(1 \+ 5\) x 2 warmup_steps leave none of 12 steps"):
+        late.train()
+
+
+def test_a_penalty_makes_masks_close(tmp_path: Path) -> None:
+    densities = []
+    for weight in (1.0, 200.0):
+        run = trainer(tmp_path, asked("hybrid", regularization_final_lambda=weight), quiet_model())
+        run.train()
+        densities.append(masking_of(run).density())
+        assert any("penalty" in entry for entry in run.state.log_history)
+    assert densities[1] <= densities[0] <= 1
+
+
+@pytest.mark.parametrize("name", ["elements", "l0"])
+def test_bf16_autocast_and_recomputed_activations_train(name: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, asked(name), quiet_model().float(), bf16=True, activation_checkpointing=True)
+    assert torch.isfinite(torch.tensor(run.train().training_loss))
+    assert masking_of(run).density() < 1
