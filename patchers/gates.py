@@ -46,12 +46,12 @@ class Gate(nn.Module):
 
 @final
 class SaliencyGate(Gate):
-    """A gate that remembers a running saliency of its units beside the mask."""
+    """A gate that remembers a saliency of its units beside the mask."""
 
     saliency_U: Tensor
 
-    def __init__(self, num_units: int, *, device: torch.device | None = None) -> None:
-        super().__init__(num_units, scored=True, device=device)
+    def __init__(self, num_units: int, *, scored: bool = True, device: torch.device | None = None) -> None:
+        super().__init__(num_units, scored=scored, device=device)
         self.register_buffer("saliency_U", torch.zeros(num_units, dtype=torch.float32, device=device))
 
 

@@ -90,6 +90,12 @@ class SparseTrainingArguments(L0Arguments, MaskArguments):
     )
     gate_epsilon_final: float = field(default=1e-4, metadata={"help": "layer_gate: epsilon at the end."})
     gate_penalty: float = field(default=10.0, metadata={"help": "layer_gate: weight of the budget penalty."})
+    calibration_samples: int = field(
+        default=128,
+        metadata={
+            "help": "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
+        },
+    )
     seed: int = field(default=42, metadata={"help": "random: seed of the scores."})
     distil_teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher: a path or hub id, or 'self' = the model before pruning."}
@@ -142,6 +148,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments):
         for name in (
             "score_learning_rate",
             "update_every",
+            "calibration_samples",
             "distil_temperature",
             "gate_epsilon",
             "sequence_length",

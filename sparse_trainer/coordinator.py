@@ -1,6 +1,6 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +103,20 @@ class ModelPatchingCoordinator:
     def score_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer group of the learned scores, if any are."""
         return self.pruner.score_groups()
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether `calibrate` has to be called before `begin`, unless a training is resumed."""
+        return self.pruner.wants_calibration
+
+    def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Score the units by a criterion of one-shot pruning, such as wanda, on batches of the training set.
+
+        Raises:
+            DataError: the batches are too few, or do not fit the model.
+            NonFiniteError: NaN or infinity.
+        """
+        self.pruner.calibrate(batches)
 
     def begin(self, total_steps: int, step: int = 0, warmup_steps: int = 0) -> None:
         """Start, or resume at `step`, a training of `total_steps` optimizer steps.

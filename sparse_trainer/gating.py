@@ -1,6 +1,6 @@
 """Gates over a training: scores, selections under the budget, penalties."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from patchers import Gate, Structure, patch
 from sparse_trainer.cost import unit_cost
 from sparse_trainer.criteria import CRITERIA
-from sparse_trainer.errors import NonFiniteError
+from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.nested_budget import make_selector
 from sparse_trainer.nesting import Nesting
 from sparse_trainer.protect import put_first, survivors
 from sparse_trainer.record import Request, remember_request
-from sparse_trainer.standardize import STANDARDIZERS
+from sparse_trainer.standardize import STANDARDIZERS, fitting
+from sparse_trainer.statistics import collect
 
 
 @final
@@ -41,7 +42,11 @@ class Gating:
         self.gates: dict[str, Gate] = patch(model, structure, self.criterion.make_gate)
         remember_request(model, self._request())
         self.criterion.advance(self.gates, 0.0, False)
+        kinds = {g.kind for g in structure.groups}
+        self._normalizer = args.standardize or fitting(self.criterion.standardize, kinds)
         self.progress, self._has_begun = 0.0, False
+        self.wants_calibration = bool(self.criterion.needs())
+        """Whether scores are still to be taken on a calibration set."""
         self._forget()
 
     def _forget(self) -> None:
@@ -74,8 +79,24 @@ class Gating:
         group = {"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0}
         return [{**group, **self.criterion.optimizer_options}]
 
+    def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
+        statistics = collect(self.model, self.structure, batches, self.criterion.needs())
+        self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
+        self.wants_calibration = False
+
     def begin(self, total_steps: int, step: int, warmup_steps: int) -> None:
-        """Start, or go on at `step`: then the gates are those that came with the model."""
+        """Start, or go on at `step`: then the gates are those that came with the model.
+
+        Raises:
+            ArgumentError: scores are to be taken on a calibration set, and were not.
+        """
+        if self.wants_calibration and step == 0:
+            raise ArgumentError(
+                "scoring",
+                f"{self.args.scoring} scores on a calibration set, and has seen none.",
+                "Call calibrate(batches) before begin.",
+            )
         self.progress, self._has_begun = step / total_steps, True
         self._forget()
 
@@ -99,7 +120,7 @@ class Gating:
     def select(self) -> None:
         """Open and close the gates by their scores as they are now, under the budget of this moment."""
         raw = self.criterion.scores(self.model, self.structure, self.gates)
-        scores = STANDARDIZERS[self.args.standardize or self.criterion.standardize](raw, self.costs)
+        scores = STANDARDIZERS[self._normalizer](raw, self.costs)
         scores = put_first(scores, self.protected) if self.protected else scores
         finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
         self._finite = finite if self._finite is None else self._finite & finite

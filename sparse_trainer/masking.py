@@ -1,7 +1,7 @@
 """Weight masks over a training: when they close, what the scores cost, how dense the matrices are."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -36,6 +36,7 @@ class Masking:
         self.sites: list[Site] = hang_masks(model, structure, args)
         remember_request(model, Request(method=args.method_name))
         self.masks: dict[str, WeightMask] = masks_of(model)
+        self.wants_calibration = False
         self.schedule: Schedule = args.schedule
         self.progress = 0.0
 
@@ -82,6 +83,9 @@ class Masking:
             _rebuild(self.model, site, self.args, remaining, draws=not self.finished)
         for mask in set(self.masks.values()):
             mask.settle()
+
+    def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Read nothing: scores are learned."""
 
     def observe(self) -> None:
         """Read nothing: scores are learned."""

@@ -1,6 +1,6 @@
 """Named ways to make scores comparable across layers and kinds of unit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -69,3 +69,15 @@ STANDARDIZERS: dict[str, Standardizer] = {
 
 ACROSS_LAYERS = ("zscore_global",)
 """Those that look at the scores of all layers at once."""
+
+
+def fitting(own: str, kinds: Collection[str]) -> str:
+    """Return how scores are made comparable where the user does not say: the criterion's way, with one exception.
+
+    A z-score says nothing in a layer of few units: of three KV groups one is always far below the average. So where
+    kinds compete for one budget, parts of a layer's whole score are compared instead.
+
+    >>> fitting("zscore_layer", ["heads", "channels"]), fitting("zscore_layer", ["channels"])
+    ('share', 'zscore_layer')
+    """
+    return "share" if own == "zscore_layer" and len(kinds) > 1 else own

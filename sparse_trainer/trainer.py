@@ -5,11 +5,15 @@ import inspect
 import json
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_trainer.args import SparseTrainingArguments
@@ -76,7 +80,7 @@ class SparseTrainer:
                 f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
             )
-        self.add_callback(_Schedule(coordinator))  # type: ignore[attr-defined]
+        self.add_callback(_Schedule(coordinator, self._calibrate))  # type: ignore[attr-defined]
         self._place_scores()
 
     def _accept_older_scripts(self) -> None:
@@ -173,6 +177,26 @@ class SparseTrainer:
             share = share * self.accelerator.num_processes  # type: ignore[attr-defined]
         return share
 
+    def _calibrate(self) -> None:
+        """Score units on rows of the training set, drawn by the seed of the training; on rank 0, for all."""
+        rows: Any = self.train_dataset  # type: ignore[attr-defined]
+        if isinstance(rows, IterableDataset | datasets.IterableDataset):
+            raise ArgumentError(
+                "scoring",
+                "rows of a streamed training set cannot be drawn.",
+                "Call coordinator.calibrate(batches).",
+            )
+        generator = torch.Generator().manual_seed(self.args.seed)  # type: ignore[attr-defined]
+        drawn = torch.randperm(len(rows), generator=generator)[
+            : self.coordinator.args.calibration_samples
+        ].tolist()
+        rows = rows.select(drawn) if isinstance(rows, datasets.Dataset) else Subset(rows, drawn)
+        with torch.random.fork_rng():
+            self.coordinator.calibrate(dict(batch) for batch in self.get_eval_dataloader(rows))  # type: ignore[attr-defined]
+        for gate in self.coordinator.gates.values():
+            for score_U in gate.buffers():
+                broadcast(score_U)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add density, threshold and the extra losses to what training logs."""
         if self.loss_counter:
@@ -214,12 +238,14 @@ def save_state(folder: str | os.PathLike[str], coordinator: ModelPatchingCoordin
 class _Schedule(TrainerCallback):
     """Moves the coordinator with the Trainer. Holds no state of its own."""
 
-    def __init__(self, coordinator: ModelPatchingCoordinator) -> None:
-        self.coordinator = coordinator
+    def __init__(self, coordinator: ModelPatchingCoordinator, calibrate: Callable[[], None]) -> None:
+        self.coordinator, self.calibrate = coordinator, calibrate
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self.coordinator.wants_calibration and state.global_step == 0:
+            self.calibrate()
         self.coordinator.begin(state.max_steps, state.global_step, args.get_warmup_steps(state.max_steps))
 
     def on_step_end(

@@ -1,12 +1,14 @@
 """Criteria of fine-pruning: a new one is one file here, one line below, one row in the law tests."""
 
 from sparse_trainer.criteria.base import Criterion, Gates
+from sparse_trainer.criteria.calibrated import calibrated
 from sparse_trainer.criteria.l0 import L0
 from sparse_trainer.criteria.layer_gate import LayerGate
 from sparse_trainer.criteria.magnitude import Magnitude
 from sparse_trainer.criteria.movement import Movement
 from sparse_trainer.criteria.random import Random
 from sparse_trainer.criteria.taylor import Taylor
+from sparse_trainer.width_criteria import WIDTH_CRITERIA
 
 CRITERIA: dict[str, type[Criterion]] = {
     "movement": Movement,
@@ -16,5 +18,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "magnitude": Magnitude,
     "random": Random,
 }
+# Those of one-shot pruning that are not among them: scored once, before training.
+CRITERIA |= {name: calibrated(width) for name, width in WIDTH_CRITERIA.items() if name not in CRITERIA}
 
 __all__ = ["CRITERIA", "Criterion", "Gates"]

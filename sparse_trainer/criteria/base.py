@@ -1,6 +1,7 @@
 """What a criterion for fine-pruning has to offer."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from patchers.gates import Gate
 from patchers.groups import Group, Kind, Structure
 from sparse_trainer.nesting import Constraint
+from sparse_trainer.statistics import Need, Statistics
 
 Gates = Mapping[str, Gate]
 
@@ -38,6 +40,12 @@ class Criterion(Protocol):
     def constrain(self, constraints: Sequence[Constraint]) -> None:
         """Take note of what the budget demands, once, before training."""
 
+    def needs(self) -> tuple[Need, ...]:
+        """Return what has to be collected on a calibration set before training, if anything."""
+
+    def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
+        """Read what was collected."""
+
     def observe(self, gates: Gates) -> None:
         """Read what the backward passes of one optimizer step left in the gates."""
 
@@ -62,13 +70,20 @@ class Plain:
     """The parts of a criterion that most do not need."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("heads", "channels")
-    optimizer_options: ClassVar[Mapping[str, float]] = {}
+    optimizer_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, args: Any) -> None:
         self.args = args
 
     def constrain(self, constraints: Sequence[Constraint]) -> None:
         """Leave the budget to the selector."""
+
+    def needs(self) -> tuple[Need, ...]:
+        """Need no calibration set."""
+        return ()
+
+    def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
+        """Read nothing."""
 
     def observe(self, gates: Gates) -> None:
         """Read nothing."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from patchers.concrete import SHIFT, ConcreteGate, log_odds, presence
 from patchers.gates import Gate
-from patchers.groups import Group, Kind, Structure
-from sparse_trainer.criteria.base import Gates
+from patchers.groups import Group, Structure
+from sparse_trainer.criteria.base import Gates, Plain
 from sparse_trainer.nesting import Constraint
 
 # Shape legend: N = units of the model, C = constraints, U = units of a group.
@@ -80,18 +80,17 @@ class ExpectedSize:
 
 
 @final
-class L0:
+class L0(Plain):
     """Learned random gates; the budget decides how many close, the loss which."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("heads", "channels")
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
 
     def __init__(self, args: Any) -> None:
-        self.args = args
+        super().__init__(args)
         # A short memory of squared gradients: what the multipliers ask for changes sign within a few hundred steps.
         # A single channel of many has a tiny share of the cost, so that its gradient is near Adam's default epsilon.
-        self.optimizer_options: Mapping[str, Any] = {
+        self.optimizer_options = {
             "lr": args.l0_learning_rate,
             "betas": (0.9, 0.99),
             "eps": 1e-12,

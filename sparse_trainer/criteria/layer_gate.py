@@ -6,39 +6,28 @@ layer l is g = theta^2 / (theta^2 + epsilon), epsilon falls geometrically, and t
 penalty * (sum of cost_l g_l / sum of cost_l - density)^2, the density following the schedule.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from patchers.gates import Gate, PolarGate
 from patchers.groups import Group, Kind, Structure
-from sparse_trainer.criteria.base import Gates
-from sparse_trainer.nesting import Constraint
+from sparse_trainer.criteria.base import Gates, Plain
 
 
 @final
-class LayerGate:
+class LayerGate(Plain):
     """Learned soft gates that polarise, then close for good."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("layers",)
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
-    optimizer_options: ClassVar[Mapping[str, float]] = {}
-
-    def __init__(self, args: Any) -> None:
-        self.args = args
 
     def make_gate(self, group: Group) -> Gate:
         """Return a learnable gate, almost open."""
         return PolarGate(group.num_units, epsilon=self.args.gate_epsilon)
-
-    def constrain(self, constraints: Sequence[Constraint]) -> None:
-        """Leave the budget to penalty and selector."""
-
-    def observe(self, gates: Gates) -> None:
-        """Read nothing: the optimizer moves the gates."""
 
     def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
         """Return theta^2: the order of the gates, whatever epsilon is."""

@@ -11,6 +11,7 @@ from sparse_trainer.budget import Selector
 from sparse_trainer.oneshot.allocation import select
 from sparse_trainer.oneshot.mixture import check_finite, criterion_of, name_of
 from sparse_trainer.oneshot.options import Options
+from sparse_trainer.standardize import fitting
 from sparse_trainer.statistics import Batches, Need, Walk
 from sparse_trainer.width_criteria import Evidence
 
@@ -85,17 +86,7 @@ def decide(
         costs,
         selector,
         scores=scores.shares,
-        standardize=options.asked.standardize or normalizer(own, structure),
+        standardize=options.asked.standardize or fitting(own, {g.kind for g in structure.groups}),
         ranks=None if options.allocation is None else scores.ranks,
     )
     return Decision(structure=structure, scores=scores.ranks, keep=keep)
-
-
-def normalizer(own: str, structure: Structure) -> str:
-    """Return how scores are made comparable where the user does not say: the criterion's way, with one exception.
-
-    A z-score says nothing in a layer of few units: of three KV groups one is always far below the average. So where
-    kinds compete for one budget, parts of a layer's whole score are compared instead.
-    """
-    kinds = {g.kind for g in structure.groups}
-    return "share" if own == "zscore_layer" and len(kinds) > 1 else own

@@ -21,6 +21,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "taylor-2nd": {"scoring": "taylor", "taylor_order": 2},
     "magnitude": {},
     "random": {},
+    "wanda": {"calibration_samples": 8},
+    "fisher": {"calibration_samples": 8},
     "layer_gate": {"density": 0.67, "score_learning_rate": 0.1},
     "l0": {"l0_learning_rate": 0.3},
     "l0-nested": {

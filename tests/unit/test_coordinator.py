@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from patchers import UnsupportedModelError, gates_of
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.errors import BudgetError, NonFiniteError
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model, prune
+from sparse_trainer.errors import ArgumentError, BudgetError, NonFiniteError
+from sparse_trainer.width_criteria import WIDTH_CRITERIA
 from tests.compact_models import FAMILIES, batch, logits, tiny
 from tests.laws.training import METHODS, sparse_args
 
@@ -20,8 +21,10 @@ def loop(
     coordinator = ModelPatchingCoordinator(args)
     coordinator.patch_model(model)
     optimizer = torch.optim.AdamW(coordinator.parameter_groups(lr=1e-3, weight_decay=0.01))
-    coordinator.begin(total_steps=steps)
     inputs = {**batch(model), "labels": torch.tensor([0, 1])}
+    if coordinator.wants_calibration:
+        coordinator.calibrate([inputs])
+    coordinator.begin(total_steps=steps)
     for step in range(steps):
         outputs = model(**inputs, output_hidden_states=coordinator.needs_hidden_states)
         coordinator.loss(outputs.loss, inputs, outputs).backward()
@@ -115,3 +118,22 @@ def test_macs_target_counts_attention_products() -> None:
         heads[length] = coordinator.pruner.costs["bert.encoder.layer.0.heads"]
         assert coordinator.pruner.costs["bert.encoder.layer.0.channels"] == 2 * 32
     assert heads[4096] - heads[8] == 2 * (4096 - 8) * 8
+
+
+@pytest.mark.parametrize(
+    "scoring", [name for name in WIDTH_CRITERIA if name not in ("magnitude", "random", "taylor")]
+)
+def test_one_shot_criteria_score_once_before_training(scoring: str) -> None:
+    model, plain = tiny("bert"), tiny("bert")
+    inputs = {**batch(model), "labels": torch.tensor([0, 1])}
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(scoring=scoring, density=0.6))
+    coordinator.patch_model(model)
+    with pytest.raises(ArgumentError, match="has seen none"):
+        coordinator.begin(total_steps=4)
+    coordinator.calibrate([inputs])
+    coordinator.begin(total_steps=4)
+    for step in range(4):
+        coordinator.step(step + 1)
+    _, plan = prune(plain, [inputs], criterion=scoring, density=0.6)
+    for name, gate in coordinator.gates.items():
+        assert gate.keep_U.nonzero().flatten().tolist() == plan.groups[name]["keep"]
