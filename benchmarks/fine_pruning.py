@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from sparse_trainer import load_pruned
+from sparse_trainer import load_pruned, save_pruned
 from sparse_trainer.data import load_splits
+from sparse_trainer.fill import fill
 from sparse_trainer.recipe import load_recipe
 
 ALONE = "pruning.distil_teacher_name_or_path=null"
@@ -47,10 +48,13 @@ METHODS: dict[str, list[str]] = {
     ],
     "hybrid + distillation": [*MASKS, "pruning.attention_block_rows=32", "pruning.attention_block_cols=32"],
     "struct + distillation": [*MASKS, "pruning.attention_block_rows=0", "pruning.attention_block_cols=0"],
+    "hybrid filled": ["pruning=null"],
     "magnitude": ["pruning.scoring=magnitude", "pruning.density={density}", ALONE],
     "random": ["pruning.scoring=random", "pruning.density={density}", ALONE],
 }
-"""Overrides by name. `hybrid` and `struct` are nn_pruning's, by fraction to keep instead of by threshold."""
+"""Overrides by name. `hybrid` and `struct` are nn_pruning's, by fraction to keep instead of by threshold. In `hybrid filled`
+the zeros that a `hybrid` run leaves are filled, and the model is fine-tuned once more, without teacher."""
+FILLED, BEFORE_FILLED = "hybrid filled", "hybrid + distillation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,20 +114,29 @@ def dense_command(options: argparse.Namespace) -> list[str]:
 def pruning_command(options: argparse.Namespace, cell: Cell) -> list[str]:
     """Return the command of one run."""
     dense = f"{options.out}/dense"
+    is_filled = cell.method == FILLED
     return [
         options.recipe,
-        f"model.name_or_path={dense}",
+        f"model.name_or_path={filled(options, cell) if is_filled else dense}",
         "model.dense_training=null",
         "model.prune_from=pretrained",
         *shared(options),
-        f"pruning.distil_teacher_name_or_path={dense}",
+        *([] if is_filled else [f"pruning.distil_teacher_name_or_path={dense}", f"pruning.seed={cell.seed}"]),
         *(override.format(density=cell.density) for override in METHODS[cell.method]),
-        f"pruning.seed={cell.seed}",
         f"training.seed={cell.seed}",
         f"training.output_dir={options.out}/{cell.folder}-run",
         f"export.output_dir={options.out}/{cell.folder}",
         "export.verify=false",
     ]
+
+
+def filled(options: argparse.Namespace, cell: Cell) -> Path:
+    """Return a folder with the result of the hybrid run, its zeros filled."""
+    source = options.out / dataclasses.replace(cell, method=BEFORE_FILLED).folder
+    model = load_pruned(source)
+    print(f"{source}: {fill(model)} zeros filled", file=sys.stderr)
+    target = options.out / f"{cell.folder}-start"
+    return save_pruned(model, target, processor=AutoTokenizer.from_pretrained(source), overwrite=True)
 
 
 def run(arguments: list[str], result: Path) -> None:
@@ -183,8 +196,10 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
             done.setdefault((cell.method, cell.density), []).append(cell)
     for (method, density), members in done.items():
         runs = [json.loads((options.out / f"{cell.folder}.json").read_text()) for cell in members]
-        reached = statistics.mean(run["density_reached"] for run in runs)
-        values = [run["models"]["pruned"]["metrics"][metric] for run in runs]
+        reached = statistics.mean(
+            load_pruned(options.out / cell.folder).pruning_plan.density_reached for cell in members
+        )
+        values = [list(run["models"].values())[-1]["metrics"][metric] for run in runs]
         rows.append({"method": method, "density": density, metric: values, "reached": reached})
         if options.holdout:
             rows[-1]["holdout"] = [holdout_accuracy(options, cell.folder) for cell in members]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import Structure, discover, gates_of
+from patchers import Structure, discover, is_patched
 from patchers.layers import linear_at
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.optimize import PlanLike, optimize_model
@@ -31,7 +31,7 @@ def fill(model: nn.Module, *, noise: float = 0.01, seed: int = 42) -> int:
     Raises:
         ArgumentError: gates still hang in the model, or noise is negative.
     """
-    if gates_of(model):
+    if is_patched(model):
         raise ArgumentError(
             "model", "it is patched: what is closed would be filled.", "optimize_model it first."
         )

@@ -115,7 +115,8 @@ def _densities(plan: Plan) -> list[str]:
     """Return what was asked and what was reached, where somebody asked."""
     if plan.density_reached is None:
         return []
-    return [f"density asked {plan.density_asked}, reached {plan.density_reached:.4f}"]
+    asked = "" if plan.density_asked is None else f"asked {plan.density_asked}, "
+    return [f"density {asked}reached {plan.density_reached:.4f}"]
 
 
 def _files(files: Mapping[str, Path]) -> list[str]:
