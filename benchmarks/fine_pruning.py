@@ -52,8 +52,8 @@ METHODS: dict[str, list[str]] = {
     "magnitude": ["pruning.scoring=magnitude", "pruning.density={density}", ALONE],
     "random": ["pruning.scoring=random", "pruning.density={density}", ALONE],
 }
-"""Overrides by name. `hybrid` and `struct` are nn_pruning's, by fraction to keep instead of by threshold. In `hybrid filled`
-the zeros that a `hybrid` run leaves are filled, and the model is fine-tuned once more, without teacher."""
+"""Overrides by name. `hybrid` and `struct` are nn_pruning's, by fraction to keep, not by threshold. `hybrid filled`
+fills the zeros that a `hybrid` run leaves, and fine-tunes once more, without teacher."""
 FILLED, BEFORE_FILLED = "hybrid filled", "hybrid + distillation"
 
 
