@@ -14,7 +14,7 @@ from common import base_parser, best_ratio, environment, interleave, prepare, ra
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, discover, optimize_model
-from sparse_trainer.cost import mac_count
+from sparse_trainer.budget.cost import mac_count
 
 DENSITIES = (0.5, 0.25)
 

@@ -31,10 +31,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 from patchers import Structure, discover
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.budget import Selector
-from sparse_trainer.cost import unit_cost
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.record import plan_of
-from sparse_trainer.streaming import cut_checkpoint
+from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.folders.streaming import cut_checkpoint
+from sparse_trainer.plan.record import plan_of
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Llama-2-7B": lambda: LlamaConfig(),

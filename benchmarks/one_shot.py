@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from common import base_parser, environment, prepare
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparse_trainer import discover, prune
-from sparse_trainer.oneshot import WIDTH_CRITERIA, WidthCriterion
+from sparse_trainer.oneshot import WidthCriterion
+from sparse_trainer.oneshot.mixture import criterion_of
 from sparse_trainer.statistics import Moments, Statistics, collect
 
 # Shape legend: B = windows, T = tokens.
@@ -44,18 +44,11 @@ class Row:
         allocation, _, criterion = names.rpartition(">")
         repair, plus, _ = repair.partition("+")
         return cls(
-            criterion=named(criterion),
-            allocation=named(allocation) if allocation else None,
+            criterion=criterion_of(criterion),
+            allocation=criterion_of(allocation) if allocation else None,
             repair=repair or None,
             bias=True if plus else None,
         )
-
-
-def named(text: str) -> WidthCriterion:
-    """Return the criterion that `obs(rounds=16, centred=True)` means."""
-    name, _, options = text.rstrip(")").partition("(")
-    pairs = (option.split("=") for option in options.split(",") if option)
-    return WIDTH_CRITERIA[name](**{key.strip(): yaml.safe_load(value) for key, value in pairs})
 
 
 def windows(folder: Path, part: str, tokenizer: Any, tokens: int, length: int) -> Tensor:

@@ -31,7 +31,7 @@ from transformers import (
 
 from sparse_trainer import discover, load_pruned, optimize_model, save_pruned
 from sparse_trainer.plan import Plan
-from sparse_trainer.record import Request, make_plan, measure
+from sparse_trainer.plan.record import Request, make_plan, measure
 
 
 def random_plan(model: PreTrainedModel, share: float, seed: int) -> Plan:

@@ -11,13 +11,21 @@ peak above what the imports took, each model in a process of its own.
 import argparse
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from common import base_parser, best_ratio, environment, interleave, prepare, ratio, show, summary
+from common import (
+    base_parser,
+    best_ratio,
+    environment,
+    in_own_process,
+    interleave,
+    memory_bytes,
+    prepare,
+    ratio,
+    show,
+    summary,
+)
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
@@ -82,26 +90,13 @@ def _autocast(options: argparse.Namespace) -> contextlib.AbstractContextManager[
 def peak_bytes(arm: str, options: argparse.Namespace) -> int:
     """Run three steps and return the peak memory above the baseline, in bytes."""
     on_cuda = torch.device(options.device).type == "cuda"
-    baseline = 0 if on_cuda else _status_bytes("VmRSS")
+    baseline = 0 if on_cuda else memory_bytes("VmRSS")
     step = make_step(arm, options)
     for _ in range(3):
         step()
     if on_cuda:
         return torch.cuda.max_memory_allocated(options.device)
-    return _status_bytes("VmHWM") - baseline
-
-
-def _status_bytes(key: str) -> int:
-    """Read a memory figure of this process (Linux); unlike ru_maxrss it does not inherit the parent's peak."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
-
-
-def peak_in_own_process(arm: str) -> int:
-    """Measure one arm in a fresh interpreter with the same options."""
-    command = [sys.executable, *sys.argv, "--memory-of", arm]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    return memory_bytes("VmHWM") - baseline
 
 
 def main() -> None:
@@ -119,7 +114,7 @@ def main() -> None:
         print(json.dumps(peak_bytes(options.memory_of, options)))
         return
     arms = ("dense", *options.arms)
-    peaks = {arm: peak_in_own_process(arm) for arm in arms}
+    peaks = {arm: in_own_process("--memory-of", arm) for arm in arms}
     times = interleave({arm: make_step(arm, options) for arm in arms}, options)
     show(
         {

@@ -2,12 +2,12 @@
 
 from patchers import discover
 from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
-from sparse_trainer.export import save_pruned
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.oneshot import prune
-from sparse_trainer.optimize import optimize_model
 from sparse_trainer.trainer import PruningTrainer, SparseTrainer
 
 __version__ = "0.1.0"

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from patchers.groups import KINDS, Kind
-from sparse_trainer.budget import SCOPES, Budget, Scope
-from sparse_trainer.cost import TARGETS, Target
+from sparse_trainer.budget.cost import TARGETS, Target
+from sparse_trainer.budget.selection import SCOPES, Budget, Scope
+from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria import CRITERIA
+from sparse_trainer.criteria.l0_arguments import L0Arguments
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.l0_args import L0Arguments
-from sparse_trainer.mask_args import MaskArguments
+from sparse_trainer.masking import MaskArguments
 from sparse_trainer.schedule import CubicSchedule, LinearSchedule, Schedule
-from sparse_trainer.standardize import STANDARDIZERS
 
 _CONTAINED = {
     "layers": {"attention", "ffn", "heads", "channels", "experts"},

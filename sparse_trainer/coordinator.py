@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from patchers import Gate, Structure, discover
 from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.distillation import TeacherSource, make_distiller, open_layers
+from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
+from sparse_trainer.distillation.teacher import TeacherSource, make_distiller, open_layers
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.gating import Gating
-from sparse_trainer.layer_map import LayerMap, hang_projection
 from sparse_trainer.masking import Masking
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 from datasets import ClassLabel, Dataset
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.generated import Split, generate
+from sparse_trainer.quickstart.generated import Split, generate
 from sparse_trainer.readers import read_hub, read_table
 
 GENERATED = "generated"
-"""As `data.source`: the question set of `sparse_trainer.generated`."""
+"""As `data.source`: the question set of `sparse_trainer.quickstart.generated`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from patchers import Structure, discover, is_patched
 from patchers.layers import linear_at
+from sparse_trainer.cut.optimize import PlanLike, optimize_model
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.optimize import PlanLike, optimize_model
 
 M = TypeVar("M", bound=PreTrainedModel)
 

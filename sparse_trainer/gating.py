@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from patchers import Gate, Structure, patch
-from sparse_trainer.cost import unit_cost
+from sparse_trainer.budget import make_selector
+from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.nesting import Nesting
+from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.errors import ArgumentError, NonFiniteError
-from sparse_trainer.nested_budget import make_selector
-from sparse_trainer.nesting import Nesting
-from sparse_trainer.protect import put_first, survivors
-from sparse_trainer.record import Request, remember_request
-from sparse_trainer.standardize import STANDARDIZERS, fitting
+from sparse_trainer.plan.protect import put_first, survivors
+from sparse_trainer.plan.record import Request, remember_request
 from sparse_trainer.statistics import collect
 
 

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.distillation import IGNORED
+from sparse_trainer.distillation.teacher import IGNORED
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files import write_text
 

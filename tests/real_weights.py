@@ -30,8 +30,8 @@ from patchers import Structure, gated
 from patchers.groups import Kind
 from sparse_trainer import optimize_model
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.quickstart import packaged_folder
-from sparse_trainer.record import Request, make_plan, measure
+from sparse_trainer.plan.record import Request, make_plan, measure
+from sparse_trainer.quickstart.packaged import packaged_folder
 
 # Shape legend: U = units.
 

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sparse_trainer.generated import generate
+from sparse_trainer.quickstart.generated import generate
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from patchers import discover
 from patchers.parts import starred
-from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.conformance.case import Case, Report, check_bits, reached_stacks
 from sparse_trainer.conformance.laws import EXPECTED_FILE, INPUT, LAWS, OUTPUT
 from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.folders.checkpoint import load_pruned
 from sparse_trainer.inputs import inputs_for, outputs_of
 
 logger = logging.getLogger(__name__)

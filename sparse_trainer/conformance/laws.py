@@ -16,10 +16,10 @@ from patchers import cut, gated
 from patchers.groups import WIDTH_KINDS, Group
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.conformance.case import Case, CheckError
-from sparse_trainer.export import save_pruned
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.inputs import outputs_of
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.record import Request, make_plan, measure
+from sparse_trainer.plan.record import Request, make_plan, measure
 
 EXPECTED_FILE = "expected.safetensors"
 """Inputs and outputs, beside the weights of a cut model."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from patchers.gates import Gate
 from patchers.groups import Group, Kind, Structure
-from sparse_trainer.nesting import Constraint
+from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.statistics import Need, Statistics
 
 Gates = Mapping[str, Gate]

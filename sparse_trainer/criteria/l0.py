@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from patchers.concrete import SHIFT, ConcreteGate, log_odds, presence
 from patchers.gates import Gate
 from patchers.groups import Group, Structure
+from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.criteria.base import Gates, Plain
-from sparse_trainer.nesting import Constraint
 
 # Shape legend: N = units of the model, C = constraints, U = units of a group.
 

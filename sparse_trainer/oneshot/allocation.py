@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patchers.groups import Structure
 from sparse_trainer.budget import Selector
-from sparse_trainer.standardize import STANDARDIZERS
+from sparse_trainer.budget.standardize import STANDARDIZERS
 
 # Shape legend: U = units of a group.
 

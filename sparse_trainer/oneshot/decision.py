@@ -8,10 +8,10 @@ from torch import Tensor
 
 from patchers import Structure
 from sparse_trainer.budget import Selector
+from sparse_trainer.budget.standardize import fitting
 from sparse_trainer.oneshot.allocation import select
 from sparse_trainer.oneshot.mixture import check_finite, criterion_of, name_of
 from sparse_trainer.oneshot.options import Options
-from sparse_trainer.standardize import fitting
 from sparse_trainer.statistics import Batches, Need, Walk
 from sparse_trainer.width_criteria import Evidence
 

@@ -7,9 +7,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest
 from sparse_trainer.oneshot.spelling import read_criterion, read_sum
-from sparse_trainer.standardize import STANDARDIZERS
 from sparse_trainer.statistics import Need
 from sparse_trainer.width_criteria import WIDTH_CRITERIA, Evidence, WidthCriterion
 

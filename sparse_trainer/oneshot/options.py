@@ -11,10 +11,10 @@ from patchers import Structure, discover
 from patchers.discover import matches
 from patchers.groups import WIDTH_KINDS, Kind
 from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.budget.standardize import ACROSS_LAYERS
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest
 from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of
-from sparse_trainer.reconstruct import REPAIRS
-from sparse_trainer.standardize import ACROSS_LAYERS
+from sparse_trainer.oneshot.reconstruct import REPAIRS
 from sparse_trainer.statistics import Moments, SequenceMeans
 
 Protect = str | int

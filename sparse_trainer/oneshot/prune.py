@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 from patchers import Gate, is_patched, patch
 from sparse_trainer.budget import Selector
-from sparse_trainer.cost import unit_cost
+from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.oneshot.course import Course, kept_in
 from sparse_trainer.oneshot.decision import Decision, criteria_needs, decide, score, score_by_block
 from sparse_trainer.oneshot.mixture import CriterionLike, name_of
 from sparse_trainer.oneshot.options import Options, Protect, density_of, options_of, structure_for
 from sparse_trainer.oneshot.repair import prepare_biases, repair, repair_needs
-from sparse_trainer.optimize import optimize_model
 from sparse_trainer.plan import Plan
-from sparse_trainer.record import Request, attach_plan, plan_of, remember_request
+from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
 from sparse_trainer.statistics import Batches, Need, Statistics, collect
 from sparse_trainer.width_criteria import Evidence
 

@@ -13,7 +13,7 @@ from patchers import Group, Structure, gated
 from patchers.layers import Linear, bare_linear_at, features, weight_OI
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.oneshot.options import Options
-from sparse_trainer.reconstruct import Repaired, fold_mean, least_squares, scale
+from sparse_trainer.oneshot.reconstruct import Repaired, fold_mean, least_squares, scale
 from sparse_trainer.statistics import Batches, Moments, MomentSums, Need, Statistics, Walk
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.

@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sparse_trainer.checkpoint import load_model
 from sparse_trainer.data import DataOptions, label_ids, label_names, load_splits
 from sparse_trainer.errors import DataError, RecipeError
-from sparse_trainer.metrics import classification_metrics
+from sparse_trainer.folders.checkpoint import load_model
 from sparse_trainer.tasks.base import Prepared, TaskOptions
+from sparse_trainer.tasks.metrics import classification_metrics
 
 
 @final

@@ -8,8 +8,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.standardize import STANDARDIZERS
 from sparse_trainer.statistics import Need
 from sparse_trainer.width_criteria.base import Evidence
 from sparse_trainer.width_criteria.refer_svd import ReferSvd

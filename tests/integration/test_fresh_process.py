@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from patchers import discover
-from sparse_trainer.export import save_pruned
-from sparse_trainer.optimize import optimize_model
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.folders.export import save_pruned
 from tests.compact_models import DECISIONS, FAMILIES, batch, logits, patched, tiny, uneven_keep
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from sparse_trainer import prune, save_pruned
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.corpora import find
 from sparse_trainer.evaluation import Accuracy, multiple_choice
-from sparse_trainer.loading import load_model
+from sparse_trainer.folders.loading import load_model
 from tests.character_tokenizer import character_tokenizer
 
 pytestmark = [

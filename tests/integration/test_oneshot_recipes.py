@@ -11,15 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sparse_trainer import cli, load_pruned, show
+from sparse_trainer import cli, load_pruned
+from sparse_trainer.cli import show
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
-from sparse_trainer.oneshot_recipe import is_one_shot
-from sparse_trainer.outcome import FILES
-from sparse_trainer.plan import PLAN_FILE, Plan
-from sparse_trainer.prune_folder import PruneOptions, SourceOptions, prune_folder
+from sparse_trainer.folders.prune import PruneOptions, SourceOptions, prune_folder
+from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.recipe import load_recipe
+from sparse_trainer.recipe.oneshot import is_one_shot
+from sparse_trainer.recipe.sections import read_sections, shipped
 from sparse_trainer.run import run
-from sparse_trainer.sections import read_sections, shipped
+from sparse_trainer.run.outcome import FILES
 from tests.recipe_files import write_text, write_tiny_llama
 
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
@@ -101,7 +102,7 @@ def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: 
 def test_mistakes_are_found_before_a_model_is_loaded(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.prune_folder.load_model", _no_loading)
+    monkeypatch.setattr("sparse_trainer.folders.prune.load_model", _no_loading)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
         run(small("llama-wanda", files, tmp_path), print)
@@ -261,7 +262,7 @@ def test_empty_calibration_is_refused(files: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.prune_folder.load_model", _no_loading)
+    monkeypatch.setattr("sparse_trainer.folders.prune.load_model", _no_loading)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
         command("prune", files / "model", tmp_path, "--criterion", "random", "--overwrite")
@@ -277,7 +278,9 @@ def test_a_result_is_replaced_only_when_asked(files: Path, tmp_path: Path) -> No
     assert Plan.load(tmp_path / "out").density_asked == 0.5
 
 
-@pytest.mark.parametrize("place", ["sparse_trainer.export.write_text", "sparse_trainer.files.os.replace"])
+@pytest.mark.parametrize(
+    "place", ["sparse_trainer.folders.export.write_text", "sparse_trainer.files.os.replace"]
+)
 def test_a_full_disk_leaves_nothing_half_written(
     place: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

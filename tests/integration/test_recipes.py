@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from sparse_trainer.compact import compact_folder
+from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
-from sparse_trainer.inspection import inspect_model
-from sparse_trainer.loading import load_shape
-from sparse_trainer.oneshot_recipe import is_one_shot
-from sparse_trainer.plan import PLAN_FILE, Plan
+from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.recipe import Recipe, load_recipe
+from sparse_trainer.recipe.oneshot import is_one_shot
+from sparse_trainer.recipe.sections import read_sections, shipped
 from sparse_trainer.run import run
-from sparse_trainer.sections import read_sections, shipped
 from tests.recipe_files import boolq_rows, sst2_rows, write_rows, write_tiny_model
 
 FILES = {"sst2-local": "sst2.jsonl"}
@@ -29,7 +29,7 @@ STEPS = 4
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_trainer.metrics.hub_reachable", lambda: False)
+    monkeypatch.setattr("sparse_trainer.tasks.metrics.hub_reachable", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_bad_input_is_refused_before_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.stages.train", _no_training)
+    monkeypatch.setattr("sparse_trainer.run.stages.train", _no_training)
     with pytest.raises(error, match=message):
         run(small("boolq-local", files, tmp_path / "run", *overrides), lambda line: None)
 
@@ -191,7 +191,7 @@ def test_bad_input_is_refused_before_training(
 def test_a_folder_that_is_not_ours_is_refused_before_training(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.stages.train", _no_training)
+    monkeypatch.setattr("sparse_trainer.run.stages.train", _no_training)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):

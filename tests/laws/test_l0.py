@@ -11,8 +11,8 @@ from patchers import cut, discover, patch
 from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
 from patchers.groups import KINDS, Group, Kind, Structure
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.criteria.l0 import ExpectedSize
-from sparse_trainer.nesting import Constraint, Nesting
 from tests.compact_models import batch, logits, tiny
 
 NESTED = ["heads", "channels", "attention", "ffn", "layers"]

@@ -8,8 +8,8 @@ import torch
 
 from patchers import masks_of
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.checkpoint import is_patched_checkpoint, load_patched, load_pruned
 from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched, load_pruned
 from sparse_trainer.masking import Masking
 from sparse_trainer.trainer import PruningTrainer
 from tests.compact_models import logits, tiny

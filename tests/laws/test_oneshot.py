@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from patchers.layers import linear_at, weight_OI
 from sparse_trainer import prune
-from sparse_trainer.cost import unit_cost
+from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.oneshot.reconstruct import error, least_squares
 from sparse_trainer.plan import Plan
-from sparse_trainer.reconstruct import error, least_squares
 from sparse_trainer.statistics import Batches, Moments, collect
 from sparse_trainer.width_criteria import WIDTH_CRITERIA, Evidence
 from sparse_trainer.width_criteria.obs import Obs

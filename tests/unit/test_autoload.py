@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 
 from patchers import discover
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer.optimize import optimize_model
+from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import logits, patched, tiny, uneven_keep
 
 

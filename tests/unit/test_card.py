@@ -7,9 +7,9 @@ import yaml
 
 from patchers import discover
 from sparse_trainer.auto_classes import auto_classes_of
-from sparse_trainer.card import model_card
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.record import Request, plan_of, remember_request
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.folders.card import model_card
+from sparse_trainer.plan.record import Request, plan_of, remember_request
 from tests.compact_models import patched, tiny, uneven_keep
 
 

@@ -24,12 +24,12 @@ from transformers import (
 
 from patchers import discover, gates_of
 from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.checkpoint import is_patched_checkpoint, load_model, load_patched, load_pruned
 from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.export import save_pruned
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.record import plan_of
+from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_model, load_patched, load_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.plan.record import plan_of
 from sparse_trainer.trainer import STATE_FILE, save_state
 from tests.compact_models import DECISIONS, FAMILIES, logits, patched, perturbed, tiny
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
-from sparse_trainer.distillation import Distiller, hidden_loss, logit_loss, valid_distributions
+from sparse_trainer.distillation.teacher import Distiller, hidden_loss, logit_loss, valid_distributions
 from sparse_trainer.errors import ArgumentError
 from tests.compact_models import batch, tiny
 

@@ -27,8 +27,8 @@ from sparse_trainer import (
     save_pruned,
 )
 from sparse_trainer.budget import Budget, Selector
+from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.cost import unit_cost
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.inputs import inputs_for, outputs_of
 

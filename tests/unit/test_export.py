@@ -12,15 +12,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from patchers import Gate, discover, gates_by_group, patch
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.probe import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.export import check_target, save_pruned
+from sparse_trainer.folders.export import check_target, save_pruned
+from sparse_trainer.folders.padded import padded
 from sparse_trainer.inputs import inputs_for
 from sparse_trainer.inputs import outputs_of as run
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.padded import padded
-from sparse_trainer.plan import PLAN_FILE, Plan
-from sparse_trainer.probe import SelfCheckError
-from sparse_trainer.record import plan_of
+from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.record import plan_of
 from tests.compact_models import DECISIONS, FAMILIES, even_keep, logits, patched, tiny, uneven_keep
 
 
@@ -110,7 +110,7 @@ def test_padding_keeps_dtype_and_checks_itself(monkeypatch: pytest.MonkeyPatch) 
     target = padded(model)
     assert {p.dtype for p in target.parameters()} == {torch.bfloat16}
     monkeypatch.setattr(
-        "sparse_trainer.padded._places",
+        "sparse_trainer.folders.padded._places",
         lambda model, whole, left: torch.arange(whole.num_units).flip(0) < (left.num_units if left else 0),
     )
     with pytest.raises(SelfCheckError, match="uneven and of the padded"):

@@ -12,8 +12,8 @@ from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import make_pipeline
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.generated import FORMS, Row, generate
-from sparse_trainer.generated_world import DOMAINS
+from sparse_trainer.quickstart.generated import FORMS, Row, generate
+from sparse_trainer.quickstart.world import DOMAINS
 
 NEAR_CHANCE = 0.56
 

@@ -8,9 +8,9 @@ import torch
 
 from patchers import unpatch
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.checkpoint import load_patched
+from sparse_trainer.distillation.layer_map import match
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.layer_map import match
+from sparse_trainer.folders.checkpoint import load_patched
 from tests.compact_models import batch, logits, tiny
 from tests.laws.training import trainer
 

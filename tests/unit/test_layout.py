@@ -7,11 +7,11 @@ from transformers import BertConfig
 
 from patchers import discover
 from patchers.modeling_pruned import layout_in
-from sparse_trainer.changes import Cut
+from sparse_trainer.cut.changes import Cut
+from sparse_trainer.cut.fit import Fit, build, fit_config
+from sparse_trainer.cut.layout import check_builds, is_native, layout_of
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.fit import Fit, build, fit_config
-from sparse_trainer.layout import check_builds, is_native, layout_of
-from sparse_trainer.optimize import optimize_model
 from tests.compact_models import FAMILIES, patched, tiny, uneven_keep
 
 

@@ -9,9 +9,9 @@ import pytest
 import requests
 from transformers import EvalPrediction
 
-from sparse_trainer import metrics
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.metrics import classification_metrics, hub_reachable, load_metric
+from sparse_trainer.tasks import metrics
+from sparse_trainer.tasks.metrics import classification_metrics, hub_reachable, load_metric
 
 PREDICTED = np.array([1, 1, 0, 0, 1])
 REFERENCES = np.array([1, 0, 0, 1, 1])

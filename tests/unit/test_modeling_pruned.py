@@ -27,7 +27,7 @@ from patchers.modeling_pruned import (
     stock_class_of,
     stock_config,
 )
-from sparse_trainer.optimize import optimize_model
+from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import FAMILIES, logits, patched, tiny, uneven_keep
 
 

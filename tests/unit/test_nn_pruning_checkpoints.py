@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForQuestionAnswering, BertConfig, BertModel, PreTrainedModel
 
 from sparse_trainer import load_pruned, optimize_model, save_pruned
-from sparse_trainer.checkpoint import load_model
-from sparse_trainer.compact import compact_folder
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.loading import load_shape
-from sparse_trainer.nn_pruning_format import removed_heads
-from sparse_trainer.record import plan_of
+from sparse_trainer.folders.checkpoint import load_model
+from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.folders.nn_pruning_format import removed_heads
+from sparse_trainer.plan.record import plan_of
 from tests.compact_models import batch
 from tests.nn_pruning_files import (
     BERT_NAMES,

@@ -17,15 +17,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-import sparse_trainer.optimize
+import sparse_trainer.cut.optimize
 from patchers import Gate, PolarGate, discover, gates_by_group, gates_of, patch, unpatch
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.probe import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.probe import SelfCheckError
-from sparse_trainer.record import plan_of
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.plan.record import plan_of
 from tests.compact_models import (
     DECISIONS,
     FAMILIES,
@@ -298,14 +298,14 @@ def test_on_the_meta_device(decision: str) -> None:
 def test_self_check_catches_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     gated = patched(model, uneven_keep(discover(model)))
-    right = sparse_trainer.optimize.cut
+    right = sparse_trainer.cut.optimize.cut
 
     def wrong(model: Any, *args: Any) -> None:
         right(model, *args)
         with torch.no_grad():
             model.bert.encoder.layer[0].output.dense.bias[0] += 1e-3
 
-    monkeypatch.setattr(sparse_trainer.optimize, "cut", wrong)
+    monkeypatch.setattr(sparse_trainer.cut.optimize, "cut", wrong)
     with pytest.raises(SelfCheckError, match="before and after the cut differ"):
         optimize_model(gated)
     optimize_model(gated, check=False)

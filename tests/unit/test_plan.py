@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from patchers import discover
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.plan import PLAN_FILE, Plan
-from sparse_trainer.record import Request, plan_of, remember_request
+from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.record import Request, plan_of, remember_request
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep
 
 

@@ -11,10 +11,10 @@ import yaml
 from sparse_trainer import prune
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.oneshot_recipe import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
-from sparse_trainer.prune_folder import PruneOptions
-from sparse_trainer.recipe import SECTIONS, Recipe, load_recipe
-from sparse_trainer.sections import describe, read_sections, shipped
+from sparse_trainer.folders.prune import PruneOptions
+from sparse_trainer.recipe.fine_pruning import SECTIONS, Recipe, load_recipe
+from sparse_trainer.recipe.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
+from sparse_trainer.recipe.sections import describe, read_sections, shipped
 
 GIVEN = ("model.name_or_path=m", "data.train_file=t.json", "data.validation_file=v.json")
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))

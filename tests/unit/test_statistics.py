@@ -17,6 +17,7 @@ from patchers.layers import linear_at, weight_OI
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics import (
+    Batches,
     Elements,
     MaskGradients,
     Moments,
@@ -24,6 +25,8 @@ from sparse_trainer.statistics import (
     Statistics,
     collect,
 )
+from sparse_trainer.statistics.flight import Flight
+from sparse_trainer.statistics.moments import MomentCollector
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: N = tokens, I = features of a consumer's input, U = units, H = hidden features, O = outputs.
@@ -277,13 +280,22 @@ def test_sums_of_bfloat16_models_are_kept_in_full_precision() -> None:
 def test_moments_of_large_means_keep_their_digits() -> None:
     model = model_of("llama").float()
     group = widths(model).groups[0]
+    batches = Batches(model, sequences(model, (20,) * 8))
+    flight = Flight(is_encoder_decoder=False)
+    collector = MomentCollector(flight, group, moments=True, covariance=False, sequence_means=False)
+    handles = collector.attach(model)
+    handles.append(
+        model.get_submodule(group.consumer).register_forward_pre_hook(
+            lambda _, args: (args[0] * 1e-3 + 100.0,), prepend=True
+        )
+    )
     with torch.no_grad():
-        module = model.get_submodule(group.consumer)
-        handle = module.register_forward_pre_hook(lambda _, args: (args[0] * 1e-3 + 100.0,))
+        for flight.batch in batches.read(labelled=False):
+            model(**flight.batch.inputs)
+    for handle in handles:
+        handle.remove()
+    variance_I = collector.moments().variance_I
     single = sequences(model, (20,) * 8)
-    structure = Structure(groups=(group,), stacks=widths(model).stacks)
-    variance_I = collect(model, structure, single, [Moments()]).moments[group.name].variance_I
-    handle.remove()
     exact_I = torch.cat(inputs_of(model, group, single)).double().var(0, correction=0) * 1e-6
     assert float(exact_I.max()) < 1e-4
     torch.testing.assert_close(variance_I, exact_I, rtol=0.3, atol=1e-9)

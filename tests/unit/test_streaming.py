@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-import sparse_trainer.streaming
+import sparse_trainer.folders.streaming
 from patchers import Structure, cut, discover
 from sparse_trainer import cli
-from sparse_trainer.checkpoint import load_pruned
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.traced import Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError, UnsupportedModelError
-from sparse_trainer.export import save_pruned
-from sparse_trainer.optimize import optimize_model
-from sparse_trainer.plan import PLAN_FILE, Plan
-from sparse_trainer.streaming import cut_checkpoint
-from sparse_trainer.traced import Traced, pieces, trace
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.streaming import cut_checkpoint
+from sparse_trainer.plan.document import PLAN_FILE, Plan
 
 # Shape legend: U = units of a group.
 
@@ -300,7 +300,7 @@ def test_an_interrupted_cut_leaves_what_was_there(
             raise error
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(sparse_trainer.streaming, "save_file", fail_at_the_second)
+    monkeypatch.setattr(sparse_trainer.folders.streaming, "save_file", fail_at_the_second)
     with pytest.raises(type(error)):
         cut_checkpoint(*llama, old, max_shard_size=20_000, overwrite=True)
     same(stored(old), before)

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.verify import verify_reload
+from sparse_trainer.run.verify import verify_reload
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 INPUTS = {"input_ids": torch.arange(1, 25).view(4, 6), "attention_mask": torch.ones(4, 6, dtype=torch.long)}

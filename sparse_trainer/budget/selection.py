@@ -1,0 +1,246 @@
+"""From scores to what stays: exact, cost-aware selection without a host sync.
+
+A *pool* is a set of groups that share one budget. Inside a pool the units of each group are put in order of score and
+taken in chunks of `multiple_of`; chunks are kept, best first, as long as the budget lasts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from patchers.groups import WIDTH_KINDS, Group, Kind
+from sparse_trainer.budget.nesting import Constraint
+from sparse_trainer.errors import BudgetError
+
+# Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group.
+
+Scope = Literal["global", "layer", "uniform"]
+SCOPES: tuple[Scope, ...] = ("global", "layer", "uniform")
+Density = float | Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What must remain."""
+
+    density: Density
+    """Fraction of the prunable cost to keep, in (0, 1]; or one fraction per kind, counted in units of that kind."""
+    scope: Scope = "global"
+    multiple_of: Mapping[Kind, int]
+    """Kept counts are multiples of this, or the whole group."""
+    min_keep: Mapping[Kind, int]
+    """Units that every group keeps."""
+
+    def density_of(self, kind: Kind) -> float:
+        """Return the fraction asked of a kind."""
+        return self.density if isinstance(self.density, float | int) else self.density.get(kind, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The outcome of one selection; tensors stay on the device of the scores."""
+
+    keep: dict[str, Tensor]
+    """Boolean per unit, shape [U], by group name."""
+    threshold: Tensor
+    """Lowest score that was kept, scalar (of the largest pool)."""
+
+
+class Selector:
+    """Selects under one budget, for groups and unit costs that do not change.
+
+    Args:
+        groups: Groups whose kinds do not contain each other, unless the budget counts each kind by itself.
+        costs: Cost of one unit, by group name.
+
+    Raises:
+        BudgetError: floors leave more than the budget allows; the message gives the feasible range.
+    """
+
+    def __init__(self, groups: Sequence[Group], costs: Mapping[str, int], budget: Budget) -> None:
+        self.budget = budget
+        self.per_kind = not isinstance(budget.density, float | int)
+        self.pools = [
+            _Pool(members, [1 if self.per_kind else costs[g.name] for g in members], budget)
+            for members in _pools(groups, budget.scope, self.per_kind)
+        ]
+        self.costs = {g.name: costs[g.name] for g in groups}
+        self.total = float(sum(costs[g.name] * g.num_units for g in groups))
+        self._check()
+
+    @property
+    def constraints(self) -> list[Constraint]:
+        """What must hold, pool by pool."""
+        return [
+            Constraint(
+                costs={g.name: 1.0 if self.per_kind else float(self.costs[g.name]) for g in pool.groups},
+                total=pool.total,
+                density=pool.density,
+            )
+            for pool in self.pools
+        ]
+
+    def _check(self) -> None:
+        for pool in self.pools:
+            asked = pool.density
+            if asked < pool.floor / pool.total - 1e-9:
+                raise BudgetError(
+                    "density",
+                    f"{asked:g} is not reachable for {pool.label}: min_keep and multiple_of keep at least "
+                    f"{pool.floor / pool.total:.4g}.",
+                    f"Ask for a density in [{pool.floor / pool.total:.4g}, 1], or lower min_keep or multiple_of.",
+                )
+
+    @torch.no_grad()
+    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:
+        """Keep the best units of each pool.
+
+        Args:
+            scores: Score per unit, shape [U], higher = keep, by group name.
+            remaining: Part of the way from dense to the budget that is still to go, in [0, 1].
+        """
+        keep: dict[str, Tensor] = {}
+        thresholds = []
+        for pool, density in zip(self.pools, self._densities(remaining), strict=True):
+            kept, threshold = pool.select(scores, density)
+            keep.update(kept)
+            thresholds.append(threshold)
+        return Selection(keep=keep, threshold=thresholds[0])
+
+    def _densities(self, remaining: float) -> list[float]:
+        """Return the fraction that each pool may keep now.
+
+        Equal widths round to whole units in every layer at once: what rounding one kind gives or takes is made up by
+        the kinds with smaller units.
+        """
+        asked = [pool.density + (1.0 - pool.density) * remaining for pool in self.pools]
+        if self.per_kind or self.budget.scope != "uniform":
+            return asked
+        budget, left = asked[0] * self.total, self.total
+        shares: dict[Kind, float] = {}
+        unit = {pool.kind: self.costs[pool.groups[0].name] for pool in self.pools}
+        for kind in sorted(unit, key=lambda k: -unit[k]):
+            pools = [pool for pool in self.pools if pool.kind == kind]
+            shares[kind] = min(1.0, max(0.0, budget / left)) if left > 0 else 1.0
+            budget -= sum(pool.rounded(shares[kind]) for pool in pools)
+            left -= sum(pool.total for pool in pools)
+        return [shares[pool.kind] for pool in self.pools]
+
+
+def _pools(groups: Sequence[Group], scope: Scope, per_kind: bool) -> list[list[Group]]:
+    """Share the groups out over pools; `uniform` and per-kind `layer` budgets hold for every group by itself."""
+    pools: dict[tuple[object, ...], list[Group]] = {}
+    for g in groups:
+        kind = g.kind if per_kind or scope == "uniform" else None
+        place = (g.stack, g.layer) if scope in ("layer", "uniform") and g.kind in WIDTH_KINDS else None
+        pools.setdefault((kind, place), []).append(g)
+    return sorted(pools.values(), key=lambda members: -sum(g.num_units for g in members))
+
+
+class _Pool:
+    """Groups under one budget, as flat index tensors that are built once."""
+
+    def __init__(self, groups: Sequence[Group], costs: Sequence[int], budget: Budget) -> None:
+        self.groups = groups
+        self.density = budget.density_of(groups[0].kind)
+        sizes = [g.num_units for g in groups]
+        steps = [min(budget.multiple_of[g.kind], g.num_units) for g in groups]
+        chunks = [-(-size // step) for size, step in zip(sizes, steps, strict=True)]
+        starts = torch.tensor([0, *chunks[:-1]]).cumsum(0)
+        self.group_N = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes))
+        self.first_N = torch.tensor([0, *sizes[:-1]]).cumsum(0)[self.group_N]
+        self.step_N = torch.tensor(steps)[self.group_N]
+        self.first_chunk_N = starts[self.group_N]
+        self.cost_N = torch.tensor(costs, dtype=torch.float64)[self.group_N]
+        self.num_chunks = sum(chunks)
+        floors = [
+            -(-min(max(budget.min_keep[g.kind], g.min_units), g.num_units) // step)
+            for g, step in zip(groups, steps, strict=True)
+        ]
+        self.is_floor_C = torch.zeros(self.num_chunks, dtype=torch.bool)
+        for start, floor in zip(starts.tolist(), floors, strict=True):
+            self.is_floor_C[start : start + floor] = True
+        self.total = float(self.cost_N.sum())
+        full_costs = torch.tensor([c * s for c, s in zip(costs, steps, strict=True)], dtype=torch.float64)
+        self.full_cost_C = torch.repeat_interleave(full_costs, torch.tensor(chunks))
+        self.num_costs = len(full_costs.unique())
+        self.step_cost = float(full_costs[0])
+        chunk_cost_C = self._chunk_costs()
+        self.floor = float(chunk_cost_C[self.is_floor_C].sum())
+        self.rounds = budget.scope == "uniform" or (budget.scope == "layer" and len(groups) == 1)
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of the first group; of all groups where pools are made by kind."""
+        return self.groups[0].kind
+
+    def rounded(self, density: float) -> float:
+        """Return the cost that a pool of one group keeps at `density`."""
+        kept = self.step_cost * int(density * self.total / self.step_cost + 0.5 + 1e-9)
+        return min(self.total, max(self.floor, kept))
+
+    @property
+    def label(self) -> str:
+        """Name the pool in an error."""
+        return self.groups[0].name if len(self.groups) == 1 else f"{len(self.groups)} groups"
+
+    def _chunk_costs(self) -> Tensor:
+        """Return the cost of each chunk, shape [C]: the units of a group cost the same, so any order will do."""
+        rank_N = torch.arange(len(self.group_N)) - self.first_N
+        chunk_N = self.first_chunk_N + rank_N // self.step_N
+        return torch.zeros(self.num_chunks, dtype=torch.float64).index_add_(0, chunk_N, self.cost_N)
+
+    def _to(self, device: torch.device) -> None:
+        if self.group_N.device != device:
+            for name in (
+                "group_N",
+                "first_N",
+                "step_N",
+                "first_chunk_N",
+                "cost_N",
+                "is_floor_C",
+                "full_cost_C",
+            ):
+                setattr(self, name, getattr(self, name).to(device))
+
+    def select(self, scores: Mapping[str, Tensor], density: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the kept units by group, and the lowest score kept."""
+        score_N = torch.cat([scores[g.name].detach().float().flatten() for g in self.groups])
+        self._to(score_N.device)
+        by_score = score_N.argsort(descending=True, stable=True)
+        order_N = by_score[self.group_N[by_score].argsort(stable=True)]
+        rank_N = torch.arange(len(order_N), device=order_N.device) - self.first_N
+        chunk_N = self.first_chunk_N + rank_N // self.step_N
+        empty_C = score_N.new_zeros(self.num_chunks)
+        size_C = empty_C.index_add(0, chunk_N, torch.ones_like(score_N))
+        mean_C = empty_C.index_add(0, chunk_N, score_N[order_N]) / size_C
+        cost_C = empty_C.double().index_add(0, chunk_N, self.cost_N)
+        rank_C = mean_C.masked_fill(self.is_floor_C, torch.inf).argsort(descending=True, stable=True)
+        kept_C = torch.zeros(self.num_chunks, dtype=torch.bool, device=score_N.device)
+        kept_C[rank_C] = (
+            self._afford(cost_C[rank_C], self.full_cost_C[rank_C], density) | self.is_floor_C[rank_C]
+        )
+        keep_N = torch.zeros_like(kept_C[chunk_N])
+        keep_N[order_N] = kept_C[chunk_N]
+        threshold = score_N.masked_fill(~keep_N, torch.inf).min()
+        sizes = [g.num_units for g in self.groups]
+        return dict(zip([g.name for g in self.groups], keep_N.split(sizes), strict=True)), threshold
+
+    def _afford(self, cost_C: Tensor, full_cost_C: Tensor, density: float) -> Tensor:
+        """Return which chunks, given best first, the budget pays for, shape [C].
+
+        Once a large unit does not fit, smaller ones behind it still may: one more pass for each distinct cost. A short
+        chunk at the end of a group counts as a full one, so that it never stays without those before it.
+        """
+        budget = density * self.total + 1e-9 * self.total
+        if self.rounds:
+            return cost_C.cumsum(0) <= budget + 0.5 * cost_C
+        taken_C = cost_C.cumsum(0) <= budget
+        for _ in range(self.num_costs - 1):
+            left = budget - (cost_C * taken_C).sum()
+            fits_C = ~taken_C & (full_cost_C <= left)
+            taken_C |= fits_C & ((cost_C * fits_C).cumsum(0) <= left)
+        return taken_C

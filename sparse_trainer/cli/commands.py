@@ -1,0 +1,158 @@
+"""The command line: parse, call, show. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparse_trainer.bench import bench as run_bench
+from sparse_trainer.bench import find_device, find_dtype
+from sparse_trainer.cli import show
+from sparse_trainer.cli.console import Json, complain, print_result, tell
+from sparse_trainer.cli.evaluate import evaluate
+from sparse_trainer.cli.inspection import inspect_model
+from sparse_trainer.cli.prune import prune
+from sparse_trainer.conformance.matrix import Matrix, rerun
+from sparse_trainer.conformance.matrix_page import write_matrix
+from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.export import EXPORTS
+from sparse_trainer.folders.loading import load_model, load_shape
+from sparse_trainer.recipe import load_recipe
+from sparse_trainer.recipe.sections import describe, shipped
+from sparse_trainer.run import run as run_recipe
+
+app = typer.Typer(
+    name="sparse-trainer",
+    help="Structured fine-pruning for Hugging Face Transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("prune")(prune)
+app.command("evaluate")(evaluate)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="E.g. training.num_train_epochs=1.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
+    loaded = load_recipe(recipe, overrides or [])
+    with redirect_stdout(sys.stderr):
+        result = run_recipe(loaded, tell)
+    print_result(as_json, result.to_json(), show.run_result(result))
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with the project."""
+    found = {name: describe(path) for name, path in shipped().items()}
+    print_result(as_json, {"recipes": found}, [show.recipe_table(found)])
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or hub id; weights are not read.")],
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens per sequence, for the MACs of attention.")
+    ] = 128,
+    as_json: Json = False,
+) -> None:
+    """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
+    with redirect_stdout(sys.stderr):
+        inspection = inspect_model(load_shape(model), sequence_length=sequence_length)
+    print_result(as_json, inspection.to_json(), show.inspection(inspection))
+
+
+@app.command()
+def optimize(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint with gates, or a model with zeros or a plan.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the compact model.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="Cut a model by this plan; a folder is cut without loading it whole.")
+    ] = None,
+    export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a checkpoint: a smaller dense model with the same outputs."""
+    bar = show.file_progress()
+    with redirect_stdout(sys.stderr), bar:
+        task = bar.add_task("cutting", total=None, visible=plan is not None)
+        folder, done = compact_folder(
+            checkpoint, out, plan=plan, export=export, overwrite=overwrite,
+            progress=lambda written, total: bar.update(task, completed=written, total=total),
+        )  # fmt: skip
+    print_result(
+        as_json, {"folder": str(folder), "params": done.params, "macs": done.macs}, show.cut(folder, done)
+    )
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    against: Annotated[
+        str | None, typer.Option(help="A second model, timed side by side: the baseline.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="May be repeated; default: 1 and 16.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Timed calls per model and batch size.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: as torch is set.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Measure latency: median and interquartile range, models in turn."""
+    place, kind = find_device(device), find_dtype(dtype)
+    names = [name for name in (against, model) if name is not None]
+    with redirect_stdout(sys.stderr):
+        models = {name: load_model(name, device=place, dtype=kind) for name in names}
+        result = run_bench(
+            models,
+            batch_sizes=batch_size or (1, 16),
+            sequence_length=sequence_length,
+            rounds=rounds,
+            threads=threads,
+        )
+    print_result(as_json, result.to_json(), show.bench(result, baseline=against))
+
+
+@app.command()
+def architectures(
+    types: Annotated[list[str] | None, typer.Argument(help="Model types; default: all.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="The same, as an option.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Measure again, on tiny models.")] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="A checkout whose architectures.json and page are written anew.")
+    ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="Takes verdicts as they come; those in it are not measured again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which model types of transformers can be pruned, as measured."""
+    chosen = [*(types or ()), *(only or ())]
+    matrix = rerun(chosen, draft=draft, tell=tell) if check else Matrix.load().only(chosen)
+    if write is not None:
+        write_matrix(Matrix.load().merged(matrix), write)
+    print_result(as_json, matrix.to_json(), show.architectures(matrix))
+
+
+def main() -> None:
+    """Run the command line; user errors become one line on stderr and exit code 2."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except SparseTrainerError as error:
+        complain(error)
+        raise SystemExit(2) from None

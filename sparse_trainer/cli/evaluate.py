@@ -1,0 +1,197 @@
+"""The command `evaluate`: perplexity and multiple-choice accuracy of a model folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sparse_trainer.bench import device_name
+from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.show import table
+from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.evaluation import (
+    Accuracy,
+    Comparison,
+    EvaluationOptions,
+    Perplexity,
+    Result,
+    compare,
+)
+from sparse_trainer.evaluation import (
+    evaluate as measure,
+)
+from sparse_trainer.folders.prune import SourceOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A model with what was measured on it, and how."""
+
+    model: str
+    device: str
+    dtype: str
+    results: Mapping[str, Result]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        results = {task: result.to_json() for task, result in self.results.items()}
+        return {"model": self.model, "device": self.device, "dtype": self.dtype, "results": results}
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
+    tasks: Annotated[str, typer.Option(help="Corpora or text files, parted by commas.")] = "wikitext2",
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: a local file in place of the hub's; may be repeated.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A second model, on the same tokens: the baseline.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task; default: all.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of text; default: all, of c4 524288.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens per sequence; default: 2048 or the model's positions.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from a window to the next; default: no overlap.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: an accelerator.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity on running text, and accuracy on multiple-choice questions."""
+    options = EvaluationOptions(
+        limit=limit, max_tokens=max_tokens, length=length, stride=stride, batch_size=batch_size
+    )
+    names, files = [part.strip() for part in tasks.split(",") if part.strip()], files_of(data or [])
+    asked: Any = dtype
+    sources = [
+        SourceOptions(name_or_path=name, device=device, dtype=asked) for name in (model, against) if name
+    ]
+    with redirect_stdout(sys.stderr):
+        tokenizer = shared_tokenizer(sources)
+        found = [_measured(source, tokenizer, names, files, options) for source in sources]
+    compared = {task: compare(found[0].results[task], found[1].results[task]) for task in names if against}
+    values: dict[str, Any] = found[0].to_json()
+    if against:
+        values["against"] = found[1].to_json()
+        values["compared"] = {task: [asdict(each) for each in rows] for task, rows in compared.items()}
+    values["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print_result(as_json, values, shown(found, compared))
+
+
+def files_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the files that `NAME=FILE` pairs give.
+
+    Raises:
+        ArgumentError: No such pair.
+
+    >>> files_of(["boolq=rows.jsonl"])
+    {'boolq': 'rows.jsonl'}
+    """
+    files = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not (name and equals and file):
+            raise ArgumentError("data", f"{pair!r} is no NAME=FILE.", "Write e.g. boolq=validation.jsonl.")
+        files[name] = file
+    return files
+
+
+def shared_tokenizer(sources: Sequence[SourceOptions]) -> Any:
+    """Return the tokenizer of all models; a folder without one takes that of the other.
+
+    Raises:
+        DataError: No model has one.
+        ArgumentError: Their vocabularies differ: there are no same tokens to measure on.
+    """
+    found = [tokenizer for source in sources if (tokenizer := source.tokenizer()) is not None]
+    if not found:
+        raise DataError(sources[0].name_or_path, "no tokenizer can be loaded.", "Save one in the folder.")
+    if found[0].get_vocab() != found[-1].get_vocab():
+        raise ArgumentError(
+            "against",
+            "its tokenizer has another vocabulary.",
+            "Perplexities compare on the same tokens only.",
+        )
+    return found[0]
+
+
+def shown(found: Sequence[Measured], compared: Mapping[str, Sequence[Comparison]]) -> list[RenderableType]:
+    """Return a row per number, with its change over the baseline where there is one; then what it rests on."""
+    rows = [["", "value", *(["baseline", "change"] if compared else [])]]
+    for task, result in found[0].results.items():
+        for place, (number, value, error) in enumerate(numbers(result)):
+            cells = [f"{task} {number}", f"{value:.4g}{_plus_minus(error)}"]
+            rows.append([*cells, *(_changed(compared[task][place]) if compared else ())])
+    lines = [f"{task}: {measured_on(result)}" for task, result in found[0].results.items()]
+    roles = ("model", "baseline")
+    lines += [
+        f"{role}: {each.model} on {each.device} in {each.dtype}"
+        for role, each in zip(roles, found, strict=False)
+    ]
+    return [table(rows, None), *lines]
+
+
+def numbers(result: Result) -> list[tuple[str, float, float | None]]:
+    """Return name, value and standard error of what a result holds."""
+    if isinstance(result, Perplexity):
+        return [("perplexity", result.perplexity, result.stderr)]
+    return [
+        ("acc", result.acc, result.acc_stderr),
+        ("acc_norm", result.acc_norm, result.acc_norm_stderr),
+    ]
+
+
+def measured_on(result: Result) -> str:
+    """Return how much data a result rests on."""
+    if isinstance(result, Accuracy):
+        return f"{result.num_questions:,} questions"
+    return f"{result.num_tokens:,} tokens in windows of {result.length}, stride {result.stride}"
+
+
+def _changed(change: Comparison) -> tuple[str, str]:
+    moved = f"{change.change:.4f}x" if change.number == "perplexity" else f"{change.change:+.4f}"
+    return f"{change.baseline:.4g}", moved + _plus_minus(change.stderr)
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.2g}"
+
+
+def _measured(
+    source: SourceOptions,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    files: Mapping[str, str],
+    options: EvaluationOptions,
+) -> Measured:
+    """Load a model, measure it, and let it go."""
+    model = source.load()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bars = {task: bar.add_task(task, total=None, visible=False) for task in tasks}
+        results = measure(
+            model, tokenizer, tasks, files=files, options=options,
+            tell=lambda task, done, total: bar.update(bars[task], completed=done, total=total, visible=True),
+        )  # fmt: skip
+    return Measured(
+        model=source.name_or_path,
+        device=device_name(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        results=results,
+    )

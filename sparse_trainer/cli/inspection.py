@@ -1,0 +1,101 @@
+"""What of a model can be pruned, what it costs, and what stays untouched and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from patchers import discover
+from patchers.groups import KINDS, Group, Kind
+from sparse_trainer.budget.cost import mac_count, parameter_count, unit_cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupCost:
+    """One group and what all of its units cost."""
+
+    name: str
+    kind: Kind
+    layer: int
+    units: int
+    parameters: int
+    macs: int
+    """Multiply-accumulates per token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """The prunable and the untouched part of a model."""
+
+    model: str
+    forms: tuple[str, ...]
+    parameters: int
+    macs: int
+    """Multiply-accumulates per token of the whole model."""
+    sequence_length: int
+    groups: tuple[GroupCost, ...]
+    untouched: dict[str, str]
+    """Path of every linear outside all groups -> the reason."""
+
+    def totals(self) -> dict[str, tuple[int, int, int, int]]:
+        """Return groups, units, parameters and MACs of each kind. Kinds contain each other: they do not add up."""
+        kinds = list(dict.fromkeys(group.kind for group in self.groups))
+        return {kind: _total([group for group in self.groups if group.kind == kind]) for kind in kinds}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        totals = {
+            kind: dict(zip(("groups", "units", "parameters", "macs"), numbers, strict=True))
+            for kind, numbers in self.totals().items()
+        }
+        return asdict(self) | {"totals": totals}
+
+
+def inspect_model(
+    model: nn.Module,
+    *,
+    kinds: Iterable[Kind] = KINDS,
+    exclude: Iterable[str] = (),
+    sequence_length: int = 128,
+) -> Inspection:
+    """Return the groups of a model with their costs; a model on the meta device will do.
+
+    Args:
+        sequence_length: Tokens per sequence, for the MACs of attention.
+
+    Raises:
+        UnsupportedModelError: No known family.
+    """
+    structure = discover(model, tuple(kinds), tuple(exclude))
+    return Inspection(
+        model=type(model).__name__,
+        forms=structure.forms,
+        parameters=parameter_count(model),
+        macs=mac_count(model, discover(model), sequence_length),
+        sequence_length=sequence_length,
+        groups=tuple(_cost(model, group, sequence_length) for group in structure.groups),
+        untouched=dict(structure.untouched),
+    )
+
+
+def _cost(model: nn.Module, group: Group, sequence_length: int) -> GroupCost:
+    return GroupCost(
+        name=group.name,
+        kind=group.kind,
+        layer=group.layer,
+        units=group.num_units,
+        parameters=group.num_units * unit_cost(model, group, "params"),
+        macs=group.num_units * unit_cost(model, group, "macs", sequence_length),
+    )
+
+
+def _total(groups: list[GroupCost]) -> tuple[int, int, int, int]:
+    return (
+        len(groups),
+        sum(group.units for group in groups),
+        sum(group.parameters for group in groups),
+        sum(group.macs for group in groups),
+    )

@@ -1,0 +1,283 @@
+"""Read folders: pruned models, checkpoints in the middle of training, and what must not be taken for either."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from patchers.modeling_pruned import LayoutError, pruned_class
+from patchers.patch import PATCH_ENTRIES
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.folders.nn_pruning_format import loading_options, removed_heads
+from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.record import attach_plan
+from sparse_trainer.trainer import STATE_FILE
+
+CONFIG_FILE = "config.json"
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+_DAMAGED = "Save the model again, or restore the folder."
+logger = logging.getLogger(__name__)
+
+
+def load_pruned(path_or_hub_id: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Load a pruned model of any export, without `trust_remote_code`; `model.pruning_plan` is its plan.
+
+    Checkpoints of nn_pruning, with `pruned_heads` in their config, load too; `optimize_model` cuts their zeros.
+
+    Args:
+        path_or_hub_id: A folder, or a name on the hub.
+        kwargs: Go to `from_pretrained`: dtype, device_map, attn_implementation, revision, …
+
+    Raises:
+        CheckpointError: a checkpoint with gates; or config, weights or plan are missing or damaged.
+    """
+    return load_model(path_or_hub_id, None, **kwargs)
+
+
+def load_model(path: str | os.PathLike[str], auto_class: Any = None, **kwargs: Any) -> PreTrainedModel:
+    """Load a dense or pruned model, but no checkpoint with gates.
+
+    Args:
+        auto_class: An auto class of transformers, for a task head of choice; default: the head that was saved.
+
+    Raises:
+        CheckpointError: as `load_pruned`.
+    """
+    where = os.fspath(path)
+    hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+    if os.path.isdir(where):
+        refuse_patched(where)
+    values = _config_values(where, hub)
+    plan = _read_plan(where, hub)
+    cls = _class_of(where, values, auto_class)
+    removed = {} if "pruning" in values else removed_heads(values, f"{where}: {CONFIG_FILE}")
+    ours = plan is not None or "pruning" in values or bool(removed)
+    # A task head of choice, or more labels than before, start fresh: only then may weights be missing.
+    strict = (
+        ours
+        and auto_class is None
+        and not {"num_labels", "id2label", "ignore_mismatched_sizes"} & set(kwargs)
+    )
+    if removed:
+        shape, file, options = loading_options(cls, values, removed, where, hub, kwargs)
+        model = _load(type(shape.model), where, strict, options, file=file, lacks=shape.lacks)
+        # What was renamed to be loaded is not renamed back to be saved.
+        vars(model).pop("_weight_conversions", None)
+        plan = shape.plan
+    else:
+        model = _load(cls, where, strict, kwargs)
+    if plan is not None:
+        attach_plan(model, plan)
+    return model
+
+
+def refuse_patched(folder: str | os.PathLike[str]) -> None:
+    """Raise `CheckpointError` for a training checkpoint with gates: loaded as a dense model it would be wrong."""
+    if is_patched_checkpoint(folder):
+        raise CheckpointError(
+            os.fspath(folder),
+            "is a checkpoint from the middle of pruning: its weights count only together with the gates in it.",
+            f"Cut it with `sparse-trainer optimize {os.fspath(folder)} OUT`, or go on training from it.",
+        )
+
+
+def is_patched_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether the weights in a folder come with gates; reads names only.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+    """
+    return any(
+        name.endswith(PATCH_ENTRIES) for file in _weight_files(Path(folder)) for name in _entry_names(file)
+    )
+
+
+def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """Load a training checkpoint together with its gates: a patched model, for `optimize_model`.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a damaged one.
+    """
+    where = Path(folder)
+    if not is_patched_checkpoint(where):
+        raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
+    sparse_args = _read_sparse_args(where / STATE_FILE)
+    values = _config_values(str(where), {})
+    cls: Any = _class_of(str(where), values, None)
+    config = cls.config_class.from_pretrained(where)
+    model: Any = cls._from_config(config)
+    # The gates stand in the weights: a teacher or an earlier plan is of no use here, and may be gone.
+    sparse_args.distil_teacher_name_or_path = sparse_args.protect_plan = None
+    ModelPatchingCoordinator(sparse_args).patch_model(model)
+    _load_state(model, where)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _load_state(model: Any, folder: Path) -> None:
+    files = _weight_files(folder)
+    state = {name: tensor for file in files for name, tensor in _entries(file)}
+    try:
+        problems = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(str(files[0]), f"does not fit the model ({error}).", _DAMAGED) from error
+    model.tie_weights()
+    tied = set(model.all_tied_weights_keys)
+    lost = [*problems.unexpected_keys, *(name for name in problems.missing_keys if name not in tied)]
+    if lost:
+        raise CheckpointError(str(files[0]), f"{lost[0]!r} is missing or unknown.", _DAMAGED)
+
+
+def _read_sparse_args(file: Path) -> SparseTrainingArguments:
+    values = _read_json(file)
+    if values.get("format") != 1 or not isinstance(values.get("sparse_args"), dict):
+        raise CheckpointError(str(file), "is not a pruning state of format 1.", _DAMAGED)
+    try:
+        return SparseTrainingArguments(**values["sparse_args"])
+    except (TypeError, ArgumentError) as error:
+        raise CheckpointError(f"{file}: sparse_args", f"cannot be used ({error}).", _DAMAGED) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(file), f"cannot be read ({error}).", _DAMAGED) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(str(file), "does not hold an object.", _DAMAGED)
+    return values
+
+
+def _config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}: {CONFIG_FILE}", f"cannot be read ({_first_line(error)}).", _DAMAGED
+        ) from error
+    return values
+
+
+def _read_plan(where: str, hub: Mapping[str, Any]) -> Plan | None:
+    file = cached_file(
+        where,
+        PLAN_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return None if file is None else Plan.load(file)
+
+
+def _class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[PreTrainedModel]:
+    if auto_class is None:
+        name = str((values.get("architectures") or [None])[0])
+        stock = getattr(transformers, name, None)
+    else:
+        config_class = transformers.CONFIG_MAPPING[values["model_type"]]
+        stock = auto_class._model_mapping.get(config_class, None)
+        stock = stock[0] if isinstance(stock, tuple) else stock
+        name = auto_class.__name__
+    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
+        raise CheckpointError(
+            f"{where}: {CONFIG_FILE}: architectures",
+            f"{name!r} is no model class of transformers {transformers.__version__} for this config.",
+            "Load a class of your own with pruned_class(YourClass).from_pretrained(folder).",
+        )
+    return pruned_class(stock) if "pruning" in values else stock
+
+
+def _nothing(entry: str) -> bool:
+    return False
+
+
+def _load(
+    cls: Any,
+    where: str,
+    strict: bool,
+    kwargs: Mapping[str, Any],
+    *,
+    file: str = SAFE_WEIGHTS_NAME,
+    lacks: Callable[[str], bool] = _nothing,
+) -> PreTrainedModel:
+    """Load `cls`, and name the entries that do not fit; missing and unknown ones only where `strict`.
+
+    Args:
+        lacks: Entries of the file that need no place in the model.
+    """
+    # Pickled weights are never ours, and can run code. Mismatches are told below, by name.
+    options = {
+        "use_safetensors": True,
+        **kwargs,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
+    try:
+        model, info = cls.from_pretrained(where, **options)
+    except LayoutError as error:
+        raise CheckpointError(f"{where}: {CONFIG_FILE}", f"{error}", _DAMAGED) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{where}: {file}",
+            f"cannot be loaded into {cls.__name__} ({_first_line(error)}).",
+            _DAMAGED,
+        ) from error
+    lost = [] if kwargs.get("ignore_mismatched_sizes") else [name for name, *_ in info["mismatched_keys"]]
+    if strict:
+        lost += [*info["missing_keys"], *info["unexpected_keys"]]
+    lost = [name for name in lost if not lacks(name)]
+    if lost:
+        raise CheckpointError(
+            f"{where}: {file}",
+            f"{len(lost)} entries are missing, unknown or of the wrong size, the first of them {min(lost)!r}.",
+            f"{_DAMAGED} For a fresh task head pass ignore_mismatched_sizes=True.",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    return [folder / SAFE_WEIGHTS_NAME] if (folder / SAFE_WEIGHTS_NAME).is_file() else []
+
+
+def _entry_names(file: Path) -> list[str]:
+    with _opened(file) as content:
+        return list(content.keys())
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Tensor]]:
+    with _opened(file) as content:
+        for name in content.keys():  # noqa: SIM118 - not a dict
+            yield name, content.get_tensor(name)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(file), f"cannot be read ({error}).", _DAMAGED) from error

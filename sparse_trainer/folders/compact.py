@@ -1,0 +1,62 @@
+"""Turn a checkpoint from the middle of pruning, or a model full of zeros, into a compact folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched
+from sparse_trainer.folders.export import export_form, save_pruned
+from sparse_trainer.folders.loading import load_model, resolve
+from sparse_trainer.folders.streaming import Progress, cut_checkpoint
+from sparse_trainer.plan import Plan
+from sparse_trainer.plan.record import plan_of
+
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def compact_folder(
+    source: str,
+    folder: Path,
+    *,
+    plan: Path | None = None,
+    export: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, Plan]:
+    """Cut the model in `source` and save it; return the folder and the record of the cut.
+
+    With a plan a folder is cut tensor by tensor, whatever its size.
+
+    Args:
+        source: A checkpoint with gates, or a folder or hub id of a model that contains zeros or has a plan.
+        plan: A file or folder with the plan to cut by.
+        progress: Told about every file written, where the cut goes tensor by tensor.
+
+    Raises:
+        ArgumentError: An unknown export.
+        CheckpointError: `source` cannot be loaded or has nothing to cut; `folder` is not ours to replace.
+    """
+    form = export_form(export)
+    if plan is not None and form == "auto" and Path(resolve(source)).is_dir():
+        made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
+        return made, Plan.load(made)
+    model = _load(source)
+    before = model.num_parameters()
+    compact = optimize_model(model, plan=plan, inplace=True)
+    done = plan_of(compact)
+    if done is None or (plan is None and compact.num_parameters() == before):
+        raise CheckpointError(
+            source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
+        )
+    has_tokenizer = Path(resolve(source), TOKENIZER_FILE).is_file()
+    tokenizer = AutoTokenizer.from_pretrained(resolve(source)) if has_tokenizer else None
+    return save_pruned(compact, folder, processor=tokenizer, export=form, overwrite=overwrite), done
+
+
+def _load(source: str) -> PreTrainedModel:
+    name = resolve(source)
+    return load_patched(name) if Path(name).is_dir() and is_patched_checkpoint(name) else load_model(name)

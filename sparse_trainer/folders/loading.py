@@ -1,0 +1,64 @@
+"""Turn a name into a model: a folder or hub id, ours or stock; with weights, or only its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from patchers.modeling_pruned import pruned_class
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders import checkpoint
+from sparse_trainer.folders.nn_pruning_format import cut_shape, removed_heads
+from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
+
+
+def resolve(name: str) -> str:
+    """Return the folder or hub id that a model name stands for."""
+    return str(packaged_folder(name)) if is_packaged(name) else name
+
+
+def load_model(name: str, *, device: torch.device | None = None, **options: Any) -> PreTrainedModel:
+    """Load a model with its weights under the class its config names.
+
+    Args:
+        device: Where to move it; None = leave it on the CPU.
+        options: Go to `from_pretrained`.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or it is a checkpoint with gates.
+    """
+    model: Any = checkpoint.load_model(resolve(name), **options)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
+
+
+def load_shape(name: str) -> PreTrainedModel:
+    """Build a model on the meta device from its config alone; of a pruned folder, with its pruned shapes.
+
+    Raises:
+        CheckpointError: No readable config.
+    """
+    source = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            source, f"no readable config: {error}.", "Give a model folder or a hub id."
+        ) from error
+    cls, values = _model_class(config), config.to_dict()
+    removed = {} if "pruning" in values else removed_heads(values, source)
+    if removed:
+        return cut_shape(cls, config, removed, source).model
+    with torch.device("meta"):
+        model: PreTrainedModel = cls._from_config(config)
+    return model
+
+
+def _model_class(config: PreTrainedConfig) -> Any:
+    """Return the class that the config names as its architecture, or else the bare model of its type."""
+    known = [name for name in config.architectures or [] if name in dir(transformers)]
+    stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
+    return pruned_class(stock) if "pruning" in config.to_dict() else stock

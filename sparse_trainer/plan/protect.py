@@ -1,0 +1,60 @@
+"""Units that a second run may not close: the survivors of a first one, by its plan."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchers import Structure, discover
+from sparse_trainer.budget import Selector
+from sparse_trainer.budget.nested import NestedSelector
+from sparse_trainer.errors import BudgetError
+from sparse_trainer.plan.document import Plan
+
+# Shape legend: U = units of a group.
+
+AnySelector = Selector | NestedSelector
+_FIRST = 1e30
+"""Above every score, and small enough that sums of it stay finite."""
+
+
+def survivors(args: Any, model: nn.Module, structure: Structure, selector: AnySelector) -> dict[str, Tensor]:
+    """Return what `args.protect_plan` kept, shape [U], by name, for the groups of `args.protect_kinds`.
+
+    Raises:
+        CheckpointError: the plan is damaged, or was made for another model.
+        BudgetError: the budget does not pay for all of it.
+    """
+    if args.protect_plan is None:
+        return {}
+    keep = Plan.load(args.protect_plan).keep_for(discover(model))
+    kept = {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
+    _check_affordable(selector, structure, kept)
+    return kept
+
+
+def put_first(scores: Mapping[str, Tensor], protected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return scores that put the protected units before all others, each in its group and its pool.
+
+    >>> put_first({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([True, False])})["a"] > 2
+    tensor([ True, False])
+    """
+    return {
+        name: score_U.masked_fill(protected[name].to(score_U.device), _FIRST)
+        if name in protected
+        else score_U
+        for name, score_U in scores.items()
+    }
+
+
+def _check_affordable(selector: AnySelector, structure: Structure, protected: Mapping[str, Tensor]) -> None:
+    scores = put_first({g.name: torch.zeros(g.num_units) for g in structure.groups}, protected)
+    keep = selector.select(scores).keep
+    lost = [name for name, keep_U in protected.items() if not bool(keep[name][keep_U].all())]
+    if lost:
+        raise BudgetError(
+            "protect_plan",
+            f"the budget does not pay for the protected units, of {lost[0]} for one.",
+            "Ask for a larger density, or protect fewer kinds (protect_kinds).",
+        )

@@ -1,0 +1,245 @@
+"""Write down what a cut did, as a plan; and what two cuts in a row did."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from patchers import Structure, discover
+from patchers.groups import WIDTH_KINDS
+from sparse_trainer.budget.cost import TARGETS, Target, mac_count, parameter_count, unit_cost
+from sparse_trainer.budget.nesting import Nesting
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.plan.document import Density, GroupPlan, Plan
+
+# Shape legend: U = units of a group.
+
+_REQUEST = "pruning_request"
+_PLAN = "pruning_plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, beside the decision itself."""
+
+    method: str
+    target: Target = "params"
+    scope: str = "global"
+    density: Density = None
+    sequence_length: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """A model's sizes at one moment."""
+
+    params: int
+    macs: int
+    shapes: Mapping[str, list[int]]
+
+
+def remember_request(model: nn.Module, request: Request) -> None:
+    """Leave a note on a patched model, for the plan that `optimize_model` writes."""
+    vars(model)[_REQUEST] = request
+
+
+def take_request(model: nn.Module) -> Request | None:
+    """Return the note on a model, and take it off."""
+    request: Request | None = vars(model).pop(_REQUEST, None)
+    return request
+
+
+def attach_plan(model: nn.Module, plan: Plan) -> None:
+    """Make `model.pruning_plan` the record of how it was cut."""
+    vars(model)[_PLAN] = plan
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """Return the plan that a model carries, if any."""
+    plan: Plan | None = vars(model).get(_PLAN)
+    return plan
+
+
+def measure(model: nn.Module, structure: Structure, sequence_length: int) -> Measures:
+    """Return the sizes of a model without gates."""
+    return Measures(
+        params=parameter_count(model),
+        macs=mac_count(model, structure, sequence_length),
+        shapes={name: list(p.shape) for name, p in model.named_parameters()},
+    )
+
+
+def density_reached(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], request: Request
+) -> float | None:
+    """Return the kept share of the cost of all groups in `keep`, each once; None when they cost nothing."""
+    groups = [structure[name] for name in keep]
+    costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
+    nesting = Nesting(groups, costs)
+    return nesting.kept(keep) / nesting.total if nesting.total else None
+
+
+def make_plan(
+    compact: Any,
+    *,
+    request: Request,
+    structure: Structure,
+    keep: Mapping[str, Tensor],
+    reached: float | None,
+    before: Measures,
+) -> Plan:
+    """Return the plan of a cut that has been made.
+
+    Args:
+        compact: The model after the cut.
+        structure: What was found before it.
+        keep: The decision, by group name.
+    """
+    after = measure(compact, discover(compact), request.sequence_length)
+    recorded = [g for g in structure.groups if g.name in keep or g.kind in WIDTH_KINDS]
+    whole = {g.name: torch.ones(g.num_units, dtype=torch.bool) for g in recorded}
+    groups = {
+        g.name: GroupPlan(
+            kind=g.kind,
+            layer=g.layer,
+            size=g.num_units,
+            keep=keep.get(g.name, whole[g.name]).nonzero().flatten().tolist(),
+        )
+        for g in recorded
+    }
+    moved = {f"{old}.": f"{new}." for old, new in _moved_blocks(structure, groups).items()}
+    return Plan(
+        model_type=compact.config.model_type,
+        architecture=type(compact).__name__,
+        method=request.method,
+        target=request.target,
+        scope=request.scope,
+        density_asked=request.density,
+        density_reached=reached,
+        params={"dense": before.params, "compact": after.params},
+        macs={"dense": before.macs, "compact": after.macs},
+        groups=groups,
+        shapes=_changed_shapes(before.shapes, after.shapes, moved),
+        versions=_versions(),
+    )
+
+
+def _moved_blocks(structure: Structure, groups: Mapping[str, GroupPlan]) -> dict[str, str]:
+    """Return the path after the cut of every block, by its path before; "" for the blocks that are gone."""
+    moved = {}
+    for stack in structure.stacks:
+        position = 0
+        for layer in range(stack.size):
+            gone = groups.get(f"{stack.path}.{layer}.layer", {"keep": [0]})["keep"] == []
+            moved[f"{stack.path}.{layer}"] = "" if gone else f"{stack.path}.{position}"
+            position += not gone
+    return moved
+
+
+def _changed_shapes(
+    before: Mapping[str, list[int]], after: Mapping[str, list[int]], moved: Mapping[str, str]
+) -> dict[str, tuple[list[int], list[int] | None]]:
+    changed = {}
+    for name, shape in before.items():
+        old = next((block for block in moved if name.startswith(block)), "")
+        gone = old != "" and moved[old] == "."
+        now = None if gone else after.get(moved.get(old, "") + name.removeprefix(old))
+        if now != shape:
+            changed[name] = (shape, now)
+    return changed
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sparse_trainer": importlib.metadata.version("sparse-trainer"),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """Return one plan, over the units of the first model, that does what the two plans do in a row."""
+    origin = _Origin(first)
+    groups = dict(first.groups)
+    for name, group in second.groups.items():
+        original = origin.name(name)
+        if original in groups:
+            groups[original] = {**groups[original], "keep": _both(original, groups[original]["keep"], group)}
+        else:
+            groups[original] = {**group, "layer": origin.layer(name, group["layer"])}
+    shapes = dict(first.shapes)
+    for name, (before, after) in second.shapes.items():
+        original = origin.name(name)
+        shapes[original] = (shapes.get(original, (before, None))[0], after)
+    reached = (first.density_reached, second.density_reached)
+    same_target = first.target == second.target
+    return Plan(
+        model_type=second.model_type,
+        architecture=second.architecture,
+        method=first.method if first.method == second.method else f"{first.method}, then {second.method}",
+        target=second.target,
+        scope=second.scope,
+        density_asked=second.density_asked,
+        density_reached=reached[0] * reached[1] if same_target and None not in reached else None,  # type: ignore[operator]
+        params={"dense": first.params["dense"], "compact": second.params["compact"]},
+        macs={"dense": first.macs["dense"], "compact": second.macs["compact"]},
+        groups=groups,
+        shapes=shapes,
+        versions=second.versions,
+    )
+
+
+def _both(name: str, kept: list[int], second: GroupPlan) -> list[int]:
+    """Return the units of the first model that two cuts in a row leave."""
+    if len(kept) == second["size"]:
+        return [kept[i] for i in second["keep"]]
+    if len(second["keep"]) == second["size"]:
+        return kept
+    raise CheckpointError(
+        f"plan: groups.{name}",
+        f"the first cut left {len(kept)} KV group, the second counts its {second['size']} query heads.",
+        "Make both cuts by one plan.",
+    )
+
+
+class _Origin:
+    """Gives the names of the first model to names of the model after the first plan."""
+
+    def __init__(self, first: Plan) -> None:
+        self.gone: dict[str, set[int]] = {}
+        for name, group in first.groups.items():
+            if group["kind"] == "layers" and not group["keep"]:
+                stack = name.removesuffix(f".{group['layer']}.layer")
+                self.gone.setdefault(stack, set()).add(group["layer"])
+
+    def name(self, name: str) -> str:
+        """Return a group's or parameter's name before the first plan."""
+        for stack in self.gone:
+            if name.startswith(f"{stack}."):
+                number, _, rest = name.removeprefix(f"{stack}.").partition(".")
+                return f"{stack}.{self._before(stack, int(number))}.{rest}"
+        return name
+
+    def layer(self, name: str, layer: int) -> int:
+        """Return a group's layer before the first plan."""
+        stack = next((stack for stack in self.gone if name.startswith(f"{stack}.")), None)
+        return layer if stack is None else self._before(stack, layer)
+
+    def _before(self, stack: str, layer: int) -> int:
+        gone, before = self.gone[stack], 0
+        while before in gone:
+            before += 1
+        for _ in range(layer):
+            before += 1
+            while before in gone:
+                before += 1
+        return before
+
+
+def target_named(name: str) -> Target:
+    """Return the cost target of a plan, `params` for one we do not know."""
+    return next((target for target in TARGETS if target == name), "params")

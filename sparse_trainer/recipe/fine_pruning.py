@@ -1,0 +1,152 @@
+"""Recipes of fine-pruning, and the way to load a recipe of either kind, with overrides from the command line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.data import DataOptions
+from sparse_trainer.errors import RecipeError
+from sparse_trainer.fields import checked
+from sparse_trainer.recipe.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot, parse_one_shot
+from sparse_trainer.recipe.sections import (
+    DESCRIPTION,
+    ExportOptions,
+    Sections,
+    as_yaml,
+    check_names,
+    find_recipe,
+    override,
+    parsed,
+    parsed_or_none,
+    read_sections,
+    section,
+)
+from sparse_trainer.tasks import TaskOptions
+
+DENSE = "dense"
+"""As `pruning.distil_teacher_name_or_path`: the dense model that the same run fine-tunes first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which model, and whether it is fine-tuned dense before it is pruned."""
+
+    name_or_path: str
+    """Folder, hub id, or `package:NAME/FOLDER` for weights inside an installed Python package."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    dense_training: dict[str, Any] | None = None
+    """Fine-tune a dense model first, with these changes to `training`; null = do not. (Without pruning it is all.)"""
+    prune_from: Literal["pretrained", "dense"] = "pretrained"
+    """Where fine-pruning starts: at the pretrained model, or at the dense model that was fine-tuned first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run: what to train on, what to prune, what to write."""
+
+    name: str
+    """Name of the file, without its ending."""
+    description: str
+    task: TaskOptions
+    model: ModelOptions
+    data: DataOptions
+    pruning: SparseTrainingArguments | None
+    """None = a dense run."""
+    training: TrainingArguments
+    export: ExportOptions
+    sections: Sections
+    """The recipe as written, overrides included: what `dump` writes."""
+    origin: str
+    """Where it was read from, for messages."""
+
+    def dense_training(self) -> TrainingArguments | None:
+        """Return the options of the dense fine-tune that comes first, or None."""
+        changes = self.model.dense_training
+        if changes is None:
+            return None
+        section = {**(self.sections.get("training") or {}), "output_dir": f"{self.training.output_dir}/dense"}
+        # A checkpoint to go on from belongs to fine-pruning.
+        section.pop("resume_from_checkpoint", None)
+        return _training(section | changes, self.name, f"{self.origin}: model.dense_training")
+
+    def dump(self) -> str:
+        """Return the recipe as YAML that loads to the same recipe."""
+        return as_yaml(self.sections)
+
+
+SECTIONS = ("task", "model", "data", "pruning", "training", "export")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe | OneShotRecipe:
+    """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
+
+    One with a section `prune` prunes in one shot; any other trains.
+
+    Raises:
+        RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
+    """
+    path = find_recipe(str(name_or_path))
+    sections = read_sections(path)
+    one_shot = is_one_shot(sections)
+    for text in overrides:
+        override(sections, text, ONE_SHOT_SECTIONS if one_shot else SECTIONS)
+    parse: Callable[[Sections, str, str], Recipe | OneShotRecipe] = (
+        parse_one_shot if one_shot else parse_recipe
+    )
+    return parse(sections, path.stem, str(path))
+
+
+def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
+    """Check the sections of a recipe and parse each into its dataclass."""
+    check_names(sections, SECTIONS, origin)
+    recipe = Recipe(
+        name=name,
+        description=str(sections.get(DESCRIPTION, "")),
+        task=parsed(TaskOptions, sections, "task", origin),
+        model=parsed(ModelOptions, sections, "model", origin),
+        data=parsed(DataOptions, sections, "data", origin),
+        pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
+        training=_training(section(sections, "training", origin), name, f"{origin}: training"),
+        export=parsed(ExportOptions, sections, "export", origin),
+        sections=copy.deepcopy(dict(sections)),
+        origin=origin,
+    )
+    _check_dense(recipe)
+    return recipe
+
+
+def _training(section: dict[str, Any], name: str, where: str) -> TrainingArguments:
+    """Parse the options of the Trainer, whose own checks name fields but not files."""
+    # Pinned memory without an accelerator only earns a warning from torch.
+    defaults: dict[str, Any] = {
+        "output_dir": f"runs/{name}",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
+    values = defaults | checked(TrainingArguments, section, where)
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise RecipeError(where, f"{error}", "Mend the option that is named.") from error
+
+
+def _check_dense(recipe: Recipe) -> None:
+    """Refuse what needs a dense fine-tune when there is none, and a dense fine-tune with unknown options."""
+    dense = recipe.dense_training()
+    remedy = "Add model.dense_training (it may be {}: the options of `training`)."
+    if dense is None and recipe.model.prune_from == "dense":
+        raise RecipeError(
+            f"{recipe.origin}: model.prune_from", "'dense', but no dense model is trained.", remedy
+        )
+    teacher = recipe.pruning.distil_teacher_name_or_path if recipe.pruning else None
+    if dense is None and teacher == DENSE:
+        where = f"{recipe.origin}: pruning.distil_teacher_name_or_path"
+        raise RecipeError(where, "'dense', but no dense model is trained.", remedy)

@@ -1,0 +1,122 @@
+"""What a run of a recipe leaves behind: measurements, files beside the model, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sparse_trainer.bench import bench
+from sparse_trainer.budget.cost import parameter_count
+from sparse_trainer.files import write_text
+from sparse_trainer.pictures import WIDTH_FILES, write_widths
+from sparse_trainer.plan import Plan
+from sparse_trainer.recipe.sections import ExportOptions
+from sparse_trainer.run.report import Comparison, Measured, shape_lines
+from sparse_trainer.run.verify import Reloaded
+
+RECIPE_FILE = "recipe.yaml"
+FILES = {"recipe": RECIPE_FILE, "report": "report.json", "shapes": "shapes.txt"} | WIDTH_FILES
+"""What a file holds -> its name in the folder of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    recipe: str
+    folder: Path
+    seconds: float
+    comparison: Comparison
+    plan: Plan | None
+    """None of a dense run."""
+    reloaded: Reloaded | None
+    """None where it was switched off, or nothing was pruned."""
+    load_lines: tuple[str, ...]
+    """Python that loads and uses the result."""
+    files: dict[str, Path]
+    """What was written beside the model."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        plan = self.plan
+        return {
+            "recipe": self.recipe,
+            "folder": str(self.folder),
+            "seconds": round(self.seconds, 1),
+            **self.comparison.to_json(),
+            "density_asked": plan.density_asked if plan else None,
+            "density_reached": plan.density_reached if plan else None,
+            "reloaded": asdict(self.reloaded) if self.reloaded else None,
+            "load": list(self.load_lines),
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
+
+
+def compare(
+    models: Mapping[str, tuple[PreTrainedModel, Mapping[str, float] | None]], options: ExportOptions
+) -> Comparison:
+    """Measure sizes, and latencies side by side.
+
+    Args:
+        models: Name -> model and its metrics; the first is the baseline.
+    """
+    timed = bench(
+        {name: model for name, (model, _) in models.items()},
+        batch_sizes=options.latency_batch_sizes,
+        sequence_length=options.latency_sequence_length,
+        rounds=options.latency_rounds,
+    )
+    measured = {
+        name: Measured(
+            metrics=metrics,
+            parameters=parameter_count(model),
+            file_bytes=_file_bytes(model),
+            latencies=timed.latencies[name],
+        )
+        for name, (model, metrics) in models.items()
+    }
+    return Comparison(models=measured, conditions=timed.conditions)
+
+
+def write_beside(folder: Path, recipe: str, plan: Plan, comparison: Comparison) -> None:
+    """Write recipe, tables and pictures beside the model: `FILES`."""
+    write_text(folder / FILES["recipe"], recipe)
+    write_text(folder / FILES["report"], json.dumps(comparison.to_json(), indent=2) + "\n")
+    write_text(folder / FILES["shapes"], "\n".join(shape_lines(plan)) + "\n")
+    write_widths(plan, folder)
+
+
+def pipeline_lines(folder: Path, task: str, example: object) -> tuple[str, ...]:
+    """Return Python that loads the folder and asks it about an example."""
+    return (
+        "from transformers import pipeline",
+        f'model = pipeline("{task}", model="{folder}"{_trust(folder)})',
+        f"print(model({example!r}))",
+    )
+
+
+def model_lines(folder: Path, auto_class: str) -> tuple[str, ...]:
+    """Return Python that loads the folder."""
+    return (
+        f"from transformers import {auto_class}",
+        f'model = {auto_class}.from_pretrained("{folder}"{_trust(folder)})',
+    )
+
+
+def _trust(folder: Path) -> str:
+    """Return the argument that loads code in the folder, where there is some."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ", trust_remote_code=True" if "auto_map" in config else ""
+
+
+def _file_bytes(model: PreTrainedModel) -> int:
+    """Return the size of the weight files of a model, by writing them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        return sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))

@@ -1,0 +1,145 @@
+"""The stages of a run that load and train: data, dense fine-tune, fine-prune."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from patchers import unpatch
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.errors import RecipeError
+from sparse_trainer.folders.loading import resolve
+from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
+from sparse_trainer.tasks import Prepared, Task, find_task
+from sparse_trainer.trainer import PruningTrainer
+
+Tell = Callable[[str], None]
+"""Takes one line about what is being done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every stage of a run needs."""
+
+    recipe: Recipe
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    data: Prepared
+    source: str
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the model that the recipe starts from; its fresh head follows from the seed."""
+        set_seed(self.recipe.training.seed)
+        return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Return the arguments that every Trainer of the run shares."""
+        return {
+            "train_dataset": self.data.train,
+            "eval_dataset": self.data.validation,
+            "processing_class": self.tokenizer,
+            "data_collator": self.data.collator,
+            "compute_metrics": self.data.compute_metrics,
+        }
+
+
+def prepare(recipe: Recipe) -> Setting:
+    """Load tokenizer and data."""
+    source = resolve(recipe.model.name_or_path)
+    task = find_task(recipe.task.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=recipe.model.revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model.name_or_path: {recipe.model.name_or_path}",
+            f"no tokenizer can be loaded: {error}.",
+            "Give a model folder or a hub id.",
+        ) from error
+    if recipe.data.max_length > tokenizer.model_max_length:
+        raise RecipeError(
+            f"data.max_length: {recipe.data.max_length}",
+            f"the model reads {tokenizer.model_max_length} tokens at most.",
+            "Give a smaller number.",
+        )
+    data = task.prepare(recipe.task, recipe.data, tokenizer)
+    return Setting(recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source)
+
+
+def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
+    """Load a teacher given by name; the coordinator makes its own copy for 'self'."""
+    name = pruning.distil_teacher_name_or_path
+    if name is None or name in (DENSE, "self"):
+        return None
+    return setting.task.load_model(resolve(name), "main", setting.data.labels)
+
+
+def rehearse(model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
+    """Patch and unpatch, so that a model or budget that cannot work is refused before the dense fine-tune."""
+    alone = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
+    unpatch(ModelPatchingCoordinator(alone).patch_model(model))
+
+
+def starting_points(
+    setting: Setting, model: PreTrainedModel, tell: Tell
+) -> tuple[PreTrainedModel, Mapping[str, float] | None, PreTrainedModel]:
+    """Return the dense baseline, its metrics (None: it is not fine-tuned) and the model to prune."""
+    training = setting.recipe.dense_training()
+    if training is None:
+        return model, None, copy.deepcopy(model)
+    tell("fine-tuning the dense model")
+    dense = train(setting, model, training)
+    metrics = evaluate(setting, dense, training)
+    from_dense = setting.recipe.model.prune_from == DENSE
+    return dense, metrics, copy.deepcopy(dense) if from_dense else setting.load_model()
+
+
+def train(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
+    """Fine-tune without pruning."""
+    trainer = Trainer(model=model, args=training, **setting.trainer_options())
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    return _bare(trainer, model)
+
+
+def fine_prune(
+    setting: Setting,
+    student: PreTrainedModel,
+    pruning: SparseTrainingArguments,
+    teacher: PreTrainedModel | None,
+) -> PreTrainedModel:
+    """Fine-tune under the budget, and cut."""
+    if teacher is not None:
+        pruning = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
+    training = setting.recipe.training
+    trainer = PruningTrainer(
+        model=student, args=training, sparse_args=pruning, teacher=teacher, **setting.trainer_options()
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    return optimize_model(student)
+
+
+def evaluate(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
+    """Return the metrics of the recipe on the validation set."""
+    trainer = Trainer(model=model, args=training, **setting.trainer_options())
+    logged = trainer.evaluate()
+    _bare(trainer, model)
+    return {name: logged[f"eval_{name}"] for name in setting.recipe.task.metrics}
+
+
+def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
+    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too."""
+    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return bare
