@@ -7,6 +7,7 @@ Louizos et al., "Learning Sparse Neural Networks through L0 Regularization" (arX
 """
 
 import math
+import zlib
 from typing import final
 
 import torch
@@ -73,6 +74,15 @@ def log_odds(uniform: Tensor) -> Tensor:
     tensor([0.0000, 9.2107])
     """
     return torch.logit(uniform * (1.0 - 2.0 * _LEAST) + _LEAST)
+
+
+def drawn(count: int, key: str, device: torch.device) -> Tensor:
+    """Return the log-odds of `count` uniform numbers that follow from a text alone.
+
+    So ranks agree, a resumed run draws the same, and dropout draws what it would without them.
+    """
+    generator = torch.Generator(device).manual_seed(zlib.crc32(key.encode()))
+    return log_odds(torch.rand(count, generator=generator, device=device))
 
 
 def presence(alpha: Tensor) -> Tensor:

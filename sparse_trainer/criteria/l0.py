@@ -7,14 +7,13 @@ and theirs. Where every kind and layer has a budget of its own there is one such
 (Xia et al., arXiv 2310.06694).
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from patchers.concrete import SHIFT, ConcreteGate, log_odds, presence
+from patchers.concrete import SHIFT, ConcreteGate, drawn, presence
 from patchers.gates import Gate
 from patchers.groups import Group, Structure
 from sparse_trainer.budget.nesting import Constraint
@@ -140,10 +139,7 @@ class L0(Plain):
 
     @torch.no_grad()
     def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
-        """Draw the noise of the next step; keep gates open before, and as selected after, the time of learning.
-
-        The noise follows from seed and progress alone: ranks agree, a resumed run draws the same, dropout is not moved.
-        """
+        """Draw the noise of the next step; keep gates open before, and as selected after, the time of learning."""
         concrete = [_concrete(gate) for gate in gates.values()]
         for gate in concrete:
             gate.clamp()
@@ -151,12 +147,8 @@ class L0(Plain):
             for gate in concrete:
                 gate.hold()
         elif progress >= self.args.warmup_ratio:
-            device = concrete[0].noise_U.device
-            generator = torch.Generator(device).manual_seed(
-                zlib.crc32(f"{self.args.seed}/{progress}".encode())
-            )
             sizes = [gate.noise_U.numel() for gate in concrete]
-            noise_N = log_odds(torch.rand(sum(sizes), generator=generator, device=device))
+            noise_N = drawn(sum(sizes), f"{self.args.seed}/{progress}", concrete[0].noise_U.device)
             for gate, noise_U in zip(concrete, noise_N.split(sizes), strict=True):
                 gate.noise_U.copy_(noise_U)
 

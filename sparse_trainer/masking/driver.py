@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers import Gate, MaskFactor, Structure, WeightMask, masks_of
-from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
+from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, drawn, presence
 from patchers.layers import linear_at, weight_OI
 from patchers.masks import bake
 from patchers.zeros import zero_units
@@ -79,8 +79,9 @@ class Masking:
     def select(self) -> None:
         """Make every mask anew from its score."""
         remaining = self.schedule.remaining(self.progress)
-        for site in self.sites:
-            _rebuild(self.model, site, self.args, remaining, draws=not self.finished)
+        for number, site in enumerate(self.sites):
+            draw = None if self.finished else f"{self.args.seed}/{self.progress}/{number}"
+            _rebuild(self.model, site, self.args, remaining, draw)
         for mask in set(self.masks.values()):
             mask.settle()
 
@@ -190,12 +191,12 @@ def bake_all(model: nn.Module, structure: Structure, gates: dict[str, Gate]) -> 
     zero_units(model, structure, {name: gate.keep_U > 0 for name, gate in gates.items()})
 
 
-def _rebuild(model: nn.Module, site: Site, args: Any, remaining: float, *, draws: bool) -> None:
-    """Make one mask anew; `draws` = what training multiplies by may still be soft."""
+def _rebuild(model: nn.Module, site: Site, args: Any, remaining: float, draw: str | None) -> None:
+    """Make one mask anew; `draw` names the noise of soft values, None = what training multiplies by is the mask."""
     score = site.norms(model) if site.score is None else site.score.detach()
     if site.options is None:
         keep = n_of_m(score).to(score.dtype)
-        fading = _fading(keep, args, remaining) if draws and site.method == "annealing" else None
+        fading = _fading(keep, args, remaining) if draw is not None and site.method == "annealing" else None
         _set(site.holder, keep, fading)
         return
     options = site.options
@@ -206,7 +207,10 @@ def _rebuild(model: nn.Module, site: Site, args: Any, remaining: float, *, draws
         keep = _in_runs(score, options.rows or 1, options.method, threshold, args.linear_min_parameters)
     else:
         keep = choose(options.method, score, threshold, args.linear_min_parameters)
-    _set(site.holder, keep, log_odds(torch.rand_like(score)) if draws and options.method == "l0" else None)
+    noise = None
+    if draw is not None and options.method == "l0":
+        noise = drawn(score.numel(), draw, score.device).view_as(score)
+    _set(site.holder, keep, noise)
 
 
 def _in_runs(score_U: Tensor, width: int, method: Method, threshold: float, least: float) -> Tensor:

@@ -155,6 +155,23 @@ def test_prune_writes_model_plan_tables_and_pictures(files: Path, tmp_path: Path
     assert not list(tmp_path.glob(".*"))
 
 
+def test_block_by_block_keeps_the_same_units(files: Path, tmp_path: Path) -> None:
+    for name, more in (("whole", ()), ("blocks", ("--by-block",))):
+        command(
+            "prune", files / "model", tmp_path / name, "--criterion", "obs", "--density", "channels=0.7",
+            "--calibration", "wikitext2", *text(files), "--reconstruct", "least-squares", "--no-pictures", *more,
+        )  # fmt: skip
+    assert Plan.load(tmp_path / "whole").groups == Plan.load(tmp_path / "blocks").groups
+
+
+def test_chat_templates_are_the_tokenizers(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the tokenizer has none"):
+        command(
+            "prune", files / "model", tmp_path / "out", "--criterion", "wanda", "--chat-template",
+            "--calibration", "wikitext2", *text(files), "--no-pictures",
+        )  # fmt: skip
+
+
 def test_the_tables_say_what_the_plan_says(files: Path, tmp_path: Path) -> None:
     command(
         "prune", files / "model", tmp_path / "out", "--criterion", "wanda", "--density", "channels=0.7",

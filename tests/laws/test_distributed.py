@@ -13,15 +13,18 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
+from tests.laws.test_mask_training import asked
 from tests.laws.training import sparse_args, trainer
 
 folder, batch_size, *methods = sys.argv[1:]
 for method in methods:
-    run = trainer(Path(folder) / method, sparse_args(method), per_device_train_batch_size=int(batch_size))
+    masks = method.removeprefix("masks-")
+    args = sparse_args(method) if masks == method else asked(masks)
+    run = trainer(Path(folder) / method, args, per_device_train_batch_size=int(batch_size))
     run.train()
     run.save_model(str(Path(folder) / method))
 """
-METHODS = ("movement-distilled", "taylor", "layer_gate", "l0-nested")
+METHODS = ("movement-distilled", "taylor", "layer_gate", "l0-nested", "wanda", "masks-hybrid", "masks-l0")
 
 
 def launch(folder: Path, ranks: int) -> None:
@@ -42,5 +45,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     for method in METHODS:
         one, two = (load_file(tmp_path / ranks / method / "model.safetensors") for ranks in "12")
         for name, tensor in one.items():
-            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6, msg=f"{method}: {name}")
-        assert any("keep_U" in name and bool((tensor == 0).any()) for name, tensor in one.items())
+            # Adam makes rounding visible where the gradients of loss and penalty cancel.
+            near = 1e-4 if "_mask." in name or (method == "masks-l0" and "_gate." in name) else 1e-6
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=near, msg=f"{method}: {name}")
+        assert any(".keep_" in name and bool((tensor == 0).any()) for name, tensor in one.items())
