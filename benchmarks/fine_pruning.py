@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from sparse_trainer import load_pruned, save_pruned
 from sparse_trainer.data import load_splits
 from sparse_trainer.fill import fill
+from sparse_trainer.plan import Plan
 from sparse_trainer.recipe import load_recipe
 
 ALONE = "pruning.distil_teacher_name_or_path=null"
@@ -196,9 +197,12 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
             done.setdefault((cell.method, cell.density), []).append(cell)
     for (method, density), members in done.items():
         runs = [json.loads((options.out / f"{cell.folder}.json").read_text()) for cell in members]
-        reached = statistics.mean(
-            load_pruned(options.out / cell.folder).pruning_plan.density_reached for cell in members
-        )
+        # Filling changes no shape.
+        pruned_by = BEFORE_FILLED if method == FILLED else method
+        plans = [
+            Plan.load(options.out / dataclasses.replace(cell, method=pruned_by).folder) for cell in members
+        ]
+        reached = statistics.mean(plan.density_reached or 1.0 for plan in plans)
         values = [list(run["models"].values())[-1]["metrics"][metric] for run in runs]
         rows.append({"method": method, "density": density, metric: values, "reached": reached})
         if options.holdout:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from sparse_trainer.files import write_text
 from sparse_trainer.folders.export import check_target, new_folder, save_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.record import plan_of
 from sparse_trainer.recipe import OneShotRecipe
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.oneshot import run_one_shot
@@ -109,11 +110,14 @@ def _load_lines(setting: Setting, folder: Path) -> tuple[str, ...]:
 
 
 def _save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
-    """Write a stock checkpoint, all or nothing."""
+    """Write a checkpoint, all or nothing; with the plan of a model that was pruned before."""
     with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
         model.save_pretrained(draft)
         setting.tokenizer.save_pretrained(draft)
         write_text(draft / RECIPE_FILE, setting.recipe.dump())
+        plan = plan_of(model)
+        if plan is not None:
+            plan.save(draft / PLAN_FILE)
 
 
 def _run_dense(setting: Setting, folder: Path, tell: Tell, start: float) -> RunResult:

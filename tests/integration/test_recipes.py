@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from sparse_trainer import load_pruned
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
 from sparse_trainer.folders.compact import compact_folder
@@ -131,6 +132,14 @@ def test_a_checkpoint_of_a_run_can_be_cut_and_inspected(files: Path, tmp_path: P
     assert AutoTokenizer.from_pretrained(folder)("is it")["input_ids"]
     with pytest.raises(CheckpointError, match="nothing to cut"):
         compact_folder(str(folder), tmp_path / "again")
+
+
+def test_a_pruned_model_is_fine_tuned_on_and_keeps_its_plan(files: Path, tmp_path: Path) -> None:
+    first = run(small("boolq-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
+    more = (f"model.name_or_path={first.folder}", "model.dense_training=null", "pruning=null")
+    second = run(small("boolq-local", files, tmp_path / "more", *more), lambda line: None)
+    assert Plan.load(second.folder) == Plan.load(first.folder)
+    assert load_pruned(second.folder).num_parameters() == load_pruned(first.folder).num_parameters()
 
 
 def test_a_dense_run_saves_a_stock_checkpoint(files: Path, tmp_path: Path) -> None:
