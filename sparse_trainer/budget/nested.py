@@ -13,13 +13,10 @@ from sparse_trainer.errors import BudgetError
 
 # Shape legend: U = units of a group.
 
-_CACHED = 8
-"""Selectors kept at hand: the enclosing units that stay change rarely from step to step."""
-
 
 @final
 class NestedSelector:
-    """Selects under one budget over the whole model, for kinds that contain each other.
+    """Selects under one budget over the whole model, for kinds that contain each other, without a host sync.
 
     Scores say of each enclosing unit whether it should stay: one below 0 goes, the lowest first. Where that misses the
     budget, fewer or more of them go. The units inside those that stay fill the budget, best first, as `Selector` does.
@@ -37,12 +34,30 @@ class NestedSelector:
         self.outer = self.nesting.outer
         taken = {g.name for g in self.outer}
         self.inner = tuple(g for g in self.nesting.groups if g.name not in taken)
-        self._whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
-        pools = {g.name: self._selector([g]).pools[0] for g in self.inner}
-        self._floors = {name: pool.floor for name, pool in pools.items()}
-        self._wholes = {name: pool.total for name, pool in pools.items()}
-        self._selectors: dict[frozenset[str], Selector] = {}
+        whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
+        self._pool = Selector(self.inner, self.nesting.own, whole).pools[0]
+        floors = {g.name: Selector([g], self.nesting.own, whole).pools[0].floor for g in self.inner}
+        own = {g.name: float(self.nesting.own[g.name] * g.num_units) for g in self.nesting.groups}
+        ordered = (*self.outer, *self.inner)
+        fixed = [own[g.name] if g.name in taken else 0.0 for g in ordered]
+        self._tensors = {
+            "around_GD": self._around(ordered),
+            "fixed_G": torch.tensor(fixed, dtype=torch.float64),
+            "least_G": torch.tensor([floors.get(g.name, own[g.name]) for g in ordered], dtype=torch.float64),
+            "most_G": torch.tensor([own[g.name] for g in ordered], dtype=torch.float64),
+        }
+        places = {g.stack: [i for i, o in enumerate(self.outer) if o.kind == "layers" and o.stack == g.stack]
+                  for g in self.outer}  # fmt: skip
+        self._stacks = {f"stack {path}": torch.tensor(found) for path, found in places.items() if found}
+        self._tensors |= self._stacks
         self._check()
+
+    def _around(self, ordered: Sequence[Group]) -> Tensor:
+        """Return which enclosing units each group depends on, itself included; one past the end where no more do."""
+        place = {g.name: number for number, g in enumerate(self.outer)}
+        rows = [[place[n] for n in (g.name, *self.nesting.around[g.name]) if n in place] for g in ordered]
+        depth = max(map(len, rows))
+        return torch.tensor([row + [len(place)] * (depth - len(row)) for row in rows])
 
     @property
     def constraints(self) -> list[Constraint]:
@@ -51,7 +66,8 @@ class NestedSelector:
         return [Constraint(costs=own, total=self.total, density=self.density, around=self.nesting.around)]
 
     def _check(self) -> None:
-        least = self._least(self._closings({g.name: 0.0 for g in self.outer})[-1]) / self.total
+        turn_G = self._turns(torch.zeros(len(self.outer)))
+        least = float(self._left_of("least_G", turn_G)[-1]) / self.total
         if self.density < least - 1e-9:
             raise BudgetError(
                 "density",
@@ -61,77 +77,60 @@ class NestedSelector:
 
     @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:
-        """Keep the best units; `remaining` as in `Selector.select`. Waits for the device once."""
+        """Keep the best units; `remaining` as in `Selector.select`."""
         allowed = (self.density + (1.0 - self.density) * remaining) * self.total
-        closed = self._choose(scores, allowed)
-        keep, threshold = self._fill(closed, scores, allowed)
-        for g in self.nesting.groups:
-            if g.name not in keep:
-                stays = not self._encloses(g) & closed
-                keep[g.name] = torch.full_like(scores[g.name], stays, dtype=torch.bool)
-        return Selection(keep=keep, threshold=threshold)
+        score_E = torch.cat([scores[g.name].detach().float().flatten() for g in self.outer])
+        self._to(score_E.device)
+        turn_G = self._turns(score_E)
+        count = self._count(score_E, turn_G, allowed)
+        stays_G = turn_G >= count
+        left = allowed - self._left_of("fixed_G", turn_G).gather(0, count)
+        density = (left / self._pool.total).clamp(0.0, 1.0)
+        stays = dict(zip([g.name for g in (*self.outer, *self.inner)], stays_G.unbind(), strict=True))
+        keep, threshold = self._pool.select(scores, density, stays_G[len(self.outer) :])
+        keep |= {g.name: stays[g.name].expand(g.num_units) for g in self.outer}
+        return Selection(keep=keep, threshold=threshold.nan_to_num(posinf=0.0))
 
-    def _fill(
-        self, closed: frozenset[str], scores: Mapping[str, Tensor], allowed: float
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the units to keep inside what stays, and the lowest score kept."""
-        inner = [g for g in self.inner if not self._encloses(g) & closed]
-        if not inner:
-            return {}, torch.zeros_like(scores[self.outer[0].name]).sum()
-        if closed not in self._selectors:
-            if len(self._selectors) >= _CACHED:
-                self._selectors.clear()
-            self._selectors[closed] = self._selector(inner)
-        pool = self._selectors[closed].pools[0]
-        left = allowed - self._fixed(closed)
-        return pool.select(scores, min(1.0, max(0.0, left / pool.total)))
+    def _turns(self, score_E: Tensor) -> Tensor:
+        """Return at which turn each group closes, shape [G], enclosing units closing one by one, the lowest first.
 
-    def _choose(self, scores: Mapping[str, Tensor], allowed: float) -> frozenset[str]:
-        """Return the enclosing groups to close."""
-        values = torch.cat([scores[g.name].detach().float().flatten() for g in self.outer]).tolist()
-        outer_scores = dict(zip([g.name for g in self.outer], values, strict=True))
-        closings = self._closings(outer_scores)
-        wanted = {name for name, score in outer_scores.items() if score < 0}
-        at = max(i for i, closed in enumerate(closings) if closed <= wanted)
+        A group closes with the first unit around it; the best layer of each stack never has its turn.
+        """
+        spared_E = torch.zeros_like(score_E, dtype=torch.bool)
+        for name in self._stacks:
+            index_L = self._tensors[name]
+            spared_E.scatter_(0, index_L.gather(0, score_E[index_L].argmax().view(1)), True)
+        order_E = score_E.masked_fill(spared_E, torch.inf).argsort(stable=True)
+        turns_E = torch.arange(len(score_E), device=score_E.device)
+        turn_E = torch.empty_like(turns_E).scatter_(0, order_E, turns_E)
+        # One entry more, which never closes: what nothing encloses.
+        turn_E = torch.cat([turn_E.masked_fill(spared_E, len(score_E)), turn_E.new_full((1,), len(score_E))])
+        return turn_E[self._tensors["around_GD"]].amin(dim=1)
+
+    def _left_of(self, costs: str, turn_G: Tensor) -> Tensor:
+        """Return the cost that is left once 0, 1, 2, … enclosing units are closed, as many as can be."""
+        closable = len(self.outer) - len(self._stacks)
+        cost_G = self._tensors[costs]
+        at_turn = cost_G.new_zeros(len(self.outer) + 1).index_add(0, turn_G, cost_G)
+        return at_turn.flip(0).cumsum(0).flip(0)[: closable + 1]
+
+    def _count(self, score_E: Tensor, turn_G: Tensor, allowed: float) -> Tensor:
+        """Return how many enclosing units close, shape [1]: those below 0, or what the budget demands."""
         slack = 1e-9 * self.total
-        while at + 1 < len(closings) and self._least(closings[at]) > allowed + slack:
-            at += 1
-        while at > 0 and self._most(closings[at]) < allowed - slack:
-            if self._least(closings[at - 1]) > allowed + slack:
-                break
-            at -= 1
-        return closings[at]
+        least, most = self._left_of("least_G", turn_G), self._left_of("most_G", turn_G)
+        spared_E = turn_G[: len(score_E)] >= len(least) - 1
+        wanted = ((score_E < 0) & ~spared_E).sum()
+        enough = (least > allowed + slack).sum()
+        at_most = (most >= allowed - slack).sum() - 1
+        return (
+            torch.maximum(enough, torch.minimum(wanted, at_most.clamp_min(0)))
+            .clamp_max(len(least) - 1)
+            .view(1)
+        )
 
-    def _closings(self, scores: Mapping[str, float]) -> list[frozenset[str]]:
-        """Return the sets that may close, each one group larger than the one before, lowest scores first."""
-        layers = [g for g in self.outer if g.kind == "layers"]
-        spared = {max((g for g in layers if g.stack == s), key=lambda g: scores[g.name]).name
-                  for s in {g.stack for g in layers}}  # fmt: skip
-        order = sorted((g.name for g in self.outer if g.name not in spared), key=lambda name: scores[name])
-        return [frozenset(order[:count]) for count in range(len(order) + 1)]
-
-    def _encloses(self, group: Group) -> set[str]:
-        """Return the names of a group and of those around it."""
-        return {group.name, *self.nesting.around[group.name]}
-
-    def _fixed(self, closed: frozenset[str]) -> float:
-        """Return the cost of the enclosing units that stay, without what lies in groups of its own."""
-        own = self.nesting.own
-        return float(sum(own[g.name] * g.num_units for g in self.outer if not self._encloses(g) & closed))
-
-    def _least(self, closed: frozenset[str]) -> float:
-        """Return the least cost that is possible once these groups are closed."""
-        return self._fixed(closed) + self._inside(closed, self._floors)
-
-    def _most(self, closed: frozenset[str]) -> float:
-        """Return the largest cost that is possible once these groups are closed."""
-        return self._fixed(closed) + self._inside(closed, self._wholes)
-
-    def _inside(self, closed: frozenset[str], costs: Mapping[str, float]) -> float:
-        return sum(costs[g.name] for g in self.inner if not self._encloses(g) & closed)
-
-    def _selector(self, groups: Sequence[Group]) -> Selector:
-        return Selector(groups, self.nesting.own, self._whole)
+    def _to(self, device: torch.device) -> None:
+        if self._tensors["fixed_G"].device != device:
+            self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
 
 
 def make_selector(

@@ -155,6 +155,7 @@ class _Pool:
         self.step_N = torch.tensor(steps)[self.group_N]
         self.first_chunk_N = starts[self.group_N]
         self.cost_N = torch.tensor(costs, dtype=torch.float64)[self.group_N]
+        self.group_C = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(chunks))
         self.num_chunks = sum(chunks)
         floors = [
             -(-min(max(budget.min_keep[g.kind], g.min_units), g.num_units) // step)
@@ -201,13 +202,21 @@ class _Pool:
                 "step_N",
                 "first_chunk_N",
                 "cost_N",
+                "group_C",
                 "is_floor_C",
                 "full_cost_C",
             ):
                 setattr(self, name, getattr(self, name).to(device))
 
-    def select(self, scores: Mapping[str, Tensor], density: float) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the kept units by group, and the lowest score kept."""
+    def select(
+        self, scores: Mapping[str, Tensor], density: float | Tensor, open_G: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the kept units by group, and the lowest score kept.
+
+        Args:
+            density: Of the whole pool, a number or a scalar.
+            open_G: The groups that take part, booleans; of the others nothing stays. None = all.
+        """
         score_N = torch.cat([scores[g.name].detach().float().flatten() for g in self.groups])
         self._to(score_N.device)
         by_score = score_N.argsort(descending=True, stable=True)
@@ -218,18 +227,23 @@ class _Pool:
         size_C = empty_C.index_add(0, chunk_N, torch.ones_like(score_N))
         mean_C = empty_C.index_add(0, chunk_N, score_N[order_N]) / size_C
         cost_C = empty_C.double().index_add(0, chunk_N, self.cost_N)
-        rank_C = mean_C.masked_fill(self.is_floor_C, torch.inf).argsort(descending=True, stable=True)
+        is_floor_C = self.is_floor_C
+        if open_G is not None:
+            open_C = open_G[self.group_C]
+            is_floor_C = is_floor_C & open_C
+            mean_C, cost_C = mean_C.masked_fill(~open_C, -torch.inf), cost_C * open_C
+        rank_C = mean_C.masked_fill(is_floor_C, torch.inf).argsort(descending=True, stable=True)
         kept_C = torch.zeros(self.num_chunks, dtype=torch.bool, device=score_N.device)
-        kept_C[rank_C] = (
-            self._afford(cost_C[rank_C], self.full_cost_C[rank_C], density) | self.is_floor_C[rank_C]
-        )
+        kept_C[rank_C] = self._afford(cost_C[rank_C], self.full_cost_C[rank_C], density) | is_floor_C[rank_C]
+        if open_G is not None:
+            kept_C &= open_C
         keep_N = torch.zeros_like(kept_C[chunk_N])
         keep_N[order_N] = kept_C[chunk_N]
         threshold = score_N.masked_fill(~keep_N, torch.inf).min()
         sizes = [g.num_units for g in self.groups]
         return dict(zip([g.name for g in self.groups], keep_N.split(sizes), strict=True)), threshold
 
-    def _afford(self, cost_C: Tensor, full_cost_C: Tensor, density: float) -> Tensor:
+    def _afford(self, cost_C: Tensor, full_cost_C: Tensor, density: float | Tensor) -> Tensor:
         """Return which chunks, given best first, the budget pays for, shape [C].
 
         Once a large unit does not fit, smaller ones behind it still may: one more pass for each distinct cost. A short
