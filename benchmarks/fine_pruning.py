@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from sparse_trainer import load_pruned, save_pruned
+from sparse_trainer import load_pruned
 from sparse_trainer.data import load_splits
-from sparse_trainer.fill import fill
 from sparse_trainer.plan import Plan
 from sparse_trainer.recipe import load_recipe
 
@@ -49,7 +48,7 @@ METHODS: dict[str, list[str]] = {
     ],
     "hybrid + distillation": [*MASKS, "pruning.attention_block_rows=32", "pruning.attention_block_cols=32"],
     "struct + distillation": [*MASKS, "pruning.attention_block_rows=0", "pruning.attention_block_cols=0"],
-    "hybrid filled": ["pruning=null"],
+    "hybrid filled": ["pruning=null", "model.fill=true"],
     "magnitude": ["pruning.scoring=magnitude", "pruning.density={density}", ALONE],
     "random": ["pruning.scoring=random", "pruning.density={density}", ALONE],
 }
@@ -118,7 +117,7 @@ def pruning_command(options: argparse.Namespace, cell: Cell) -> list[str]:
     is_filled = cell.method == FILLED
     return [
         options.recipe,
-        f"model.name_or_path={filled(options, cell) if is_filled else dense}",
+        f"model.name_or_path={before_filled(options, cell) if is_filled else dense}",
         "model.dense_training=null",
         "model.prune_from=pretrained",
         *shared(options),
@@ -131,13 +130,10 @@ def pruning_command(options: argparse.Namespace, cell: Cell) -> list[str]:
     ]
 
 
-def filled(options: argparse.Namespace, cell: Cell) -> Path:
-    """Return a folder with the result of the hybrid run, its zeros filled."""
-    source = options.out / dataclasses.replace(cell, method=BEFORE_FILLED).folder
-    model = load_pruned(source)
-    print(f"{source}: {fill(model)} zeros filled", file=sys.stderr)
-    target = options.out / f"{cell.folder}-start"
-    return save_pruned(model, target, processor=AutoTokenizer.from_pretrained(source), overwrite=True)
+def before_filled(options: argparse.Namespace, cell: Cell) -> Path:
+    """Return the folder with the result of the hybrid run whose zeros are to be filled."""
+    found: Path = options.out / dataclasses.replace(cell, method=BEFORE_FILLED).folder
+    return found
 
 
 def run(arguments: list[str], result: Path) -> None:

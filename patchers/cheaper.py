@@ -4,12 +4,14 @@ From nn_pruning (Lagunas et al., arXiv 2109.04838); NoNorm is MobileBERT's (Sun 
 """
 
 from collections.abc import Iterator
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+
+from patchers.modeling_pruned import NoNorm
 
 # Shape legend: B = leading dimensions, D = features.
 
@@ -21,6 +23,7 @@ GELUS: tuple[type[nn.Module], ...] = (nn.GELU, *{type(ACT2FN[name]) for name in 
 class BlendedActivation(nn.Module):
     """mix * original + (1 - mix) * ReLU."""
 
+    layer: Final = "relu"
     mix: Tensor
 
     def __init__(self, original: nn.Module) -> None:
@@ -41,43 +44,61 @@ class BlendedActivation(nn.Module):
 class BlendedNorm(nn.Module):
     """mix * LayerNorm + (1 - mix) * NoNorm: the same affine map, with one running mean and deviation for all tokens.
 
-    In training mode the statistics follow the batches, `decay` of the old ones kept. At mix 1 they are not used yet, so
-    that evaluation before the first step is that of LayerNorm.
+    In training mode batches are averaged until `take_in` makes them the next term of the statistics, `decay` of the old
+    ones kept: once per optimizer step, so that gradient accumulation changes nothing. At mix 1 they are not used yet.
     """
 
+    layer: Final = "no_norm"
     mix: Tensor
     mean: Tensor
     variance: Tensor
     seen: Tensor
+    pending: Tensor
 
     def __init__(self, original: nn.LayerNorm, decay: float) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = original.weight, original.bias, original.eps
         self.normalized_shape, self.decay = original.normalized_shape, decay
+        kind = torch.promote_types(self.weight.dtype, torch.float32)
         for name, value in (("mix", 1.0), ("mean", 0.0), ("variance", 1.0), ("seen", 0.0)):
-            self.register_buffer(name, torch.tensor(value, device=original.weight.device))
+            self.register_buffer(name, torch.tensor(value, device=self.weight.device, dtype=kind))
+        self.register_buffer("pending", self.mean.new_zeros(3), persistent=False)
         _refuse_stock_loaders(self)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return the blend; at 1 exactly LayerNorm, at 0 exactly what `folded` computes."""
         if self.training:
-            self._follow(x_BD.detach().float())
+            self._watch(x_BD.detach().to(self.mean.dtype))
         normed_BD = F.layer_norm(x_BD, self.normalized_shape, self.weight, self.bias, self.eps)
         scale_D, shift_D = self._affine()
         plain_BD = torch.addcmul(shift_D.to(x_BD.dtype), x_BD, scale_D.to(x_BD.dtype))
         return torch.lerp(plain_BD, normed_BD, self.mix.to(x_BD.dtype))
 
     @torch.no_grad()
-    def _follow(self, x_BD: Tensor) -> None:
+    def _watch(self, x_BD: Tensor) -> None:
         variance_B, mean_B = torch.var_mean(x_BD, dim=-1, correction=0)
-        rate = torch.where(self.seen > 0, 1.0 - self.decay, 1.0)
-        self.mean.lerp_(mean_B.mean(), rate)
-        self.variance.lerp_(variance_B.mean(), rate)
-        self.seen.fill_(1.0)
+        self.pending += torch.stack((mean_B.mean(), variance_B.mean(), torch.ones_like(self.mean)))
+
+    @torch.no_grad()
+    def take_in(self) -> None:
+        """Let the statistics follow the batches since the last call."""
+        mean, variance, count = self.pending / self.pending[2].clamp_min(1.0)
+        rate = count * (1.0 - self.decay * self.seen)
+        self.mean.lerp_(mean, rate)
+        self.variance.lerp_(variance, rate)
+        self.seen.copy_(torch.maximum(self.seen, count))
+        self.pending.zero_()
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         scale_D = self.weight * torch.rsqrt(self.variance + self.eps)
         return scale_D, (-self.mean * scale_D if self.bias is None else self.bias - self.mean * scale_D)
+
+    @property
+    def original(self) -> nn.LayerNorm:
+        """A LayerNorm with the same parameters."""
+        norm = nn.LayerNorm(self.normalized_shape, self.eps, device="meta")
+        norm.weight, norm.bias = self.weight, self.bias
+        return norm.train(self.training)
 
     def folded(self) -> nn.Module:
         """Return the affine map that remains."""
@@ -85,33 +106,17 @@ class BlendedNorm(nn.Module):
         return NoNorm(scale_D.to(self.weight.dtype), shift_D.to(self.weight.dtype))
 
 
-@final
-class NoNorm(nn.Module):
-    """y = weight * x + bias, feature by feature: what is left of a LayerNorm without statistics."""
-
-    def __init__(self, weight_D: Tensor, bias_D: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight_D.detach().clone())
-        self.bias = nn.Parameter(bias_D.detach().clone())
-        _refuse_stock_loaders(self)
-
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """Return the affine map of the input."""
-        return torch.addcmul(self.bias.to(x_BD.dtype), x_BD, self.weight.to(x_BD.dtype))
-
-
 def blend(block: nn.Module, *, gelus: bool, norms: bool, decay: float) -> int:
     """Put blended layers in the place of GELUs and LayerNorms inside a module, in place; return how many."""
     count = 0
-    for owner in list(block.modules()):
-        for name, child in list(owner.named_children()):
-            if gelus and isinstance(child, GELUS) and not isinstance(owner, BlendedActivation):
-                setattr(owner, name, BlendedActivation(child))
-            elif norms and type(child) is nn.LayerNorm and child.elementwise_affine:
-                setattr(owner, name, BlendedNorm(child, decay))
-            else:
-                continue
-            count += 1
+    for owner, name, child in _children(block):
+        if gelus and isinstance(child, GELUS) and not isinstance(owner, BlendedActivation):
+            setattr(owner, name, BlendedActivation(child))
+        elif norms and _is_affine(child):
+            setattr(owner, name, BlendedNorm(child, decay))
+        else:
+            continue
+        count += 1
     return count
 
 
@@ -120,16 +125,38 @@ def blended(model: nn.Module) -> Iterator[BlendedActivation | BlendedNorm]:
     return (m for m in model.modules() if isinstance(m, BlendedActivation | BlendedNorm))
 
 
+def unblend(model: nn.Module) -> None:
+    """Put the original layers back, with the same parameters, in place."""
+    for owner, name, child in _children(model):
+        if isinstance(child, BlendedActivation | BlendedNorm):
+            setattr(owner, name, child.original)
+
+
 def fold(model: nn.Module) -> None:
     """Leave only the cheaper layers, in place."""
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if isinstance(child, BlendedActivation | BlendedNorm):
-                setattr(owner, name, child.folded())
+    for owner, name, child in _children(model):
+        if isinstance(child, BlendedActivation | BlendedNorm):
+            setattr(owner, name, child.folded())
 
 
-# The entries of a NoNorm would load as those of a LayerNorm, in silence and wrongly. So its weight is stored with a
-# leading axis of 1, which every stock loader refuses as a size mismatch.
+def read_as_no_norms(model: nn.Module) -> None:
+    """Take weight and bias of every LayerNorm for those of a NoNorm, in place."""
+    for owner, name, child in _children(model):
+        if _is_affine(child):
+            setattr(owner, name, NoNorm(child.weight, child.bias))
+
+
+def _children(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    return [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
+
+
+def _is_affine(module: nn.Module) -> bool:
+    """Tell whether a module is a LayerNorm with weights, over the last dimension."""
+    return type(module) is nn.LayerNorm and module.elementwise_affine and len(module.normalized_shape) == 1
+
+
+# The entries of a blended norm would load as those of a LayerNorm, in silence and wrongly: as those of a NoNorm, its
+# weight is stored with a leading axis of 1.
 def _refuse_stock_loaders(module: nn.Module) -> None:
     module.register_state_dict_post_hook(_add_axis)
     module.register_load_state_dict_pre_hook(_drop_axis)

@@ -1,9 +1,9 @@
 """Pruned models of any stock class, from nothing but torch and transformers.
 
 This file travels inside saved folders. `config.pruning["layout"]` says what differs from the stock model:
-layers that are gone, no-ops, shapes of tensors, attributes, selections. The module's `__getattr__` makes the subclass
-of any stock class on demand, under the stock name, so that `AutoModelFor….from_pretrained(folder,
-trust_remote_code=True)` finds it.
+layers that are gone, no-ops, norms without statistics, shapes of tensors, attributes, selections. The module's
+`__getattr__` makes the subclass of any stock class on demand, under the stock name, so that
+`AutoModelFor….from_pretrained(folder, trust_remote_code=True)` finds it.
 """
 
 import copy
@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
-_PARTS = ("layers", "skips", "shapes", "attributes", "selects")
+_PARTS = ("layers", "skips", "norms", "shapes", "attributes", "selects")
+_LATER: dict[str, Any] = {"norms": {}}
+"""Parts that older folders do not have."""
 _ROOT = "/"
 """Begins a path that counts from the whole model: what lies outside the part that all heads share."""
 
@@ -76,6 +78,29 @@ class Skip(nn.Module):
 def is_skip(module: nn.Module) -> bool:
     """Tell whether a module is a no-op of ours, also one whose class came with a saved folder."""
     return type(module).__name__ == Skip.__name__ and type(module).__module__.endswith("modeling_pruned")
+
+
+class NoNorm(nn.Module):
+    """y = weight * x + bias, feature by feature: what is left of a LayerNorm without statistics.
+
+    Under the same names, a stock class would take weight and bias for those of a LayerNorm. So the weight has a leading
+    axis of 1, which every stock loader refuses as a size mismatch.
+    """
+
+    def __init__(self, weight_D: Tensor, bias_D: Tensor | None) -> None:
+        super().__init__()
+        bias_D = torch.zeros_like(weight_D) if bias_D is None else bias_D
+        self.weight = nn.Parameter(weight_D.detach().clone().unsqueeze(0))
+        self.bias = nn.Parameter(bias_D.detach().clone())
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Return the affine map of the input."""
+        return torch.addcmul(self.bias.to(x_BD.dtype), x_BD, self.weight[0].to(x_BD.dtype))
+
+
+def is_no_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a NoNorm of ours, also one whose class came with a saved folder."""
+    return type(module).__name__ == NoNorm.__name__ and type(module).__module__.endswith("modeling_pruned")
 
 
 class Selection:
@@ -231,7 +256,7 @@ def layout_in(config: Any) -> dict[str, Any]:
         )
     if pruning.get("format") != FORMAT:
         raise LayoutError(f"config.pruning has format {pruning.get('format')!r}; this code reads {FORMAT}.")
-    layout: dict[str, Any] = pruning["layout"]
+    layout: dict[str, Any] = {**_LATER, **pruning["layout"]}
     for part in ("build", *_PARTS):
         if not isinstance(layout.get(part), dict):
             raise LayoutError(
@@ -267,6 +292,14 @@ def _apply_skip(model: nn.Module, path: str, value: list[Any]) -> None:
     model.set_submodule(path, skip)
 
 
+def _apply_norm(model: nn.Module, path: str, kind: str) -> None:
+    """Put another norm in the place of a LayerNorm; there is one kind, `affine`."""
+    if kind != "affine":
+        raise ValueError(f"unknown kind of norm {kind!r}")
+    norm: Any = model.get_submodule(path)
+    model.set_submodule(path, NoNorm(norm.weight, norm.bias))
+
+
 def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
     """Give a tensor another shape; its new values are not set."""
     path, _, leaf = name.rpartition(".")
@@ -299,6 +332,7 @@ def _apply_selects(model: nn.Module, path: str, selects: list[dict[str, Any]]) -
 _APPLY: dict[str, Any] = {
     "layers": keep_layers,
     "skips": _apply_skip,
+    "norms": _apply_norm,
     "shapes": _apply_shape,
     "attributes": _apply_attributes,
     "selects": _apply_selects,

@@ -8,6 +8,7 @@ from patchers.groups import KINDS, Kind
 from sparse_trainer.budget.cost import TARGETS, Target
 from sparse_trainer.budget.selection import SCOPES, Budget, Scope
 from sparse_trainer.budget.standardize import STANDARDIZERS
+from sparse_trainer.cheaper.arguments import CheaperArguments
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.criteria.l0_arguments import L0Arguments
 from sparse_trainer.errors import ArgumentError, nearest
@@ -23,7 +24,7 @@ _CONTAINED = {
 
 
 @dataclass(kw_only=True)
-class SparseTrainingArguments(L0Arguments, MaskArguments):
+class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
     scoring: str = field(
@@ -107,6 +108,10 @@ class SparseTrainingArguments(L0Arguments, MaskArguments):
     distil_temperature: float = field(
         default=2.0, metadata={"help": "Temperature of the logits distillation."}
     )
+    final_finetune: bool = field(
+        default=False,
+        metadata={"help": "Of nn_pruning: a run of its own here, with model.fill in its recipe."},
+    )
 
     def __post_init__(self) -> None:
         self.check()
@@ -118,7 +123,14 @@ class SparseTrainingArguments(L0Arguments, MaskArguments):
             raise ArgumentError(
                 min(unknown), "no such option.", nearest(min(unknown), (f.name for f in fields(self)))
             )
+        if self.final_finetune:
+            raise ArgumentError(
+                "final_finetune",
+                "fine-tunes a finished model with its zeros filled: nothing is pruned.",
+                "In a recipe say pruning: null and model.fill: true; else call sparse_trainer.fill.fill, and train.",
+            )
         self.check_masks()
+        self.check_cheaper()
         _one_of("scoring", self.scoring, CRITERIA)
         _one_of("target", self.target, TARGETS)
         _one_of("scope", self.scope, SCOPES)

@@ -1,7 +1,7 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from patchers import Gate, Structure, discover
 from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.cheaper import Blending
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
 from sparse_trainer.distillation.teacher import TeacherSource, make_distiller, open_layers
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
@@ -77,7 +78,7 @@ class ModelPatchingCoordinator:
                 "Exclude less, or name other units.",
             )
         self.distiller = make_distiller(model, args, self.teacher, self._load_teacher)
-        self.model = model
+        self.model, self.blending = model, Blending(model, args)
         self.pruner = (Masking if args.uses_masks else Gating)(model, self.structure, args)
         if args.learns_layer_map:
             projection = hang_projection(model, self.gates)
@@ -127,6 +128,7 @@ class ModelPatchingCoordinator:
         if total_steps < 1:
             raise ArgumentError("total_steps", f"{total_steps} is not positive.", "Give the optimizer steps.")
         self.total_steps, self.current_step = total_steps, step
+        self.blending.begin(total_steps, step)
         self.pruner.begin(total_steps, step, warmup_steps)
         if self.distiller is not None:
             self.distiller.teacher.to(next(self.model.parameters()).device)
@@ -139,8 +141,8 @@ class ModelPatchingCoordinator:
 
     @property
     def finished(self) -> bool:
-        """Whether the final structure is reached."""
-        return self.total_steps > 0 and self.pruner.finished
+        """Whether the final structure is reached, with nothing left of the layers that cheaper ones replace."""
+        return self.total_steps > 0 and self.pruner.finished and self.blending.finished
 
     def observe(self) -> None:
         """Read the mask gradients of one optimizer step: call after its last backward, before clipping."""
@@ -150,15 +152,21 @@ class ModelPatchingCoordinator:
     def step(self, step: int | None = None) -> None:
         """Move to the state after optimizer step number `step` (counted from 1), and select anew."""
         self.current_step = self.current_step + 1 if step is None else step
+        self.blending.step(self.current_step)
         self.pruner.step(self.progress, due=self.current_step % self.args.update_every == 0)
 
     def end(self) -> None:
         """Write zeros into the parameters where weight masks are closed, once training has reached its end."""
         self.pruner.end()
 
-    def final_masks(self) -> AbstractContextManager[None]:
-        """Show weight masks at their final threshold for the time of a `with` block; gates stay as they are."""
-        return self.pruner.final()
+    @contextmanager
+    def final_masks(self) -> Iterator[None]:
+        """Show weight masks and cheaper layers as they will be in the end, for a `with` block; gates stay."""
+        if self.args.eval_with_current_patch_params:
+            yield
+            return
+        with self.pruner.final(), self.blending.final():
+            yield
 
     def extra_losses(self, inputs: Mapping[str, Any], outputs: Any) -> ExtraLosses:
         """Return what fine-pruning adds for one batch."""

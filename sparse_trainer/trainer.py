@@ -207,7 +207,7 @@ class SparseTrainer:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Judge weight masks by what they will be at their final threshold."""
+        """Judge weight masks and cheaper layers by what they will be in the end."""
         with self.coordinator.final_masks():
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 

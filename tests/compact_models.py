@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from patchers import Gate, Structure, discover, gated, gates_by_group, patch
+from sparse_trainer.cheaper import cheapen, set_mix
 
 # Shape legend: B = rows, T = tokens, U = units.
 
@@ -73,6 +74,15 @@ def perturbed(model: PreTrainedModel) -> PreTrainedModel:
     """Add noise to every parameter, in place."""
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def cheap(family: str = "bert") -> PreTrainedModel:
+    """Return a model whose cheaper layers have seen a batch, and alone count."""
+    model = tiny(family)
+    cheapen(model, ("relu", "no_norm"))
+    model.train()(**batch(model))
+    set_mix(model.eval(), 0.0)
     return model
 
 

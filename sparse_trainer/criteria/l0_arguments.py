@@ -38,6 +38,9 @@ class L0Arguments:
         default=None,
         metadata={"help": "Plan of an earlier run (file or folder), whose survivors may not close."},
     )
+    rewind_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "nn_pruning's word for protect_plan: a folder with the plan in it."}
+    )
     protect_kinds: list[str] = field(
         default_factory=lambda: ["heads"], metadata={"help": "Kinds whose survivors protect_plan protects."}
     )
@@ -46,6 +49,11 @@ class L0Arguments:
     def learns_layer_map(self) -> bool:
         """Whether hidden states are compared by a map that is found while training."""
         return self.distil_layer_map == "learned" and self.distil_alpha_hidden > 0
+
+    @property
+    def first_plan(self) -> str | None:
+        """The plan whose survivors may not close, in whichever words."""
+        return self.protect_plan or self.rewind_model_name_or_path
 
     def check_l0(self) -> None:
         """Raise `ArgumentError` for values that make no sense."""

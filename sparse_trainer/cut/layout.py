@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from patchers.modeling_pruned import (
     OwnConfig,
     apply_layout,
+    is_no_norm,
     is_skip,
     layout_in,
     portable,
@@ -32,6 +33,8 @@ class Layout(TypedDict):
     """Fields of the config that have other values while the stock class builds what `layers` then thins out."""
     skips: dict[str, list[int | bool]]
     """[outputs, width, bias] of each no-op that took the place of an attention."""
+    norms: dict[str, str]
+    """What took the place of each LayerNorm that is gone: `affine`."""
     shapes: dict[str, list[int]]
     """Shape of each tensor."""
     attributes: dict[str, dict[str, Any]]
@@ -48,9 +51,10 @@ def layout_of(
         earlier: Layers that an earlier cut had left, of the stacks that the config could not describe.
     """
     stock = fit.built
-    layout = Layout(layers={}, build=fit.build, skips={}, shapes={}, attributes={}, selects={})
+    layout = Layout(layers={}, build=fit.build, skips={}, norms={}, shapes={}, attributes={}, selects={})
     layout["layers"] = _layers(model, stock, gone, earlier)
     layout["skips"] = _skips(model)
+    layout["norms"] = {portable(model, p): "affine" for p, m in model.named_modules() if is_no_norm(m)}
     layout["selects"] = _selects(model)
     apply_layout(stock, {**layout, "selects": {}})
     have, plain = shapes_of(model), shapes_of(stock)
@@ -59,14 +63,14 @@ def layout_of(
         for name, shape in have.items()
         if name in plain and plain[name] != shape
     }
-    apply_layout(stock, {**layout, "layers": {}, "skips": {}, "selects": {}})
+    apply_layout(stock, {**layout, "layers": {}, "skips": {}, "norms": {}, "selects": {}})
     layout["attributes"] = _attributes(model, stock)
     return layout
 
 
 def earlier_layout(config: Any) -> Layout:
     """Return the layout that an earlier cut left in a config, an empty one where there was none."""
-    empty = Layout(layers={}, build={}, skips={}, shapes={}, attributes={}, selects={})
+    empty = Layout(layers={}, build={}, skips={}, norms={}, shapes={}, attributes={}, selects={})
     if "pruning" not in vars(config):
         return empty
     return {**empty, **layout_in(config)}  # type: ignore[typeddict-item]
@@ -102,8 +106,9 @@ def check_builds(model: PreTrainedModel) -> None:
 def is_native(layout: Layout) -> bool:
     """Tell whether the stock class builds the model all by itself.
 
-    >>> is_native({"layers": {}, "build": {}, "skips": {}, "shapes": {}, "attributes": {}, "selects": {}})
-    True
+    >>> parts = ("layers", "build", "skips", "norms", "shapes", "attributes", "selects")
+    >>> is_native({part: {} for part in parts}), is_native({"norms": {"LayerNorm": "affine"}})
+    (True, False)
     """
     return not any(layout.values())
 

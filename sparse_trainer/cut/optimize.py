@@ -17,6 +17,7 @@ from patchers.modeling_pruned import FORMAT, pruned_class, stock_class_of
 from patchers.zeros import fold_constants, removable
 from sparse_trainer.auto_classes import auto_map_for
 from sparse_trainer.cut.changes import Cut
+from sparse_trainer.cut.cheaper import fold_cheaper, refuse_blends
 from sparse_trainer.cut.fit import fit_config
 from sparse_trainer.cut.layout import (
     check_builds,
@@ -80,20 +81,25 @@ def optimize_model(
 
     Raises:
         SelfCheckError: the cut model does not compute what the masked one does.
-        UnsupportedModelError: no model we can cut, e.g. one with adapters inside.
+        UnsupportedModelError: no model we can cut, e.g. one with adapters, or with cheaper layers half blended in.
         CheckpointError: the plan is damaged or was made for another model.
     """
     if mode not in MODES:
         raise ArgumentError("mode", f"unknown value {mode!r}.", nearest(mode, MODES))
     _check_model(model)
+    refuse_blends(model)
     compact = model if inplace else copy.deepcopy(model)
     _drop_autocast(compact)
+    cheaper = fold_cheaper(compact)
     check = check and next(compact.parameters()).device.type != "meta"
     zeroed = plan is None and (mode == "heads" or bool(masks_of(compact)))
     expected = outputs_of(compact) if zeroed and check else None
     if zeroed:
         _zero_closed(compact)
     decision = _decide(compact, plan, zeroed=zeroed)
+    if cheaper:
+        method = f"{decision.request.method}, {cheaper}"
+        decision = dataclasses.replace(decision, request=dataclasses.replace(decision.request, method=method))
     unpatch(compact)
     if mode == "heads":
         decision = _of_heads(decision)
@@ -215,7 +221,6 @@ def _cut(model: Any, decision: _Decision) -> None:
     structure, keep, request = decision.structure, decision.keep, decision.request
     before = measure(model, structure, request.sequence_length)
     reached = density_reached(model, structure, keep, request)
-    earlier = plan_of(model)
     if decision.folds:
         fold_constants(model, structure, keep, lambda: outputs_of(model))
     cut(model, structure, keep)
@@ -225,6 +230,20 @@ def _cut(model: Any, decision: _Decision) -> None:
             gone.setdefault(group.stack, set()).add(group.layer)
     _take_class(model, Cut(before=structure, after=discover(model), gone=gone))
     plan = make_plan(model, request=request, structure=structure, keep=keep, reached=reached, before=before)
+    _record(model, plan)
+
+
+def adopt(model: Any, method: str) -> None:
+    """Give a model of which nothing was cut, but layers exchanged, the class that builds it and a plan that says so."""
+    structure, request = discover(model), Request(method=method)
+    _take_class(model, Cut(before=structure, after=structure, gone={}))
+    before = measure(model, structure, request.sequence_length)
+    plan = make_plan(model, request=request, structure=structure, keep={}, reached=1.0, before=before)
+    _record(model, plan)
+
+
+def _record(model: Any, plan: Plan) -> None:
+    earlier = plan_of(model)
     attach_plan(model, plan if earlier is None else compose(earlier, plan))
 
 

@@ -44,7 +44,8 @@ This is a stock checkpoint. Zeros pad its uneven layers to the widest one and to
 stock class is known, larger and slower than it has to be. Parameters and multiply-accumulates are counted without \
 the zeros.
 {%- else -%}
-Its layers are uneven, so `modeling_pruned.py` comes with it, which imports only torch and transformers. \
+Its layers are uneven, or of another sort than those of its class in transformers, so `modeling_pruned.py` comes \
+with it, which imports only torch and transformers. \
 `sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.
 {%- endif %}
 

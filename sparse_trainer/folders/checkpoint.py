@@ -19,7 +19,12 @@ from patchers.patch import PATCH_ENTRIES
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.nn_pruning_format import loading_options, removed_heads
+from sparse_trainer.folders.nn_pruning_format import (
+    complete,
+    is_of_nn_pruning,
+    loading_options,
+    removed_heads,
+)
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
 from sparse_trainer.trainer import STATE_FILE
@@ -69,22 +74,23 @@ def load_model(path: str | os.PathLike[str], auto_class: Any = None, **kwargs: A
     values = _config_values(where, hub)
     plan = _read_plan(where, hub)
     cls = _class_of(where, values, auto_class)
-    removed = {} if "pruning" in values else removed_heads(values, f"{where}: {CONFIG_FILE}")
-    ours = plan is not None or "pruning" in values or bool(removed)
+    old = is_of_nn_pruning(values, f"{where}: {CONFIG_FILE}")
+    ours = plan is not None or "pruning" in values or old
     # A task head of choice, or more labels than before, start fresh: only then may weights be missing.
     strict = (
         ours
         and auto_class is None
         and not {"num_labels", "id2label", "ignore_mismatched_sizes"} & set(kwargs)
     )
-    if removed:
+    if old:
+        removed = removed_heads(values, f"{where}: {CONFIG_FILE}")
         shape, file, options = loading_options(cls, values, removed, where, hub, kwargs)
         model = _load(type(shape.model), where, strict, options, file=file, lacks=shape.lacks)
         # What was renamed to be loaded is not renamed back to be saved.
         vars(model).pop("_weight_conversions", None)
-        plan = shape.plan
-    else:
-        model = _load(cls, where, strict, kwargs)
+        complete(model, shape)
+        return model
+    model = _load(cls, where, strict, kwargs)
     if plan is not None:
         attach_plan(model, plan)
     return model
@@ -126,7 +132,8 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     config = cls.config_class.from_pretrained(where)
     model: Any = cls._from_config(config)
     # The gates stand in the weights: a teacher or an earlier plan is of no use here, and may be gone.
-    sparse_args.distil_teacher_name_or_path = sparse_args.protect_plan = None
+    sparse_args.distil_teacher_name_or_path = None
+    sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
     ModelPatchingCoordinator(sparse_args).patch_model(model)
     _load_state(model, where)
     model.eval()

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from patchers import is_patched
+from patchers.cheaper import blended
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer.cheaper import refuse_no_norm
+from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
 from sparse_trainer.files import write_text
 from sparse_trainer.folders.card import model_card
@@ -61,10 +62,8 @@ def save_pruned(
         beside: Called with the folder before it takes its place, to write further files.
 
     Raises:
-        UnsupportedModelError: a NoNorm is in the model, which no class builds.
-        CheckpointError: the folder is not ours to replace, or the model does not fit the export.
+        CheckpointError: the folder is not ours to replace, or the model is not finished or does not fit the export.
     """
-    refuse_no_norm(model)
     export = export_form(export)
     plan = plan or plan_of(model)
     if plan is None:
@@ -106,7 +105,21 @@ def _form(model: PreTrainedModel, export: Export) -> Export:
             "still has gates.",
             "Save optimize_model(model), which has closed units cut out.",
         )
+    if any(blended(model)):
+        raise CheckpointError(
+            type(model).__name__,
+            "still has blended layers.",
+            "Save optimize_model(model), or call sparse_trainer.cheaper.finish(model) first.",
+        )
     uneven = stock_class_of(model) is not type(model)
+    norms = earlier_layout(model.config)["norms"]
+    if norms and export in ("native", "padded"):
+        raise CheckpointError(
+            "export",
+            f"{export!r} is for {type(model).__name__} as it stands in transformers, which has LayerNorm where this "
+            "model has NoNorm.",
+            "Use 'self-contained'.",
+        )
     if export == "native" and uneven:
         raise CheckpointError(
             "export",

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from patchers.modeling_pruned import pruned_class
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders import checkpoint
-from sparse_trainer.folders.nn_pruning_format import cut_shape, removed_heads
+from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
 from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
 
 
@@ -49,9 +49,10 @@ def load_shape(name: str) -> PreTrainedModel:
             source, f"no readable config: {error}.", "Give a model folder or a hub id."
         ) from error
     cls, values = _model_class(config), config.to_dict()
-    removed = {} if "pruning" in values else removed_heads(values, source)
-    if removed:
-        return cut_shape(cls, config, removed, source).model
+    if is_of_nn_pruning(values, source):
+        shape = cut_shape(cls, config, removed_heads(values, source), source)
+        complete(shape.model, shape)
+        return shape.model
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(config)
     return model

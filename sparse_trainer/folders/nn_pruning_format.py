@@ -1,5 +1,6 @@
 """Read checkpoints of the nn_pruning era: `pruned_heads` in the config, attention already cut, zeros left in the FFNs.
 
+Some have norms that only scale and shift, under the names of LayerNorms: their config says `layer_norm_type` `no_norm`.
 transformers 4 cut the heads of its model when it met `pruned_heads`; transformers 5 does not know the entry. Here the
 same heads are cut out of the shape of the model, and transformers loads the weights into that.
 """
@@ -19,14 +20,15 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 
 from patchers import Structure, discover
-from sparse_trainer.cut.optimize import optimize_model
+from patchers.cheaper import read_as_no_norms
+from sparse_trainer.cut.optimize import adopt, optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.plan.document import GroupPlan, Plan
-from sparse_trainer.plan.record import plan_of
+from sparse_trainer.plan.record import attach_plan, plan_of
 
 HEADS_FIELD = "pruned_heads"
 METHOD = "nn_pruning"
-_NORM_FIELD = "layer_norm_type"
+_NORM_FIELD, _NO_NORM = "layer_norm_type", "no_norm"
 _SAFE_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 _PICKLED_FILES = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 # What the classes of that time stored and those of today do not have.
@@ -58,6 +60,8 @@ class CutShape:
     """Parameters of attentions without heads, by their name in the checkpoint."""
     renamed: Mapping[str, str]
     """Those among them that live on under another name."""
+    no_norms: bool
+    """Whether what it stores as LayerNorms are NoNorms."""
 
     def lacks(self, entry: str) -> bool:
         """Tell whether an entry of the checkpoint is rightly without a place in the model."""
@@ -88,10 +92,32 @@ def removed_heads(config_values: Mapping[str, Any], where: str = "config.json") 
     return removed
 
 
+def is_of_nn_pruning(config_values: Mapping[str, Any], where: str = "config.json") -> bool:
+    """Tell whether a checkpoint is one that transformers reads wrongly or not at all.
+
+    Raises:
+        CheckpointError: as `removed_heads`.
+
+    >>> is_of_nn_pruning({"layer_norm_type": "no_norm"}), is_of_nn_pruning({"pruned_heads": {}})
+    (True, False)
+    """
+    if "pruning" in config_values:  # read, and saved again
+        return False
+    return bool(removed_heads(config_values, where)) or config_values.get(_NORM_FIELD) == _NO_NORM
+
+
+def complete(model: Any, shape: CutShape) -> None:
+    """Attach the plan of a loaded checkpoint, and exchange its norms where it has none that normalize, in place."""
+    attach_plan(model, shape.plan)
+    if shape.no_norms:
+        read_as_no_norms(model)
+        adopt(model, METHOD)
+
+
 def cut_shape(
     stock: Any, config: PreTrainedConfig, removed: Mapping[int, Set[int]], where: str = "config.json"
 ) -> CutShape:
-    """Build a model without the removed heads, on the meta device.
+    """Build a model without the removed heads, on the meta device; its norms are still those of its class.
 
     Args:
         stock: Its class in transformers.
@@ -99,16 +125,11 @@ def cut_shape(
         removed: What `removed_heads` found in it.
 
     Raises:
-        CheckpointError: a layer or head that the model does not have; norms that transformers does not have.
+        CheckpointError: a layer or head that the model does not have.
     """
     config = copy.deepcopy(config)
     vars(config).pop(HEADS_FIELD, None)
-    if vars(config).get(_NORM_FIELD) == "no_norm":
-        raise CheckpointError(
-            f"{where}: {_NORM_FIELD}",
-            "'no_norm': this model scales where its class in transformers normalizes, and would answer wrongly.",
-            "Take a checkpoint with layer norms.",
-        )
+    no_norms = vars(config).pop(_NORM_FIELD, None) == _NO_NORM
     with torch.device("meta"):
         model: Any = stock._from_config(config)
     structure, before = discover(model), _names(model)
@@ -119,7 +140,7 @@ def cut_shape(
     gone = before - _names(model)
     consumers = [structure[name].consumer for name, heads in kept.items() if not heads]
     renamed = _renamed(consumers, _names(model) - before)
-    return CutShape(model=model, plan=plan, gone=frozenset(gone), renamed=renamed)
+    return CutShape(model=model, plan=plan, gone=frozenset(gone), renamed=renamed, no_norms=no_norms)
 
 
 def loading_options(

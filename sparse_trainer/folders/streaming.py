@@ -25,7 +25,7 @@ from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.checkpoint import CONFIG_FILE, refuse_patched
 from sparse_trainer.folders.export import CARD_FILE, check_target, new_folder
 from sparse_trainer.folders.loading import load_shape
-from sparse_trainer.folders.nn_pruning_format import removed_heads
+from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
 from sparse_trainer.folders.stored import Origin, Stored, origins
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan, plan_of
@@ -94,7 +94,7 @@ def _check_source(folder: Path) -> None:
         raise CheckpointError(str(folder), f"holds no {CONFIG_FILE}.", "Give the folder of a model.")
     refuse_patched(folder)
     values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    if values.get("quantization_config") or ("pruning" not in values and removed_heads(values, str(folder))):
+    if values.get("quantization_config") or is_of_nn_pruning(values, str(folder)):
         raise CheckpointError(
             str(folder), "is quantized, or a checkpoint of nn_pruning.",
             "Load it with load_pruned, cut it with optimize_model and save it with save_pruned.",

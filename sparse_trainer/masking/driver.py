@@ -13,10 +13,11 @@ from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, drawn, presence
 from patchers.layers import linear_at, weight_OI
 from patchers.masks import bake
 from patchers.zeros import zero_units
-from sparse_trainer.errors import NonFiniteError
+from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.masking.arguments import DISABLED
 from sparse_trainer.masking.rules import BY_FRACTION, Method, choose, n_of_m
-from sparse_trainer.masking.sites import Site, hang_masks
+from sparse_trainer.masking.sites import Site, hang_masks, protected_blocks
+from sparse_trainer.plan.protect import protected_units
 from sparse_trainer.plan.record import Request, remember_request
 from sparse_trainer.schedule import Schedule
 
@@ -36,9 +37,24 @@ class Masking:
         self.sites: list[Site] = hang_masks(model, structure, args)
         remember_request(model, Request(method=args.method_name))
         self.masks: dict[str, WeightMask] = masks_of(model)
+        self._protected = self._find_protected()
         self.wants_calibration = False
         self.schedule: Schedule = args.schedule
         self.progress = 0.0
+
+    def _find_protected(self) -> dict[int, Tensor]:
+        """Return what may not close, by number of the site: of units that a first run left."""
+        units = protected_units(self.args, self.model, self.structure)
+        found = {
+            number: protected_blocks(self.model, site, units[site.group.name])
+            for number, site in enumerate(self.sites)
+            if site.options is not None and site.group.name in units
+        }
+        if any(self.sites[number].method == "l0" for number in found):
+            raise ArgumentError(
+                "protect_plan", "the method l0 draws its masks at random.", "Take another method, or gates."
+            )
+        return found
 
     @property
     def gates(self) -> dict[str, Gate]:
@@ -82,6 +98,10 @@ class Masking:
         for number, site in enumerate(self.sites):
             draw = None if self.finished else f"{self.args.seed}/{self.progress}/{number}"
             _rebuild(self.model, site, self.args, remaining, draw)
+            if number in self._protected:
+                keep = site.holder.keep_U if isinstance(site.holder, Gate) else site.holder.keep_RC
+                self._protected[number] = self._protected[number].to(keep.device)
+                _set(site.holder, torch.where(self._protected[number], 1, keep), None)
         for mask in set(self.masks.values()):
             mask.settle()
 

@@ -57,6 +57,18 @@ class Site:
         return torch.stack(squares).sum(0) if len(squares) > 1 else squares[0]
 
 
+def protected_blocks(model: nn.Module, site: Site, keep_U: Tensor) -> Tensor:
+    """Return the blocks of a site, or the channels of its gate, that hold a feature of the units in `keep_U`."""
+    if isinstance(site.holder, Gate):
+        return keep_U
+    covered_RC = torch.zeros(site.holder.keep_RC.shape, dtype=torch.bool)
+    for piece in (s for s in site.group.slices if s.path in site.paths):
+        axis = 0 if piece.axis == "out" else 1
+        size = features(linear_at(model, piece.path))[axis] // covered_RC.shape[axis]
+        covered_RC.index_fill_(axis, piece.index_UW[keep_U].flatten() // size, True)
+    return covered_RC
+
+
 def hang_masks(model: nn.Module, structure: Structure, args: MaskArguments) -> list[Site]:
     """Hang the masks that the arguments ask for, all open; channels of whole FFNs get gates.
 

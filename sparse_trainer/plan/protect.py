@@ -20,18 +20,27 @@ _FIRST = 1e30
 
 
 def survivors(args: Any, model: nn.Module, structure: Structure, selector: AnySelector) -> dict[str, Tensor]:
-    """Return what `args.protect_plan` kept, shape [U], by name, for the groups of `args.protect_kinds`.
+    """Return the protected units, as `protected_units` does, once the budget pays for all of them.
+
+    Raises:
+        BudgetError: it does not.
+    """
+    kept = protected_units(args, model, structure)
+    if kept:
+        _check_affordable(selector, structure, kept)
+    return kept
+
+
+def protected_units(args: Any, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    """Return what the plan of a first run kept, shape [U], by name, for the groups of `args.protect_kinds`.
 
     Raises:
         CheckpointError: the plan is damaged, or was made for another model.
-        BudgetError: the budget does not pay for all of it.
     """
-    if args.protect_plan is None:
+    if args.first_plan is None:
         return {}
-    keep = Plan.load(args.protect_plan).keep_for(discover(model))
-    kept = {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
-    _check_affordable(selector, structure, kept)
-    return kept
+    keep = Plan.load(args.first_plan).keep_for(discover(model))
+    return {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
 
 
 def put_first(scores: Mapping[str, Tensor], protected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -175,22 +175,35 @@ def compose(first: Plan, second: Plan) -> Plan:
     for name, (before, after) in second.shapes.items():
         original = origin.name(name)
         shapes[original] = (shapes.get(original, (before, None))[0], after)
-    reached = (first.density_reached, second.density_reached)
-    same_target = first.target == second.target
+    asked = first if _is_whole(second) else second
     return Plan(
         model_type=second.model_type,
         architecture=second.architecture,
         method=first.method if first.method == second.method else f"{first.method}, then {second.method}",
-        target=second.target,
-        scope=second.scope,
-        density_asked=second.density_asked,
-        density_reached=reached[0] * reached[1] if same_target and None not in reached else None,  # type: ignore[operator]
+        target=asked.target,
+        scope=asked.scope,
+        density_asked=asked.density_asked,
+        density_reached=_both_densities(first, second),
         params={"dense": first.params["dense"], "compact": second.params["compact"]},
         macs={"dense": first.macs["dense"], "compact": second.macs["compact"]},
         groups=groups,
         shapes=shapes,
         versions=second.versions,
     )
+
+
+def _is_whole(plan: Plan) -> bool:
+    """Tell whether a plan keeps everything, as that of exchanged layers does."""
+    return all(len(group["keep"]) == group["size"] for group in plan.groups.values())
+
+
+def _both_densities(first: Plan, second: Plan) -> float | None:
+    if _is_whole(first) or _is_whole(second):
+        return (second if _is_whole(first) else first).density_reached
+    reached = (first.density_reached, second.density_reached)
+    if first.target != second.target or reached[0] is None or reached[1] is None:
+        return None
+    return reached[0] * reached[1]
 
 
 def _both(name: str, kept: list[int], second: GroupPlan) -> list[int]:

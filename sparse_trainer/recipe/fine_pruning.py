@@ -47,6 +47,10 @@ class ModelOptions:
     """Fine-tune a dense model first, with these changes to `training`; null = do not. (Without pruning it is all.)"""
     prune_from: Literal["pretrained", "dense"] = "pretrained"
     """Where fine-pruning starts: at the pretrained model, or at the dense model that was fine-tuned first."""
+    rewind: str | None = None
+    """Folder or file with the plan of an earlier run: the model is cut by it, and then trained (or pruned further)."""
+    fill: bool = False
+    """Fill the zeros inside the layers of a pruned model with small noise, and then train it (or prune it further)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def run(recipe: Recipe | OneShotRecipe, tell: Tell = logger.info) -> RunResult:
     if recipe.pruning is None:
         return _run_dense(setting, folder, tell, start)
     student, teacher = setting.load_model(), load_teacher(setting, recipe.pruning)
-    rehearse(student, recipe.pruning)
+    rehearse(setting.rewound(student), recipe.pruning)
 
     dense, dense_metrics, student = starting_points(setting, student, tell)
     if recipe.pruning.distil_teacher_name_or_path == DENSE:
@@ -123,9 +123,10 @@ def _save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
 def _run_dense(setting: Setting, folder: Path, tell: Tell, start: float) -> RunResult:
     """Fine-tune without pruning, save a stock checkpoint, measure it."""
     recipe = setting.recipe
-    tell("fine-tuning")
     training = recipe.dense_training() or recipe.training
-    model = train(setting, setting.load_model(), training)
+    model = setting.start(setting.load_model(), tell)
+    tell("fine-tuning")
+    model = train(setting, model, training)
     comparison = compare({"dense": (model, evaluate(setting, model, training))}, recipe.export)
     tell(f"saving to {folder}")
     _save_dense(setting, model, folder)

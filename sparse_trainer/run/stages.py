@@ -18,10 +18,12 @@ from transformers import (
 )
 
 from patchers import unpatch
+from patchers.cheaper import unblend
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import RecipeError
+from sparse_trainer.fill import fill, rewind
 from sparse_trainer.folders.loading import resolve
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.tasks import Prepared, Task, find_task
@@ -45,6 +47,18 @@ class Setting:
         """Load the model that the recipe starts from; its fresh head follows from the seed."""
         set_seed(self.recipe.training.seed)
         return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
+
+    def rewound(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the model in the shapes of the plan that the recipe names, or the model itself."""
+        plan = self.recipe.model.rewind
+        return model if plan is None else rewind(model, plan)
+
+    def start(self, model: PreTrainedModel, tell: Tell) -> PreTrainedModel:
+        """Return the model to train: rewound, and filled in place, where the recipe says so."""
+        model = self.rewound(model)
+        if self.recipe.model.fill:
+            tell(f"{fill(model):,} zeros filled")
+        return model
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the arguments that every Trainer of the run shares."""
@@ -91,6 +105,7 @@ def rehearse(model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
     """Patch and unpatch, so that a model or budget that cannot work is refused before the dense fine-tune."""
     alone = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
     unpatch(ModelPatchingCoordinator(alone).patch_model(model))
+    unblend(model)
 
 
 def starting_points(
@@ -99,12 +114,13 @@ def starting_points(
     """Return the dense baseline, its metrics (None: it is not fine-tuned) and the model to prune."""
     training = setting.recipe.dense_training()
     if training is None:
-        return model, None, copy.deepcopy(model)
+        return model, None, setting.start(copy.deepcopy(model), tell)
     tell("fine-tuning the dense model")
     dense = train(setting, model, training)
     metrics = evaluate(setting, dense, training)
     from_dense = setting.recipe.model.prune_from == DENSE
-    return dense, metrics, copy.deepcopy(dense) if from_dense else setting.load_model()
+    student = copy.deepcopy(dense) if from_dense else setting.load_model()
+    return dense, metrics, setting.start(student, tell)
 
 
 def train(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:

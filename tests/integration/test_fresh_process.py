@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from patchers import discover
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.export import save_pruned
-from tests.compact_models import DECISIONS, FAMILIES, batch, logits, patched, tiny, uneven_keep
+from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny, uneven_keep
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +116,11 @@ def said(tmp_path_factory: pytest.TempPathFactory, expected: dict[str, torch.Ten
                 # The plain way: nothing of ours is called.
                 compact.save_pretrained(root / key)
                 tokenizer.save_pretrained(root / key)
+        model = cheap(family)
+        compact = optimize_model(patched(model, uneven_keep(discover(model))))
+        expected[f"{family}-cheaper"] = logits(compact)
+        compact.save_pretrained(root / f"{family}-cheaper")
+        tokenizer.save_pretrained(root / f"{family}-cheaper")
     save_file(batch(tiny()), root / "batch.safetensors")
     (root / "reader.py").write_text(READER, encoding="utf-8")
     environment = {
@@ -133,7 +138,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, expected: dict[str, torch.Ten
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-NAMES = [f"{family}-{decision}" for family in FAMILIES for decision in DECISIONS]
+NAMES = [f"{family}-{decision}" for family in FAMILIES for decision in (*DECISIONS, "cheaper")]
 
 
 @pytest.mark.parametrize("name", NAMES)

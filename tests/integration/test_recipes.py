@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from sparse_trainer import load_pruned
+from patchers.modeling_pruned import is_no_norm
+from sparse_trainer import load_pruned, save_pruned
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
 from sparse_trainer.folders.compact import compact_folder
@@ -142,6 +143,51 @@ def test_a_pruned_model_is_fine_tuned_on_and_keeps_its_plan(files: Path, tmp_pat
     assert load_pruned(second.folder).num_parameters() == load_pruned(first.folder).num_parameters()
 
 
+def test_zeros_in_a_pruned_model_are_filled_and_fine_tuned_on(files: Path, tmp_path: Path) -> None:
+    first = run(small("boolq-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
+    model = load_pruned(first.folder)
+    weight = model.bert.encoder.layer[0].intermediate.dense.weight
+    weight.data[::2, ::2] = 0
+    zeros = int((weight == 0).sum())
+    folder = save_pruned(model, tmp_path / "zeros", processor=AutoTokenizer.from_pretrained(first.folder))
+    more = (f"model.name_or_path={folder}", "model.dense_training=null", "pruning=null", "model.fill=true")
+    said: list[str] = []
+    second = run(small("boolq-local", files, tmp_path / "more", *more), said.append)
+    assert f"{zeros} zeros filled" in said
+    filled = load_pruned(second.folder)
+    assert int((filled.bert.encoder.layer[0].intermediate.dense.weight == 0).sum()) == 0
+    assert Plan.load(second.folder) == Plan.load(first.folder)
+
+
+def test_the_dense_model_is_trained_in_the_shapes_of_an_earlier_run(files: Path, tmp_path: Path) -> None:
+    first = run(small("boolq-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
+    again = ("model.dense_training=null", f"model.rewind={first.folder}")
+    second = run(small("boolq-local", files, tmp_path / "again", *again, "pruning=null"), lambda line: None)
+    shapes = {name: p.shape for name, p in load_pruned(first.folder).named_parameters()}
+    assert {name: p.shape for name, p in load_pruned(second.folder).named_parameters()} == shapes
+    assert Plan.load(second.folder).groups == Plan.load(first.folder).groups
+    further = ("pruning.distil_teacher_name_or_path=self", "export.verify=false")
+    third = run(small("boolq-local", files, tmp_path / "further", *again, *further), lambda line: None)
+    assert third.plan is not None
+    assert third.plan.params["dense"] == third.comparison.models["dense"].parameters
+    for name, group in third.plan.groups.items():
+        assert set(group["keep"]) <= set(Plan.load(first.folder).groups[name]["keep"]), name
+    assert third.plan.params["compact"] < Plan.load(first.folder).params["compact"]
+
+
+def test_cheaper_layers_of_a_recipe_end_up_in_the_folder(files: Path, tmp_path: Path) -> None:
+    said = ("pruning.cheaper=[relu, no_norm]", "pruning.distil_teacher_name_or_path=null")
+    recipe = small("boolq-local", files, tmp_path / "run", *said, "model.dense_training=null")
+    result = run(recipe, lambda line: None)
+    assert result.reloaded is not None
+    assert result.reloaded.same_predictions == result.reloaded.samples
+    assert result.plan is not None
+    assert result.plan.method == "movement, relu + no_norm"
+    model = load_pruned(result.folder)
+    assert model.config.hidden_act == "relu"
+    assert sum(map(is_no_norm, model.modules())) == 4
+
+
 def test_a_dense_run_saves_a_stock_checkpoint(files: Path, tmp_path: Path) -> None:
     result = run(small("boolq-local", files, tmp_path / "run", "pruning=null"), lambda line: None)
     assert result.plan is None
@@ -180,6 +226,7 @@ def test_the_same_recipe_runs_again_over_its_own_result(files: Path, tmp_path: P
         (["data.max_length=65"], RecipeError, "the model reads 64 tokens at most"),
         (["data.text_columns=[passage]"], RecipeError, "there is one text column"),
         (["model.name_or_path=/nowhere/at/all"], RecipeError, "/nowhere/at/all"),
+        (["model.rewind=/nowhere/at/all"], CheckpointError, "/nowhere/at/all.* cannot be read"),
         (["pruning.exclude=['layer.7']"], SparseTrainerError, "matches no group"),
         (["pruning.min_keep={channels: 32, heads: 4}"], SparseTrainerError, "min_keep"),
     ],

@@ -23,6 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {},
     "wanda": {"calibration_samples": 8},
     "fisher": {"calibration_samples": 8},
+    "cheaper": {"scoring": "movement", "cheaper": ["relu", "no_norm"], "cheaper_until": 0.6},
     "layer_gate": {"density": 0.67, "score_learning_rate": 0.1},
     "l0": {"l0_learning_rate": 0.3},
     "l0-nested": {

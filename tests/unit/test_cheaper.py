@@ -8,11 +8,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from patchers import discover
-from patchers.cheaper import BlendedActivation, BlendedNorm, NoNorm, blended
-from sparse_trainer import SparseTrainingArguments, optimize_model, save_pruned
+from patchers.cheaper import BlendedActivation, BlendedNorm, blended, unblend
+from patchers.modeling_pruned import is_no_norm
+from sparse_trainer import SparseTrainingArguments, load_pruned, optimize_model, save_pruned
 from sparse_trainer.cheaper import Cheapening, cheapen, finish, set_mix
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from tests.compact_models import DECISIONS, FAMILIES, batch, logits, patched, tiny
+from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.probe import check_same, outputs_of
+from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
+from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.folders.streaming import cut_checkpoint
+from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny
 from tests.laws.training import trainer
 
 BOTH = ("relu", "no_norm")
@@ -61,14 +66,17 @@ def test_blend_and_statistics_by_hand() -> None:
     layer = BlendedNorm(norm, decay=0.9)
     batches = [torch.randn(2, 3, 6, dtype=torch.float64) * scale + 1 for scale in (1.0, 2.0)]
     for x in batches:
-        layer.train()(x)
+        for row in x:  # as gradient accumulation splits them
+            layer.train()(row)
+        layer.take_in()
+        layer.take_in()
     means = [x.mean(-1).mean() for x in batches]
     variances = [x.var(-1, correction=0).mean() for x in batches]
     mean = 0.9 * means[0] + 0.1 * means[1]
     variance = 0.9 * variances[0] + 0.1 * variances[1]
     layer.eval().mix.fill_(0.25)
     plain = (batches[0] - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
-    torch.testing.assert_close(layer(batches[0]), 0.25 * norm(batches[0]) + 0.75 * plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer(batches[0]), 0.25 * norm(batches[0]) + 0.75 * plain, rtol=0, atol=1e-12)
     act = BlendedActivation(torch.nn.GELU())
     act.mix.fill_(0.25)
     x = batches[0]
@@ -86,13 +94,14 @@ def test_no_norm_is_never_taken_for_a_layer_norm(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         type(model).from_pretrained(tmp_path / "blended")
     twin.load_state_dict(model.state_dict())
+    stock = type(model)
+    with pytest.raises(CheckpointError, match="LayerNorm"):
+        load_pruned(tmp_path / "blended")
     finish(model)
-    assert any(isinstance(m, NoNorm) for m in model.modules())
-    with pytest.raises(UnsupportedModelError, match="NoNorm"):
-        save_pruned(model, tmp_path / "folded")
+    assert any(map(is_no_norm, model.modules()))
     model.save_pretrained(tmp_path / "plain")
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
-        type(model).from_pretrained(tmp_path / "plain")
+        stock.from_pretrained(tmp_path / "plain")
 
 
 def test_trainer_blends_to_the_end_and_goes_on_after_a_stop(tmp_path: Path) -> None:
@@ -137,17 +146,110 @@ def test_bad_input() -> None:
         cheapen(tiny("bert", hidden_act="silu"))
 
 
+@pytest.mark.parametrize("first", ["finish", "optimize"])
 @pytest.mark.parametrize("decision", ["uneven", "even"])
-def test_no_norm_and_pruning_go_together(decision: str) -> None:
-    model = tiny()
-    cheapen(model, BOTH)
-    model.train()(**batch(model))
-    set_mix(model.eval(), 0.0)
+def test_no_norm_and_pruning_go_together_in_either_order(decision: str, first: str, tmp_path: Path) -> None:
+    model = cheap()
     gates = patched(model, DECISIONS[decision](discover(model)))
     before = logits(gates)
-    with pytest.raises(UnsupportedModelError, match="LayerNorm"):
-        optimize_model(gates)
-    finish(gates)
+    if first == "finish":
+        finish(gates)
     compact = optimize_model(gates)
+    finish(compact)
     torch.testing.assert_close(logits(compact), before, rtol=0, atol=1e-10)
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in compact.bert.encoder.modules())
+    again = load_pruned(save_pruned(compact, tmp_path / "out"))
+    assert torch.equal(logits(again), logits(compact))
+    assert again.pruning_plan.density_reached < 1
+    if first == "optimize":
+        assert again.pruning_plan.method == "gates, relu + no_norm"
+
+
+def test_a_cut_may_follow_on_a_finished_model_and_on_its_folder(tmp_path: Path) -> None:
+    model = cheap()
+    finish(model)
+    folder = save_pruned(model, tmp_path / "whole")
+    assert model.pruning_plan.method == "relu + no_norm"
+    assert model.pruning_plan.density_reached == 1.0
+    assert all(len(g["keep"]) == g["size"] for g in model.pruning_plan.groups.values())
+    gates = patched(load_pruned(folder), DECISIONS["uneven"](discover(model)))
+    before = logits(gates)
+    compact = optimize_model(gates)
+    torch.testing.assert_close(logits(compact), before, rtol=0, atol=1e-10)
+    plan = compact.pruning_plan
+    assert plan.method == "relu + no_norm, then gates"
+    assert plan.params["dense"] == model.num_parameters()
+    shape = {name: p.shape for name, p in compact.named_parameters()}
+    again = load_pruned(save_pruned(compact, tmp_path / "cut"))
+    assert torch.equal(logits(again), logits(compact))
+    assert {name: p.shape for name, p in load_shape(str(tmp_path / "cut")).named_parameters()} == shape
+    streamed = load_pruned(cut_checkpoint(folder, plan, tmp_path / "streamed"))
+    assert torch.equal(logits(streamed), logits(compact))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_was_only_made_cheaper_saves_and_loads(family: str, tmp_path: Path) -> None:
+    model = cheap(family)
+    before = logits(model)
+    finish(model)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-12)
+    again = load_pruned(save_pruned(model, tmp_path / "out"))
+    assert torch.equal(logits(again), logits(model))
+    assert [tuple(p.shape) for p in again.parameters()] == [tuple(p.shape) for p in model.parameters()]
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(load_pruned(tmp_path / "again")), logits(model))
+    stock = type(model).stock_class
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
+        stock.from_pretrained(tmp_path / "out")
+    fresh = type(model)._from_config(model.config)
+    assert sum(map(is_no_norm, fresh.modules())) == sum(map(is_no_norm, model.modules())) >= 6
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bart", "vit", "whisper"])
+def test_decoders_pictures_and_sound_save_and_load_too(model_type: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type)
+    cheapen(model, BOTH)
+    set_mix(model, 0.0)
+    before = outputs_of(model)
+    finish(model)
+    again = load_pruned(save_pruned(model, tmp_path / "out"))
+    check_same(before, model, what="the outputs before and after folding")
+    assert all(map(torch.equal, outputs_of(model), outputs_of(again)))
+
+
+def test_exports_that_only_the_stock_class_reads_are_refused(tmp_path: Path) -> None:
+    model = cheap()
+    finish(model)
+    for export in ("native", "padded"):
+        with pytest.raises(CheckpointError, match=f"'{export}' .*NoNorm.*Use 'self-contained'"):
+            save_pruned(model, tmp_path / export, export=export)
+    assert save_pruned(model, tmp_path / "own", export="self-contained").is_dir()
+    half = cheap()
+    set_mix(half, 0.25)
+    with pytest.raises(UnsupportedModelError, match=r"still blended.*25%.*finish"):
+        optimize_model(half)
+    set_mix(half, 0.0)
+    with pytest.raises(CheckpointError, match=r"still has blended layers.*finish"):
+        save_pruned(half, tmp_path / "half", plan=model.pruning_plan)
+
+
+def test_unblend_puts_the_same_parameters_back() -> None:
+    model = tiny()
+    before, parameters = logits(model), dict(model.named_parameters())
+    cheapen(model, BOTH)
+    set_mix(model, 0.0)
+    unblend(model)
+    assert torch.equal(logits(model), before)
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert model.state_dict().keys() == tiny().state_dict().keys()
+
+
+def test_what_is_missing_is_named_and_leaves_no_trace() -> None:
+    model = tiny()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.LayerNorm):
+                setattr(module, name, torch.nn.RMSNorm(32, dtype=torch.float64))
+    with pytest.raises(UnsupportedModelError, match="change into no_norm"):
+        cheapen(model, BOTH)
+    assert not list(blended(model))

@@ -1,6 +1,7 @@
 """Filling touches exact zeros of prunable weights and nothing else; rewinding keeps decision and weights."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +101,35 @@ def test_protected_heads_stay_in_a_second_run(tmp_path: object) -> None:
                 density={"heads": 0.25, "channels": 0.5}, protect_plan=f"{tmp_path}/plan.json"
             )
         ).patch_model(tiny())
+
+
+MASKS = {
+    "dense_pruning_method": "topK:1d_alt",
+    "attention_pruning_method": "topK",
+    "attention_output_with_dense": False,
+    "attention_block_rows": 4,
+    "attention_block_cols": 8,
+    "final_threshold": 0.2,
+}
+
+
+@pytest.mark.parametrize("word", ["protect_plan", "rewind_model_name_or_path"])
+def test_masks_leave_protected_heads_whole(word: str, tmp_path: Path) -> None:
+    plan = optimize_model(patched(tiny(), uneven_keep(discover(tiny())))).pruning_plan
+    plan.save(tmp_path / "plan.json")
+    model, coordinator = loop(SparseTrainingArguments(**MASKS, **{word: str(tmp_path / "plan.json")}))
+    coordinator.end()
+    touched = 0
+    for group in discover(model).of(["heads"]):
+        for piece in group.slices:
+            weight = model.get_submodule(piece.path).weight
+            if piece.axis == "in":
+                weight = weight.T
+            kept = piece.index_UW[plan.keep_for(discover(tiny()))[group.name]].flatten()
+            assert bool((weight[kept] != 0).all()), piece.path
+            touched += int((weight == 0).sum())
+    assert touched > 1000
+    drawn = {"attention_pruning_method": "l0", "regularization": "l0", "regularization_final_lambda": 1.0}
+    args = SparseTrainingArguments(**{**MASKS, **drawn, word: str(tmp_path / "plan.json")})
+    with pytest.raises(ArgumentError, match=r"protect_plan.*l0"):
+        ModelPatchingCoordinator(args).patch_model(tiny())

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig
+from transformers import BertConfig, BertForSequenceClassification
 
 from patchers import discover
-from patchers.modeling_pruned import layout_in
+from patchers.modeling_pruned import LayoutError, layout_in, pruned_class
+from sparse_trainer.cheaper import cheapen, finish
 from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.fit import Fit, build, fit_config
 from sparse_trainer.cut.layout import check_builds, is_native, layout_of
@@ -42,6 +43,22 @@ def test_tables_from_outside_the_block_are_selected() -> None:
     assert layout_in(compact.config)["selects"]["encoder.layer.0.attention.attn"] == [
         {"argument": "position_bias", "position": 2, "dim": 1, "index": [1, 3], "of": 4, "returned": None}
     ]
+
+
+def test_norms_without_statistics_are_listed_and_folders_without_the_part_still_read() -> None:
+    model = tiny()
+    cheapen(model, ("no_norm",))
+    finish(model)
+    layout = layout_in(model.config)
+    assert layout["norms"]["encoder.layer.0.attention.output.LayerNorm"] == "affine"
+    assert len(layout["norms"]) == 6
+    assert not any(layout[part] for part in layout if part != "norms")
+    old = optimize_model(patched(tiny(), uneven_keep(discover(tiny())))).config
+    del old.pruning["layout"]["norms"]
+    assert layout_in(old)["norms"] == {}
+    model.config.pruning["layout"]["norms"]["encoder.layer.0.attention.output.LayerNorm"] = "rms"
+    with pytest.raises(LayoutError, match=r"layout\.norms.*unknown kind of norm 'rms'"):
+        pruned_class(BertForSequenceClassification)(model.config)
 
 
 def test_a_change_that_no_layout_can_say_is_refused() -> None:

@@ -20,6 +20,7 @@ from sparse_trainer.folders.checkpoint import load_model
 from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.nn_pruning_format import removed_heads
+from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.plan.record import plan_of
 from tests.compact_models import batch
 from tests.nn_pruning_files import (
@@ -307,12 +308,51 @@ def test_damaged_pickles_are_named(content: bytes, tmp_path: Path) -> None:
         load_pruned(folder)
 
 
-def test_norms_that_only_scale_are_refused(tmp_path: Path) -> None:
+class Scaled(torch.nn.Module):
+    """What nn_pruning puts in the place of every LayerNorm of such a checkpoint."""
+
+    def __init__(self, norm: torch.nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+@pytest.mark.parametrize("removed", [UNEVEN, {}], ids=["heads-removed", "no-head-removed"])
+@pytest.mark.parametrize("file", [BIN, SAFE])
+def test_norms_that_only_scale(removed: Mapping[int, list[int]], file: str, tmp_path: Path) -> None:
     family = FAMILIES["bert"]
-    folder = write(tmp_path / "old", family, cut_state(family, family.dense(), UNEVEN), UNEVEN)
+    reference = with_zeros(family, removed)
+    state = cut_state(family, reference, removed)
+    for owner in list(reference.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, torch.nn.LayerNorm):
+                setattr(owner, name, Scaled(child))
+    for block in reference.bert.encoder.layer:
+        block.intermediate.intermediate_act_fn = torch.nn.ReLU()
+    folder = write(tmp_path / "old", family, state, removed, file)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(
-        json.dumps({**values, "layer_norm_type": "no_norm"}), encoding="utf-8"
-    )
-    with pytest.raises(CheckpointError, match="layer_norm_type: 'no_norm'"):
-        load_pruned(folder)
+    values |= {"layer_norm_type": "no_norm", "hidden_act": "relu"}
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+    model = load_pruned(folder)
+    expected = spans(reference)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(spans(model) / scale, expected / scale, rtol=0, atol=1e-5)
+    assert "layer_norm_type" not in model.config.to_dict()
+    shape = load_shape(str(folder))
+    assert {n: p.shape for n, p in shape.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+    compact = optimize_model(model)
+    torch.testing.assert_close(spans(compact) / scale, expected / scale, rtol=0, atol=1e-5)
+    plan = plan_of(compact)
+    assert plan is not None
+    assert plan.method == "nn_pruning, then zeros"
+    assert plan.params["dense"] == reference.num_parameters()
+    for number, saved in enumerate((model, compact)):
+        again = load_pruned(save_pruned(saved, tmp_path / str(number)))
+        assert torch.equal(spans(again), spans(saved))
+    with pytest.raises(CheckpointError, match="checkpoint of nn_pruning"):
+        cut_checkpoint(folder, plan, tmp_path / "streamed")
