@@ -282,6 +282,8 @@ def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
         owner.nx, owner.nf = owner.weight.shape
     elif isinstance(owner, nn.Embedding):
         owner.num_embeddings, owner.embedding_dim = owner.weight.shape
+    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm):
+        owner.normalized_shape = tuple(owner.weight.shape)
 
 
 def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -> None:
