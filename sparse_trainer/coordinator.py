@@ -1,6 +1,6 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers import Gate, Structure, discover
+from patchers.groups import Kind
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
 from sparse_trainer.distillation.teacher import TeacherSource, make_distiller, open_layers
@@ -70,6 +71,7 @@ class ModelPatchingCoordinator:
         """
         args = self.args
         self.structure: Structure = discover(model, args.kinds, args.exclude, args.include)
+        _check_hidden(self.structure, args.kinds)
         if not self.structure.groups:
             raise UnsupportedModelError(
                 type(model).__name__,
@@ -217,3 +219,12 @@ class ModelPatchingCoordinator:
         if value is not None:
             total, count = self._sums.get(name, (torch.zeros_like(value), 0))
             self._sums[name] = (total + value.detach(), count + 1)
+
+
+def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
+    """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
+    refused = {path: why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden"}
+    for path, reason in refused.items() if "hidden" in kinds else ():
+        raise UnsupportedModelError(
+            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of units."
+        )

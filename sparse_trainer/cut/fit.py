@@ -18,6 +18,7 @@ from sparse_trainer.cut.changes import (
     configs_of,
     expert_changes,
     head_changes,
+    hidden_changes,
     inner_name,
     layer_changes,
 )
@@ -64,7 +65,8 @@ def fit_config(model: PreTrainedModel, cut: Cut, earlier: Mapping[str, Any] | No
         misses = _misses(want, shapes_of(built))
         alone: Iterator[tuple[Change, list[str]]] = (
             (change, [])
-            for change in [*channel_changes(model.config, cut), *expert_changes(model.config, cut)]
+            for changes in (hidden_changes, channel_changes, expert_changes)
+            for change in changes(model.config, cut)
         )
         for change, weights in [*alone, *head_changes(model.config, cut)]:
             if not misses:
@@ -189,7 +191,7 @@ def _same_names(want: Shapes, have: Shapes, prefix: str, skipped: tuple[str, ...
 
 def _try(model: PreTrainedModel, change: Change, want: Shapes) -> tuple[int, PreTrainedModel] | None:
     """Return what a change leaves to differ and the model that it builds, None where the class refuses it."""
-    old = [(part, name, vars(part).get(name)) for part, name, _ in change]
+    old = [(part, name, vars(part).get(name, _ABSENT)) for part, name, _ in change]
     _apply(change)
     try:
         config = type(model.config).from_dict(copy.deepcopy(model.config).to_dict())
@@ -204,6 +206,13 @@ def _try(model: PreTrainedModel, change: Change, want: Shapes) -> tuple[int, Pre
     return _misses(want, shapes_of(built)), built
 
 
+_ABSENT = object()
+"""The value of a field that a config does not have."""
+
+
 def _apply(change: Change) -> None:
     for part, name, value in change:
-        vars(part)[name] = value
+        if value is _ABSENT:
+            del vars(part)[name]
+        else:
+            vars(part)[name] = value

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from patchers import Structure, discover
-from sparse_trainer.budget import Selector
-from sparse_trainer.budget.nested import NestedSelector
+from patchers.groups import KINDS
+from sparse_trainer.budget import AnySelector
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.plan.document import Plan
 
 # Shape legend: U = units of a group.
 
-AnySelector = Selector | NestedSelector
 _FIRST = 1e30
 """Above every score, and small enough that sums of it stay finite."""
 
@@ -28,7 +27,7 @@ def survivors(args: Any, model: nn.Module, structure: Structure, selector: AnySe
     """
     if args.protect_plan is None:
         return {}
-    keep = Plan.load(args.protect_plan).keep_for(discover(model))
+    keep = Plan.load(args.protect_plan).keep_for(discover(model, KINDS))
     kept = {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
     _check_affordable(selector, structure, kept)
     return kept
