@@ -218,6 +218,13 @@ def local(model: nn.Module, path: str) -> str:
     )
 
 
+def _is_of_another_head(model: nn.Module, path: str) -> bool:
+    """Tell whether a layout's path begins at a task head that this class lacks."""
+    return path.startswith(_ROOT) and path.removeprefix(_ROOT).partition(".")[0] not in dict(
+        model.named_children()
+    )
+
+
 def layout_in(config: Any) -> dict[str, Any]:
     """Return the layout of a pruned model's config.
 
@@ -248,6 +255,8 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     """
     for part in _PARTS:
         for path, value in layout[part].items():
+            if part in ("shapes", "attributes") and _is_of_another_head(model, path):
+                continue
             try:
                 _APPLY[part](model, local(model, path), value)
             except (AttributeError, TypeError, ValueError, RuntimeError, StopIteration) as error:
@@ -310,7 +319,7 @@ _APPLY: dict[str, Any] = {
 @torch.no_grad()
 def _initialise(model: Any, layout: dict[str, Any]) -> None:
     """Give resized tensors fresh values when nothing will be loaded into them (`from_config`)."""
-    for name in layout["shapes"]:
+    for name in (name for name in layout["shapes"] if not _is_of_another_head(model, name)):
         owner: Any = model.get_submodule(local(model, name).rpartition(".")[0])
         tensors = list(owner.parameters(recurse=False))
         if tensors and tensors[0].device.type != "meta" and tensors[0].numel() > 0:

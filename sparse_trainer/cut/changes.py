@@ -27,7 +27,7 @@ _HEAD_FIELDS = (
     "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 _GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-_WIDTH_FIELDS = ("head_dim", "d_kv", "attention_head_size")
+WIDTH_FIELDS = ("head_dim", "d_kv", "attention_head_size")
 _DEPTHS = ("depths", "num_layers", "depth")
 """Fields that list the layers of each stage."""
 _PER_LAYER = ("layer", "types", "pattern", "rope", "sliding", "interleave", "window", "kernels", "dilations")
@@ -174,7 +174,7 @@ def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Cha
     groups = 1 if old.consumer_slice.width > width else units
     change: Change = [(part, name, left)]
     change += [(part, field, groups) for field in _GROUP_FIELDS if vars(part).get(field) == old.num_units]
-    return change + [(part, field, head_dim) for field in _WIDTH_FIELDS if field in vars(part)]
+    return change + [(part, field, head_dim) for field in WIDTH_FIELDS if field in vars(part)]
 
 
 def expert_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:

@@ -1,9 +1,9 @@
 """Bring the config of a cut model as near to it as its stock class understands: by trying, not by lists of models."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,6 +12,7 @@ from patchers import Structure, discover
 from patchers.modeling_pruned import is_skip, overridden, stock_class_of, stock_config
 from sparse_trainer.cut.changes import (
     CHANNEL_FIELDS,
+    WIDTH_FIELDS,
     Change,
     Cut,
     channel_changes,
@@ -24,6 +25,7 @@ from sparse_trainer.cut.changes import (
 )
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def build(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
@@ -74,6 +76,7 @@ def fit_config(model: PreTrainedModel, cut: Cut, earlier: Mapping[str, Any] | No
             trial = _try(model, change, want)
             have = shapes_of(trial[1]) if trial is not None else {}
             exact = all(have.get(name) == want.get(name) for name in weights)
+            exact = exact and trial is not None and _same_heads(model, trial[1])
             if trial is not None and trial[0] < misses and exact and _covers(have, want):
                 misses, built = trial
                 _apply(change)
@@ -157,6 +160,20 @@ def _drop_ours(config: PreTrainedConfig) -> None:
 
 def _misses(want: Shapes, have: Shapes) -> int:
     return sum(want.get(name) != have.get(name) for name in want.keys() | have.keys())
+
+
+def _same_heads(model: PreTrainedModel, built: PreTrainedModel) -> bool:
+    """Tell whether heads are as wide in both, by what modules count and by buffers that no folder holds (rotary)."""
+    if any(a.shape != b.shape for a, b in _shared(model.named_buffers(), built.named_buffers())):
+        return False
+    pairs = _shared(model.named_modules(), built.named_modules())
+    return all(vars(one).get(name) == vars(other).get(name) for one, other in pairs for name in WIDTH_FIELDS)
+
+
+def _shared(first: Iterable[tuple[str, T]], second: Iterable[tuple[str, T]]) -> Iterator[tuple[T, T]]:
+    """Yield what two models have under the same name."""
+    others = dict(second)
+    return ((one, others[name]) for name, one in first if name in others)
 
 
 def _alike(one: PreTrainedModel, other: PreTrainedModel, prefix: str) -> bool:
