@@ -224,7 +224,8 @@ class ModelPatchingCoordinator:
 def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
     """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
     refused = {path: why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden"}
-    for path, reason in refused.items() if "hidden" in kinds else ():
+    if "hidden" in kinds and not structure.of(["hidden"]):
+        path, reason = next(iter(refused.items()), ("hidden", "include or exclude leaves them out"))
         raise UnsupportedModelError(
             path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of units."
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -43,7 +44,7 @@ from sparse_trainer.plan.record import (
     target_named,
 )
 
-# Shape legend: U = units of a group.
+# Shape legend: U = units of a group, K = hidden features that stay.
 
 M = TypeVar("M", bound=PreTrainedModel)
 PlanLike = Plan | Mapping[str, Any] | str | os.PathLike[str]
@@ -65,6 +66,14 @@ class _Decision:
     def reaches_heads(self) -> bool:
         """Whether task heads are cut too: they read hidden features."""
         return bool(self.structure.of(["hidden"]))
+
+    @property
+    def hidden_K(self) -> Tensor | None:
+        """Hidden features that stay, where some may go."""
+        group = next(iter(self.structure.of(["hidden"])), None)
+        if group is None:
+            return None
+        return self.keep.get(group.name, torch.ones(group.num_units)).nonzero().flatten()
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -113,7 +122,7 @@ def optimize_model(
     _cut(compact, decision)
     if expected is not None:
         what = "the outputs before and after the cut"
-        check_same(expected, compact, what=what, whole=decision.reaches_heads)
+        check_same(expected, compact, what=what, kept_K=decision.hidden_K)
     return compact
 
 

@@ -12,7 +12,7 @@ from sparse_trainer.inputs import inputs_for
 from sparse_trainer.inputs import outputs_of as run
 from sparse_trainer.modes import evaluating
 
-# Shape legend: B = rows, T = tokens.
+# Shape legend: B = rows, T = tokens, K = hidden features that are kept.
 
 _ROWS, _LONGEST = 3, 16
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -94,9 +94,17 @@ def _without_padding(output: Tensor, mask_BT: Tensor) -> Tensor:
     return output.masked_fill(mask_BT.view(*mask_BT.shape, *[1] * (output.dim() - 2)) == 0, 0)
 
 
-def check_same(expected: list[Tensor], model: Any, *, what: str, whole: bool = False) -> None:
-    """Raise `SelfCheckError` unless `model` still gives these outputs, up to rounding."""
+def check_same(expected: list[Tensor], model: Any, *, what: str, kept_K: Tensor | None = None) -> None:
+    """Raise `SelfCheckError` unless `model` still gives these outputs, up to rounding.
+
+    Args:
+        kept_K: Of a model that lost hidden features, those that stay: task heads are compared too then.
+    """
+    whole = kept_K is not None
     for reference, found in zip(expected, outputs_of(model, whole=whole), strict=True):
+        if kept_K is not None and found.shape != reference.shape:
+            # A model without a task head says hidden features.
+            reference = reference.index_select(-1, kept_K.to(reference.device))
         scale = float(reference.abs().max())
         worst = float((reference - found).abs().max())
         if not worst <= max(_tolerance(reference.dtype), _TOLERANCE_NORMS * whole) * scale:

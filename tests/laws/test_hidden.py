@@ -18,7 +18,7 @@ from transformers import (
 from patchers import Gate, cut, discover, gated, gates_by_group, patch, unpatch
 from patchers.groups import KINDS, Kind
 from patchers.norms import GatedNorm, is_plain_norm
-from sparse_trainer import SparseTrainingArguments
+from sparse_trainer import SparseTrainingArguments, optimize_model
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.criteria import CRITERIA
 from tests.compact_models import tiny
@@ -106,6 +106,29 @@ def test_the_gradient_of_a_soft_gate_is_that_of_the_function() -> None:
                 sides.append(float(value().detach()))
                 gate.keep_U[unit] -= step
             assert float(gate.score_U.grad[unit]) == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "electra", "gpt2"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(name: str, closed: bool) -> None:
+    model = hidden_model(name)
+    structure = discover(model, ["hidden"])
+    patch(model, structure, lambda group: Gate(group.num_units, scored=True))
+    (gate,) = gates_by_group(model, structure).values()
+    gate.double()
+    if closed:
+        gate.set_keep(torch.arange(32) % 3 > 0)
+    inputs = {"input_ids": torch.arange(5, 21).view(2, 8)}
+    model(**inputs).logits.square().sum().backward()
+    for unit in (0, 1, 5, 30):
+        sides = []
+        for step in (1e-5, -1e-5):
+            gate.keep_U[unit] += step
+            with torch.no_grad():
+                sides.append(float(model(**inputs).logits.square().sum()))
+            gate.keep_U[unit] -= step
+        slope = (sides[0] - sides[1]) / 2e-5
+        assert float(gate.score_U.grad[unit]) == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bert", "electra", "llama-tied", "gpt2"])
@@ -210,3 +233,22 @@ def test_something_beside_the_known_parts_refuses_the_model() -> None:
     model.bert.encoder.layer[0].extra = nn.Linear(8, 3)
     reason = discover(model, ["hidden"]).untouched["bert.encoder.hidden"]
     assert reason.startswith("bert.encoder.layer.0.extra ")
+
+
+def test_a_model_without_a_head_says_the_features_that_stay() -> None:
+    model = tiny("bert").bert
+    structure = discover(model, ["hidden"])
+    keep = some(structure)
+    (kept_U,) = keep.values()
+    patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    for gate in gates_by_group(model, structure).values():
+        gate.set_keep(kept_U)
+    ids_BT = torch.arange(5, 21).view(2, 8)
+    masked = model(ids_BT)
+    compact = optimize_model(model)
+    found = compact(ids_BT)
+    torch.testing.assert_close(
+        found.last_hidden_state, masked.last_hidden_state[..., kept_U], rtol=0, atol=1e-10
+    )
+    torch.testing.assert_close(found.pooler_output, masked.pooler_output, rtol=0, atol=1e-10)
+    assert not bool(masked.last_hidden_state[..., ~kept_U].abs().gt(1e-10).any())
