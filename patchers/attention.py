@@ -31,6 +31,7 @@ _PER_FEATURE = ("q_bias", "v_bias")
 _VALUE_BIAS = "v_bias"
 _INNER_NORMS = ("attn_sub_norm", "inner_attn_ln", "sub_norm", "subln", "attn_ln")
 """Norms between the heads and the output projection."""
+ONE_HEAD = "its one head serves all queries"
 _NORMS = {
     "query": ("q_norm", "q_layernorm", "query_norm", "query_layernorm", "norm_q", "q_ln"),
     "key": ("k_norm", "k_layernorm", "key_norm", "key_layernorm", "norm_k", "k_ln"),
@@ -110,7 +111,7 @@ def _left(module: nn.Module, path: str, form: AttentionForm, heads: Heads) -> It
         yield Refusal(path=join(path, name), reason="all heads read the latent space that it makes")
     if heads.by_query and form.fused is None:
         for name in (name for name in (form.key, form.value) if name is not None):
-            yield Refusal(path=join(path, name), reason="its one head serves all queries")
+            yield Refusal(path=join(path, name), reason=ONE_HEAD)
 
 
 def _roles(form: AttentionForm) -> list[str]:

@@ -10,7 +10,8 @@ from patchers.attention import attention_form_of, read_attention
 from patchers.errors import UnsupportedModelError
 from patchers.experts import is_experts, read_experts, read_router
 from patchers.ffn import ffn_form_of, read_ffn
-from patchers.groups import KINDS, Group, Kind, Stack, Structure
+from patchers.groups import BLOCK_KINDS, Group, Kind, Stack, Structure
+from patchers.hidden import read_hidden
 from patchers.layers import LINEAR_TYPES, features, linear_at
 from patchers.parts import Part, Refusal, starred
 from patchers.stacks import fixed_layers, number_in, stack_around
@@ -27,14 +28,14 @@ class _Block:
 
 def discover(
     model: nn.Module,
-    kinds: Iterable[Kind] = KINDS,
+    kinds: Iterable[Kind] = BLOCK_KINDS,
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
 ) -> Structure:
     """Return the groups of `model`; works on the meta device and on models that were cut before.
 
     Args:
-        kinds: Kinds of unit to return.
+        kinds: Kinds of unit to return; default: all that lie in blocks.
         exclude: Patterns of group names that stay dense: a glob (`*.layer.0.*`) or a part of the name.
         include: Patterns of the only groups to return (`language_model`); none = all.
 
@@ -57,13 +58,19 @@ def discover(
             "Declare its naming with patchers.families.register_form (docs/architectures.md says how).",
         )
     groups = [group for stack, blocks in stacks for group in _groups_of_stack(stack, blocks)]
+    wanted = set(kinds)
+    if "hidden" in wanted:
+        hidden = read_hidden(model, [stack for stack, _ in stacks], groups, refusals)
+        if isinstance(hidden, Group):
+            groups.append(hidden)
+        else:
+            refusals.append(hidden)
     for option, patterns in (("exclude", exclude), ("include", include)):
         lost = next((p for p in patterns if not any(matches(p, g.name) for g in groups)), None)
         if lost is not None:
             raise UnsupportedModelError(
                 option, f"{lost!r} matches no group.", f"Groups are named like {groups[0].name!r}."
             )
-    wanted = set(kinds)
     chosen = tuple(g for g in groups if g.kind in wanted and _is_meant(g.name, exclude, include))
     known = tuple(stack for stack, _ in stacks)
     untouched = _untouched(model, groups, chosen, known, refusals)

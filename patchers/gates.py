@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 # Shape legend: B = batch, T = tokens, D = hidden features, I = features of a consumer's input, U = units.
 
-Place = Literal["input", "output", "block", "router"]
+Place = Literal["input", "output", "block", "router", "norm"]
 
 
 class Gate(nn.Module):

@@ -10,10 +10,12 @@ from torch import Tensor
 
 # Shape legend: U = units of a group, W = features of one unit along one axis.
 
-Kind = Literal["heads", "channels", "experts", "attention", "ffn", "layers"]
-KINDS: tuple[Kind, ...] = ("heads", "channels", "experts", "attention", "ffn", "layers")
+Kind = Literal["heads", "channels", "experts", "attention", "ffn", "layers", "hidden"]
+BLOCK_KINDS: tuple[Kind, ...] = ("heads", "channels", "experts", "attention", "ffn", "layers")
+"""Kinds of unit that lie in blocks: those that `discover` looks for where nobody says."""
+KINDS: tuple[Kind, ...] = (*BLOCK_KINDS, "hidden")
 WIDTH_KINDS: tuple[Kind, ...] = ("heads", "channels", "experts")
-"""Kinds with many units in a group; the others are whole branches and layers."""
+"""Kinds with many units in a block; the others are whole branches and layers, and the features that run through all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,8 @@ class Group:
     """Path of the block."""
     num_units: int
     consumer: str
-    """Linear whose input the units feed; of a branch, its last; of a layer, the block; of experts, the router."""
+    """Linear whose input the units feed; of a branch, its last; of a layer, the block; of experts, the router; of
+    hidden features, the first norm."""
     slices: tuple[Slice, ...] = ()
     tensors: tuple[TensorSlice, ...] = ()
     edits: tuple[Edit, ...] = ()
@@ -128,6 +131,8 @@ class Group:
     """Units that must stay: 1 where the module cannot run without any."""
     active: float = 1.0
     """Share of the parameters in `tensors` that a token meets: experts chosen / experts."""
+    norms: tuple[str, ...] = ()
+    """Of hidden features: the norms behind which all that reads them stands, or the linear that first writes them."""
 
     @property
     def consumer_slice(self) -> Features:

@@ -100,6 +100,8 @@ def keep_entries(model: nn.Module, name: str, dim: int, index_K: Tensor) -> None
     setattr(owner, leaf, parameter_like(whole.index_select(dim, index_K.to(whole.device)), whole))
     if isinstance(owner, nn.Embedding):
         owner.num_embeddings, owner.embedding_dim = owner.weight.shape
+    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm):
+        owner.normalized_shape = tuple(owner.weight.shape)
 
 
 def set_features(linear: Linear) -> None:

@@ -243,6 +243,13 @@ def local(model: nn.Module, path: str) -> str:
     )
 
 
+def _is_of_another_head(model: nn.Module, path: str) -> bool:
+    """Tell whether a layout's path begins at a task head that this class lacks."""
+    return path.startswith(_ROOT) and path.removeprefix(_ROOT).partition(".")[0] not in dict(
+        model.named_children()
+    )
+
+
 def layout_in(config: Any) -> dict[str, Any]:
     """Return the layout of a pruned model's config.
 
@@ -273,6 +280,8 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     """
     for part in _PARTS:
         for path, value in layout[part].items():
+            if part in ("shapes", "attributes") and _is_of_another_head(model, path):
+                continue
             try:
                 _APPLY[part](model, local(model, path), value)
             except (AttributeError, TypeError, ValueError, RuntimeError, StopIteration) as error:
@@ -315,6 +324,8 @@ def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
         owner.nx, owner.nf = owner.weight.shape
     elif isinstance(owner, nn.Embedding):
         owner.num_embeddings, owner.embedding_dim = owner.weight.shape
+    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm):
+        owner.normalized_shape = tuple(owner.weight.shape)
 
 
 def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -> None:
@@ -344,7 +355,7 @@ def _initialise(model: Any, layout: dict[str, Any]) -> None:
     """Give resized tensors fresh values when nothing will be loaded into them (`from_config`)."""
     if next(model.parameters()).device.type == "meta":
         return
-    for name in layout["shapes"]:
+    for name in (name for name in layout["shapes"] if not _is_of_another_head(model, name)):
         owner: Any = model.get_submodule(local(model, name).rpartition(".")[0])
         tensors = list(owner.parameters(recurse=False))
         if tensors and tensors[0].numel() > 0:

@@ -11,6 +11,7 @@ from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, Gate
 from patchers.groups import Group, Structure
 from patchers.layers import LINEAR_TYPES, linear_at
 from patchers.masks import MASK_NAME, MaskedForward, WeightMask
+from patchers.norms import GatedNorm
 
 _PLACES: dict[str, Place] = {
     "heads": "input",
@@ -19,6 +20,7 @@ _PLACES: dict[str, Place] = {
     "attention": "output",
     "ffn": "output",
     "layers": "block",
+    "hidden": "norm",
 }
 GATE_SUFFIX = "_gate"
 """Gates are children named `heads_gate`, `channels_gate`, … of the module they hang on."""
@@ -58,7 +60,9 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     place = _PLACES[group.kind]
     width = group.consumer_slice.width if place == "input" else 1
     tensor = group.consumer_tensor
-    if place == "router":
+    if place == "norm":
+        _hang_on_norms(model, group, gate)
+    elif place == "router":
         vars(owner)["forward"] = GatedRouter(owner, gate)
     elif tensor is not None:
         leaf = tensor.name.rpartition(".")[2]
@@ -73,6 +77,16 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     if not getattr(model, _MARKED, False):
         _mark(model)
     return gate
+
+
+def _hang_on_norms(model: nn.Module, group: Group, gate: Gate) -> None:
+    """Let all norms of a stream, and what writes to it first, see one gate."""
+    for path in group.norms:
+        module = model.get_submodule(path)
+        if isinstance(module, LINEAR_TYPES):
+            module.register_forward_hook(GateHook(gate, "output"), with_kwargs=True)
+        else:
+            vars(module)["forward"] = GatedNorm(module, gate)
 
 
 def hang_mask(model: nn.Module, paths: Sequence[str], mask: WeightMask) -> None:
@@ -102,7 +116,7 @@ def masks_of(model: nn.Module) -> dict[str, WeightMask]:
 
 def unpatch(model: nn.Module) -> None:
     """Remove all that `patch` and `hang_mask` hung, in place; the tensors are the very same ones."""
-    replaced = GatedForward | GatedParameter | GatedRouter | MaskedForward
+    replaced = GatedForward | GatedNorm | GatedParameter | GatedRouter | MaskedForward
     for owner in list(model.modules()):
         for name in _gate_names(owner):
             delattr(owner, name)

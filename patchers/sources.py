@@ -137,3 +137,9 @@ def _is_output(value: ast.expr) -> bool:
         isinstance(node, ast.Name) and ("attn" in node.id or "context" in node.id or "output" in node.id)
         for node in ast.walk(value)
     )
+
+
+@lru_cache(maxsize=1024)
+def attributes_read(forward: Callable[..., Any]) -> frozenset[str]:
+    """Return the names X of all `….X` in a function."""
+    return frozenset(node.attr for node in ast.walk(_tree(forward)) if isinstance(node, ast.Attribute))

@@ -31,6 +31,11 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
     closed = {name for name, keep_U in keep.items() if not bool(keep_U.any())}
     gone_layers = {(g.stack, g.layer) for g in structure.of(["layers"]) if g.name in closed}
     gone_branches = {g.consumer for g in structure.of(["attention", "ffn"]) if g.name in closed}
+    for group in structure.of(["hidden"]):
+        if group.name in keep:
+            # Before all else: what takes the place of a branch has the width of what was there.
+            _check_least(group, keep[group.name])
+            _cut_stream(model, group, keep[group.name])
     for group in structure.of(["attention", "ffn"]):
         if group.consumer in gone_branches and (group.stack, group.layer) not in gone_layers:
             _cut_branch(model, group)
@@ -77,6 +82,29 @@ def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
         set_attribute(model.get_submodule(edit.path), edit.attribute, num_kept * edit.per_unit)
     for select in group.selects:
         _narrow_select(model.get_submodule(select.path), select, keep_U)
+
+
+def _cut_stream(model: nn.Module, group: Group, keep_U: Tensor) -> None:
+    """Cut everything that holds hidden features; parameters that were shared still are."""
+    if bool(keep_U.all()):
+        return
+    shared = _shared(model)
+    _cut_slices(model, group, keep_U)
+    for edit in group.edits:
+        set_attribute(model.get_submodule(edit.path), edit.attribute, int(keep_U.sum()) * edit.per_unit)
+    for first, *others in shared:
+        whole = model.get_parameter(first)
+        for name in others:
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, whole)
+
+
+def _shared(model: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [same for same in names.values() if len(same) > 1]
 
 
 def _cut_slices(model: nn.Module, group: Group, keep_U: Tensor) -> None:

@@ -20,7 +20,10 @@ _CONTAINED = {
     "attention": {"heads"},
     "ffn": {"channels"},
     "experts": {"channels"},
+    "hidden": {"layers", "attention", "ffn", "heads", "channels", "experts"},
 }
+_OF_HIDDEN = ("l0", "movement", "taylor", "magnitude", "random")
+"""Criteria that score hidden features."""
 
 
 @dataclass(kw_only=True)
@@ -224,6 +227,12 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
 
     def _check_nesting(self) -> None:
         kinds = set(self.kinds)
+        if "hidden" in kinds and (self.uses_masks or self.scoring not in _OF_HIDDEN):
+            raise ArgumentError(
+                "units",
+                f"{self.method_name} does not score hidden features.",
+                f"Take {', '.join(_OF_HIDDEN)}.",
+            )
         if isinstance(self.density, Mapping):
             missing = kinds - set(self.density)
             if missing:

@@ -1,6 +1,6 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers import Gate, Structure, discover
+from patchers.groups import Kind
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.cheaper import Blending
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
@@ -71,6 +72,7 @@ class ModelPatchingCoordinator:
         """
         args = self.args
         self.structure: Structure = discover(model, args.kinds, args.exclude, args.include)
+        _check_hidden(self.structure, args.kinds)
         if not self.structure.groups:
             raise UnsupportedModelError(
                 type(model).__name__,
@@ -225,3 +227,13 @@ class ModelPatchingCoordinator:
         if value is not None:
             total, count = self._sums.get(name, (torch.zeros_like(value), 0))
             self._sums[name] = (total + value.detach(), count + 1)
+
+
+def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
+    """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
+    refused = {path: why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden"}
+    if "hidden" in kinds and not structure.of(["hidden"]):
+        path, reason = next(iter(refused.items()), ("hidden", "include or exclude leaves them out"))
+        raise UnsupportedModelError(
+            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of units."
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from patchers import Gate, Structure, patch
 from sparse_trainer.budget import make_selector
-from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.criteria import CRITERIA
@@ -34,8 +34,9 @@ class Gating:
         self.model, self.structure, self.args = model, structure, args
         target, length = args.cost_target, args.sequence_length
         self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
-        self.nesting = Nesting(structure.groups, self.costs)
-        self.selector = make_selector(structure.groups, self.costs, args.budget)
+        per_feature = feature_costs(model, structure.groups, target)
+        self.nesting = Nesting(structure.groups, self.costs, per_feature)
+        self.selector = make_selector(structure.groups, self.costs, args.budget, per_feature)
         self.criterion = CRITERIA[args.scoring](args)
         self.criterion.constrain(self.selector.constraints)
         self.protected = survivors(args, model, structure, self.selector)
@@ -140,8 +141,12 @@ class Gating:
     def density_target(self) -> float:
         """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
         budget, remaining = self.args.budget, self.args.schedule.remaining(self.progress)
+        # A single density is of the product already.
+        gone = 1.0 - budget.density_of("hidden") if isinstance(budget.density, Mapping) else 0.0
+        own, shared = self.nesting.own, self.nesting.shared
         cost = sum(
-            budget.density_of(g.kind) * g.num_units * self.nesting.own[g.name] for g in self.structure.groups
+            budget.density_of(g.kind) * g.num_units * (own[g.name] - gone * shared.get(g.name, 0))
+            for g in self.structure.groups
         )
         final = cost / self.nesting.total
         return float(final + (1.0 - final) * remaining)

@@ -17,7 +17,8 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
         weight = weight_OI(linear_at(model, s.path)).float()
         powers = weight.abs() if norm == 1 else weight.square()
         per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
-        part_U = _per_unit(per_feature, s) if group.kind in WIDTH_KINDS else per_feature.sum().unsqueeze(0)
+        whole = group.kind not in (*WIDTH_KINDS, "hidden")
+        part_U = per_feature.sum().unsqueeze(0) if whole else _per_unit(per_feature, s)
         total_U = part_U if total_U is None else total_U + part_U
     if total_U is None:
         block = model.get_submodule(group.block)

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from patchers import Gate, Structure, discover, gated, gates_by_group, patch
+from patchers.groups import BLOCK_KINDS, KINDS
 from sparse_trainer.cheaper import cheapen, set_mix
 
 # Shape legend: B = rows, T = tokens, U = units.
@@ -141,7 +142,7 @@ DECISIONS = {"uneven": uneven_keep, "branches": branch_keep, "even": even_keep}
 def patched(model: PreTrainedModel, keep: Mapping[str, Tensor], *, scored: bool = True) -> PreTrainedModel:
     """Return a copy of a model with gates that are closed as `keep` says."""
     model = copy.deepcopy(model)
-    structure = discover(model)
+    structure = discover(model, KINDS if any(name.endswith("hidden") for name in keep) else BLOCK_KINDS)
     patch(model, structure, lambda group: Gate(group.num_units, scored=scored))
     for name, gate in gates_by_group(model, structure).items():
         if name in keep:

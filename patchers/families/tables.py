@@ -54,3 +54,16 @@ class FfnForm:
     """Consumer: a column per channel."""
     fused: PairOrder | None = None
     """Set where a producer with twice the rows holds gates and ups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamForm:
+    """Where the norms of a residual stream stand. Everything that reads hidden features stands behind one of them."""
+
+    name: str
+    norms: tuple[str, ...]
+    """All norms over hidden features in a block, by their path in it."""
+    first: tuple[str, ...] = ()
+    """Where blocks normalise what they return: what the first block reads, by the end of its path; one is enough."""
+    last: tuple[str, ...] = ()
+    """Where blocks normalise what they read: the norm behind the last one, by its path beside the list of blocks."""

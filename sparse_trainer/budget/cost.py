@@ -1,5 +1,6 @@
 """What a unit costs, in parameters or multiply-accumulates (MACs) per token."""
 
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ TARGETS: tuple[Target, ...] = ("params", "macs", "units")
 def unit_cost(model: nn.Module, group: Group, target: Target, sequence_length: int = 128) -> int:
     """Return the cost of one unit of `group`.
 
-    params: rows (with biases) and columns of the unit in every linear; of a layer, everything in the block.
+    params: rows (with biases) and columns of the unit in every linear; of a layer, everything in the block; of a hidden
+    feature, the linears in all blocks.
     macs: multiply-accumulates per token in those linears; heads add 2 * sequence_length * head_dim for the attention
     products. units: 1.
     """
@@ -27,12 +29,51 @@ def unit_cost(model: nn.Module, group: Group, target: Target, sequence_length: i
         if target == "params":
             return sum(p.numel() for p in block.parameters())
         return sum(_linear_macs(m) for m in block.modules()) + _attention_macs(model, group, sequence_length)
+    if group.kind == "hidden":
+        return sum(_slice_cost(model, s, target) for s in group.slices if _is_inside(s.path, group))
     units = 1 if group.kind in WIDTH_KINDS else group.consumer_slice.units
     per_unit = sum(_slice_cost(model, s, target) for s in group.slices)
     per_unit += sum(_tensor_cost(model, t, target, group) for t in group.tensors)
     if target == "macs":
         per_unit += 2 * sequence_length * _head_width(group)
     return units * per_unit
+
+
+def _is_inside(path: str, hidden: Group) -> bool:
+    return path.startswith(f"{hidden.stack}.")
+
+
+def feature_costs(model: nn.Module, groups: Sequence[Group], target: Target) -> dict[str, int]:
+    """Return what of the cost of a unit goes with every hidden feature, by group name; empty where none can go.
+
+    A channel reads and writes hidden features: with a feature one entry of each of its rows and columns goes. Of the
+    hidden features themselves, what no other group has: biases, and linears of kinds that are not pruned.
+    """
+    hidden = next((g for g in groups if g.kind == "hidden"), None)
+    if hidden is None or target == "units":
+        return {}
+    axes = {(s.path, s.axis) for s in hidden.slices}
+    found = {g.name: _per_feature(model, g, hidden, axes, target) for g in groups if g is not hidden}
+    blocks = tuple(f"{g.block}." for g in groups if g.kind == "layers") or ("\0",)
+    alone = [s for s in hidden.slices if _is_inside(s.path, hidden) and not s.path.startswith(blocks)]
+    own = sum(_slice_cost(model, s, target) for s in alone)
+    branches = {g.inner for g in groups if g.inner is not None}
+    for g in (g for g in groups if g.kind not in ("hidden", "layers") and g.name not in branches):
+        own -= 0 if g.slices[0].path.startswith(blocks) else found[g.name] * g.num_units
+    return found | {hidden.name: own}
+
+
+def _per_feature(
+    model: nn.Module, group: Group, hidden: Group, axes: Collection[tuple[str, str]], target: Target
+) -> int:
+    if group.kind == "layers":
+        inside = f"{group.block}."
+        cost = sum(_slice_cost(model, s, target) for s in hidden.slices if s.path.startswith(inside))
+        tensors = [t for t in hidden.tensors if t.name.startswith(inside)]
+        return cost + sum(_tensor_cost(model, t, target, hidden) for t in tensors)
+    units = 1 if group.kind in WIDTH_KINDS else group.consumer_slice.units
+    other = {"in": "out", "out": "in"}
+    return units * sum(s.width for s in group.slices if (s.path, other[s.axis]) in axes)
 
 
 def _slice_cost(model: nn.Module, s: Slice, target: Target) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from patchers.groups import Group
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.selection import Budget, Selection, Selector
+from sparse_trainer.budget.selection import Budget, Pool, Selection
 from sparse_trainer.errors import BudgetError
 
 # Shape legend: U = units of a group.
@@ -22,30 +22,37 @@ class NestedSelector:
     budget, fewer or more of them go. The units inside those that stay fill the budget, best first, as `Selector` does.
     One layer of every stack always stays.
 
+    Args:
+        nesting: The groups, and what their units cost; hidden features, where others share them, are left out.
+
     Raises:
         BudgetError: floors leave more than the budget allows.
     """
 
-    def __init__(self, groups: Sequence[Group], costs: Mapping[str, int], budget: Budget) -> None:
+    def __init__(self, nesting: Nesting, budget: Budget) -> None:
         assert isinstance(budget.density, float | int)
         self.budget, self.density = budget, float(budget.density)
-        self.nesting = Nesting(groups, costs)
+        self.nesting = nesting
         self.total = float(self.nesting.total)
         self.outer = self.nesting.outer
         taken = {g.name for g in self.outer}
-        self.inner = tuple(g for g in self.nesting.groups if g.name not in taken)
+        self.inner = tuple(g for g in self.nesting.groups if g.name not in taken and not nesting.is_apart(g))
         whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
-        self._pool = Selector(self.inner, self.nesting.own, whole).pools[0]
-        floors = {g.name: Selector([g], self.nesting.own, whole).pools[0].floor for g in self.inner}
-        own = {g.name: float(self.nesting.own[g.name] * g.num_units) for g in self.nesting.groups}
+        shared = [nesting.shared.get(g.name, 0) for g in self.inner]
+        self._pool = Pool(self.inner, [nesting.own[g.name] for g in self.inner], whole, shared)
+        floors = {g.name: Pool([g], [1], whole).floor for g in self.inner}
         ordered = (*self.outer, *self.inner)
-        fixed = [own[g.name] if g.name in taken else 0.0 for g in ordered]
-        self._tensors = {
-            "around_GD": self._around(ordered),
-            "fixed_G": torch.tensor(fixed, dtype=torch.float64),
-            "least_G": torch.tensor([floors.get(g.name, own[g.name]) for g in ordered], dtype=torch.float64),
-            "most_G": torch.tensor([own[g.name] for g in ordered], dtype=torch.float64),
-        }
+        self._tensors = {"around_GD": self._around(ordered)}
+        for ending, cost in (("G", nesting.own), ("shared_G", nesting.shared)):
+            own = [float(cost.get(g.name, 0)) for g in ordered]
+            counts = {
+                "fixed": [float(g.name in taken) for g in ordered],
+                "least": [floors.get(g.name, 1.0) for g in ordered],
+                "most": [float(g.num_units) for g in ordered],
+            }
+            for name, count in counts.items():
+                values = [c * n for c, n in zip(own, count, strict=True)]
+                self._tensors[f"{name}_{ending}"] = torch.tensor(values, dtype=torch.float64)
         places = {g.stack: [i for i, o in enumerate(self.outer) if o.kind == "layers" and o.stack == g.stack]
                   for g in self.outer}  # fmt: skip
         self._stacks = {f"stack {path}": torch.tensor(found) for path, found in places.items() if found}
@@ -56,7 +63,7 @@ class NestedSelector:
         """Return which enclosing units each group depends on, itself included; one past the end where no more do."""
         place = {g.name: number for number, g in enumerate(self.outer)}
         rows = [[place[n] for n in (g.name, *self.nesting.around[g.name]) if n in place] for g in ordered]
-        depth = max(map(len, rows))
+        depth = max(1, *map(len, rows))
         return torch.tensor([row + [len(place)] * (depth - len(row)) for row in rows])
 
     @property
@@ -67,7 +74,7 @@ class NestedSelector:
 
     def _check(self) -> None:
         turn_G = self._turns(torch.zeros(len(self.outer)))
-        least = float(self._left_of("least_G", turn_G)[-1]) / self.total
+        least = float(self._left_of("least", turn_G)[-1]) / self.total
         if self.density < least - 1e-9:
             raise BudgetError(
                 "density",
@@ -78,18 +85,44 @@ class NestedSelector:
     @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:
         """Keep the best units; `remaining` as in `Selector.select`."""
-        allowed = (self.density + (1.0 - self.density) * remaining) * self.total
-        score_E = torch.cat([scores[g.name].detach().float().flatten() for g in self.outer])
-        self._to(score_E.device)
+        return self.spend(scores, (self.density + (1.0 - self.density) * remaining) * self.total)
+
+    @torch.no_grad()
+    def spend(
+        self, scores: Mapping[str, Tensor], allowed: float | Tensor, gone: Tensor | None = None
+    ) -> Selection:
+        """Keep the best units that an amount pays for.
+
+        Args:
+            gone: Share of the hidden features that do not stay, a scalar. None = all stay.
+        """
+        score_E = self._scores(scores)
         turn_G = self._turns(score_E)
-        count = self._count(score_E, turn_G, allowed)
+        count = self._count(score_E, turn_G, allowed, gone)
         stays_G = turn_G >= count
-        left = allowed - self._left_of("fixed_G", turn_G).gather(0, count)
+        left = allowed - self._left_of("fixed", turn_G, gone).gather(0, count)
         density = (left / self._pool.total).clamp(0.0, 1.0)
         stays = dict(zip([g.name for g in (*self.outer, *self.inner)], stays_G.unbind(), strict=True))
-        keep, threshold = self._pool.select(scores, density, stays_G[len(self.outer) :])
+        keep, threshold = self._pool.select(scores, density, stays_G[len(self.outer) :], gone)
         keep |= {g.name: stays[g.name].expand(g.num_units) for g in self.outer}
         return Selection(keep=keep, threshold=threshold.nan_to_num(posinf=0.0))
+
+    def bounds(self, scores: Mapping[str, Tensor], gone_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the most that can stay, for some shares of hidden features that do not, shape [K]."""
+        turn_G = self._turns(self._scores(scores))
+        ends = (("least", -1), ("most", 0))
+        (least, less), (most, fewer) = (
+            [self._sums(f"{name}_{ending}", turn_G)[place] for ending in ("G", "shared_G")]
+            for name, place in ends
+        )
+        return least - gone_K * less, most - gone_K * fewer
+
+    def _scores(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores of the enclosing units, shape [E]."""
+        first = scores[(*self.outer, *self.inner)[0].name]
+        self._to(first.device)
+        found = [scores[g.name].detach().float().flatten() for g in self.outer]
+        return torch.cat(found) if found else first.new_zeros(0, dtype=torch.float32)
 
     def _turns(self, score_E: Tensor) -> Tensor:
         """Return at which turn each group closes, shape [G], enclosing units closing one by one, the lowest first.
@@ -107,17 +140,21 @@ class NestedSelector:
         turn_E = torch.cat([turn_E.masked_fill(spared_E, len(score_E)), turn_E.new_full((1,), len(score_E))])
         return turn_E[self._tensors["around_GD"]].amin(dim=1)
 
-    def _left_of(self, costs: str, turn_G: Tensor) -> Tensor:
+    def _left_of(self, name: str, turn_G: Tensor, gone: Tensor | None = None) -> Tensor:
         """Return the cost that is left once 0, 1, 2, … enclosing units are closed, as many as can be."""
+        whole = self._sums(f"{name}_G", turn_G)
+        return whole if gone is None else whole - gone * self._sums(f"{name}_shared_G", turn_G)
+
+    def _sums(self, name: str, turn_G: Tensor) -> Tensor:
         closable = len(self.outer) - len(self._stacks)
-        cost_G = self._tensors[costs]
+        cost_G = self._tensors[name]
         at_turn = cost_G.new_zeros(len(self.outer) + 1).index_add(0, turn_G, cost_G)
         return at_turn.flip(0).cumsum(0).flip(0)[: closable + 1]
 
-    def _count(self, score_E: Tensor, turn_G: Tensor, allowed: float) -> Tensor:
+    def _count(self, score_E: Tensor, turn_G: Tensor, allowed: float | Tensor, gone: Tensor | None) -> Tensor:
         """Return how many enclosing units close, shape [1]: those below 0, or what the budget demands."""
         slack = 1e-9 * self.total
-        least, most = self._left_of("least_G", turn_G), self._left_of("most_G", turn_G)
+        least, most = self._left_of("least", turn_G, gone), self._left_of("most", turn_G, gone)
         spared_E = turn_G[: len(score_E)] >= len(least) - 1
         wanted = ((score_E < 0) & ~spared_E).sum()
         enough = (least > allowed + slack).sum()
@@ -131,11 +168,3 @@ class NestedSelector:
     def _to(self, device: torch.device) -> None:
         if self._tensors["fixed_G"].device != device:
             self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
-
-
-def make_selector(
-    groups: Sequence[Group], costs: Mapping[str, int], budget: Budget
-) -> Selector | NestedSelector:
-    """Return the selector that suits the groups; kinds that contain each other may share one density."""
-    nested = isinstance(budget.density, float | int) and bool(Nesting(groups, costs).outer)
-    return NestedSelector(groups, costs, budget) if nested else Selector(groups, costs, budget)

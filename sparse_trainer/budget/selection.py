@@ -64,7 +64,7 @@ class Selector:
         self.budget = budget
         self.per_kind = not isinstance(budget.density, float | int)
         self.pools = [
-            _Pool(members, [1 if self.per_kind else costs[g.name] for g in members], budget)
+            Pool(members, [1 if self.per_kind else costs[g.name] for g in members], budget)
             for members in _pools(groups, budget.scope, self.per_kind)
         ]
         self.costs = {g.name: costs[g.name] for g in groups}
@@ -140,10 +140,17 @@ def _pools(groups: Sequence[Group], scope: Scope, per_kind: bool) -> list[list[G
     return sorted(pools.values(), key=lambda members: -sum(g.num_units for g in members))
 
 
-class _Pool:
+class Pool:
     """Groups under one budget, as flat index tensors that are built once."""
 
-    def __init__(self, groups: Sequence[Group], costs: Sequence[int], budget: Budget) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        costs: Sequence[int],
+        budget: Budget,
+        shared: Sequence[int] | None = None,
+    ) -> None:
+        """Take `shared`: what of a unit's cost is proportional to the share of hidden features that stay."""
         self.groups = groups
         self.density = budget.density_of(groups[0].kind)
         sizes = [g.num_units for g in groups]
@@ -167,7 +174,11 @@ class _Pool:
         self.total = float(self.cost_N.sum())
         full_costs = torch.tensor([c * s for c, s in zip(costs, steps, strict=True)], dtype=torch.float64)
         self.full_cost_C = torch.repeat_interleave(full_costs, torch.tensor(chunks))
-        self.num_costs = len(full_costs.unique())
+        shared = [0] * len(costs) if shared is None else shared
+        self.shared_N = torch.tensor(shared, dtype=torch.float64)[self.group_N]
+        full_shared = torch.tensor([c * s for c, s in zip(shared, steps, strict=True)], dtype=torch.float64)
+        self.full_shared_C = torch.repeat_interleave(full_shared, torch.tensor(chunks))
+        self.num_costs = len(set(zip(full_costs.tolist(), full_shared.tolist(), strict=True)))
         self.step_cost = float(full_costs[0])
         chunk_cost_C = self._chunk_costs()
         self.floor = float(chunk_cost_C[self.is_floor_C].sum())
@@ -205,17 +216,24 @@ class _Pool:
                 "group_C",
                 "is_floor_C",
                 "full_cost_C",
+                "shared_N",
+                "full_shared_C",
             ):
                 setattr(self, name, getattr(self, name).to(device))
 
     def select(
-        self, scores: Mapping[str, Tensor], density: float | Tensor, open_G: Tensor | None = None
+        self,
+        scores: Mapping[str, Tensor],
+        density: float | Tensor,
+        open_G: Tensor | None = None,
+        gone: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the kept units by group, and the lowest score kept.
 
         Args:
             density: Of the whole pool, a number or a scalar.
             open_G: The groups that take part, booleans; of the others nothing stays. None = all.
+            gone: Share of the hidden features that do not stay, a scalar. None = all stay.
         """
         score_N = torch.cat([scores[g.name].detach().float().flatten() for g in self.groups])
         self._to(score_N.device)
@@ -226,7 +244,10 @@ class _Pool:
         empty_C = score_N.new_zeros(self.num_chunks)
         size_C = empty_C.index_add(0, chunk_N, torch.ones_like(score_N))
         mean_C = empty_C.index_add(0, chunk_N, score_N[order_N]) / size_C
-        cost_C = empty_C.double().index_add(0, chunk_N, self.cost_N)
+        cost_N, full_cost_C = self.cost_N, self.full_cost_C
+        if gone is not None:
+            cost_N, full_cost_C = cost_N - gone * self.shared_N, full_cost_C - gone * self.full_shared_C
+        cost_C = empty_C.double().index_add(0, chunk_N, cost_N)
         is_floor_C = self.is_floor_C
         if open_G is not None:
             open_C = open_G[self.group_C]
@@ -234,7 +255,7 @@ class _Pool:
             mean_C, cost_C = mean_C.masked_fill(~open_C, -torch.inf), cost_C * open_C
         rank_C = mean_C.masked_fill(is_floor_C, torch.inf).argsort(descending=True, stable=True)
         kept_C = torch.zeros(self.num_chunks, dtype=torch.bool, device=score_N.device)
-        kept_C[rank_C] = self._afford(cost_C[rank_C], self.full_cost_C[rank_C], density) | is_floor_C[rank_C]
+        kept_C[rank_C] = self._afford(cost_C[rank_C], full_cost_C[rank_C], density) | is_floor_C[rank_C]
         if open_G is not None:
             kept_C &= open_C
         keep_N = torch.zeros_like(kept_C[chunk_N])

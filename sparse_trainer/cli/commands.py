@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from patchers.groups import BLOCK_KINDS, KINDS
 from sparse_trainer.bench import bench as run_bench
 from sparse_trainer.bench import find_device, find_dtype
 from sparse_trainer.cli import show
@@ -64,11 +65,15 @@ def inspect(
     sequence_length: Annotated[
         int, typer.Option(help="Tokens per sequence, for the MACs of attention.")
     ] = 128,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Hidden features too, or the reason why they cannot go.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
     with redirect_stdout(sys.stderr):
-        inspection = inspect_model(load_shape(model), sequence_length=sequence_length)
+        kinds = KINDS if hidden else BLOCK_KINDS
+        inspection = inspect_model(load_shape(model), kinds=kinds, sequence_length=sequence_length)
     print_result(as_json, inspection.to_json(), show.inspection(inspection))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from patchers import discover
-from patchers.groups import KINDS, Group, Kind
+from patchers.groups import BLOCK_KINDS, Group, Kind
 from sparse_trainer.budget.cost import mac_count, parameter_count, unit_cost
 
 
@@ -57,7 +57,7 @@ class Inspection:
 def inspect_model(
     model: nn.Module,
     *,
-    kinds: Iterable[Kind] = KINDS,
+    kinds: Iterable[Kind] = BLOCK_KINDS,
     exclude: Iterable[str] = (),
     sequence_length: int = 128,
 ) -> Inspection:

@@ -3,8 +3,8 @@
 Louizos et al. (arXiv 1712.01312) for the gates; CoFi (Xia et al., arXiv 2204.00408) for the budget: with e the expected
 share of the cost that stays and t the share asked for at this moment, the loss gains m1 (e - t) + m2 (e - t)^2. The
 gates go down this slope, the multipliers m1 and m2 up. A unit inside others stays with the product of its probability
-and theirs. Where every kind and layer has a budget of its own there is one such term for each, as in Sheared LLaMA
-(Xia et al., arXiv 2310.06694).
+and theirs, and of what it has of hidden features the expected share of those stays. Where every kind and layer has a
+budget of its own there is one such term for each, as in Sheared LLaMA (Xia et al., arXiv 2310.06694).
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,9 @@ class ExpectedSize:
         size_G = torch.tensor([sizes[name] for name in self.names])
         self.share_N = torch.tensor(shares, dtype=torch.float64).repeat_interleave(size_G).float()
         self.constraint_N = torch.tensor(owners).repeat_interleave(size_G)
+        shared = [c.shared.get(name, 0.0) / c.total for c in constraints for name in c.costs]
+        self.shared_N = torch.tensor(shared, dtype=torch.float64).repeat_interleave(size_G).float()
+        self.hidden = next((c.hidden for c in constraints if c.shared), None)
         self.around_DN = self._around({k: v for c in constraints for k, v in c.around.items()}, sizes, size_G)
 
     def _around(
@@ -67,6 +70,9 @@ class ExpectedSize:
             for index_N in self.around_DN:
                 stays_N = stays_N * enclosing_N[index_N]
         cost_N = stays_N * self.share_N
+        if self.hidden is not None:
+            gone = 1.0 - presence(alphas[self.hidden]).mean()
+            cost_N = cost_N - gone * stays_N * self.shared_N
         if len(self.firsts) == 1:
             return cost_N.sum().unsqueeze(0)
         return cost_N.new_zeros(len(self.firsts)).index_add(0, self.constraint_N, cost_N)
@@ -74,6 +80,7 @@ class ExpectedSize:
     def _to(self, device: torch.device) -> None:
         if self.share_N.device != device:
             self.share_N, self.constraint_N = self.share_N.to(device), self.constraint_N.to(device)
+            self.shared_N = self.shared_N.to(device)
             self.final_C = self.final_C.to(device)
             self.around_DN = [index_N.to(device) for index_N in self.around_DN]
 

@@ -21,12 +21,13 @@ CHANNEL_FIELDS = (
     "dim_ff", "shared_intermediate_size", "encoder_intermediate_size", "decoder_intermediate_size",
 )  # fmt: skip
 _HIDDEN_FIELDS = ("hidden_size", "embed_dim", "d_model")
+_STREAM_FIELDS = ("hidden_size", "dim", "n_embd", "d_model")
 _EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _HEAD_FIELDS = (
     "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 _GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-_WIDTH_FIELDS = ("head_dim", "d_kv", "attention_head_size")
+WIDTH_FIELDS = ("head_dim", "d_kv", "attention_head_size")
 _DEPTHS = ("depths", "num_layers", "depth")
 """Fields that list the layers of each stage."""
 _PER_LAYER = ("layer", "types", "pattern", "rope", "sliding", "interleave", "window", "kernels", "dilations")
@@ -173,7 +174,7 @@ def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Cha
     groups = 1 if old.consumer_slice.width > width else units
     change: Change = [(part, name, left)]
     change += [(part, field, groups) for field in _GROUP_FIELDS if vars(part).get(field) == old.num_units]
-    return change + [(part, field, head_dim) for field in _WIDTH_FIELDS if field in vars(part)]
+    return change + [(part, field, head_dim) for field in WIDTH_FIELDS if field in vars(part)]
 
 
 def expert_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
@@ -181,6 +182,20 @@ def expert_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     for before, now in _resized(cut, "experts"):
         for part in configs_of(config):
             yield from ([(part, name, now)] for name in _EXPERT_FIELDS if vars(part).get(name) == before)
+
+
+def hidden_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
+    """Yield the ways to say how many hidden features are left; heads stay as wide as they were."""
+    heads = cut.before.of(["heads"])
+    for before, now in _resized(cut, "hidden"):
+        for part in configs_of(config):
+            names = [name for name in _STREAM_FIELDS if vars(part).get(name) == before]
+            counts = [vars(part)[name] for name in _HEAD_FIELDS if isinstance(vars(part).get(name), int)]
+            for name in names:
+                yield [(part, name, now)]
+                if heads and counts:
+                    width = heads[0].num_units * heads[0].consumer_slice.width // counts[0]
+                    yield [(part, name, now), (part, "head_dim", width)]
 
 
 def inner_name(group: Group) -> str:

@@ -1,9 +1,9 @@
 """Bring the config of a cut model as near to it as its stock class understands: by trying, not by lists of models."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,17 +12,20 @@ from patchers import Structure, discover
 from patchers.modeling_pruned import is_skip, overridden, stock_class_of, stock_config
 from sparse_trainer.cut.changes import (
     CHANNEL_FIELDS,
+    WIDTH_FIELDS,
     Change,
     Cut,
     channel_changes,
     configs_of,
     expert_changes,
     head_changes,
+    hidden_changes,
     inner_name,
     layer_changes,
 )
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def build(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
@@ -64,7 +67,8 @@ def fit_config(model: PreTrainedModel, cut: Cut, earlier: Mapping[str, Any] | No
         misses = _misses(want, shapes_of(built))
         alone: Iterator[tuple[Change, list[str]]] = (
             (change, [])
-            for change in [*channel_changes(model.config, cut), *expert_changes(model.config, cut)]
+            for changes in (hidden_changes, channel_changes, expert_changes)
+            for change in changes(model.config, cut)
         )
         for change, weights in [*alone, *head_changes(model.config, cut)]:
             if not misses:
@@ -72,6 +76,7 @@ def fit_config(model: PreTrainedModel, cut: Cut, earlier: Mapping[str, Any] | No
             trial = _try(model, change, want)
             have = shapes_of(trial[1]) if trial is not None else {}
             exact = all(have.get(name) == want.get(name) for name in weights)
+            exact = exact and trial is not None and _same_heads(model, trial[1])
             if trial is not None and trial[0] < misses and exact and _covers(have, want):
                 misses, built = trial
                 _apply(change)
@@ -157,6 +162,20 @@ def _misses(want: Shapes, have: Shapes) -> int:
     return sum(want.get(name) != have.get(name) for name in want.keys() | have.keys())
 
 
+def _same_heads(model: PreTrainedModel, built: PreTrainedModel) -> bool:
+    """Tell whether heads are as wide in both, by what modules count and by buffers that no folder holds (rotary)."""
+    if any(a.shape != b.shape for a, b in _shared(model.named_buffers(), built.named_buffers())):
+        return False
+    pairs = _shared(model.named_modules(), built.named_modules())
+    return all(vars(one).get(name) == vars(other).get(name) for one, other in pairs for name in WIDTH_FIELDS)
+
+
+def _shared(first: Iterable[tuple[str, T]], second: Iterable[tuple[str, T]]) -> Iterator[tuple[T, T]]:
+    """Yield what two models have under the same name."""
+    others = dict(second)
+    return ((one, others[name]) for name, one in first if name in others)
+
+
 def _alike(one: PreTrainedModel, other: PreTrainedModel, prefix: str) -> bool:
     """Tell whether two models have the same tensors outside a list of blocks: a count may be shared by two lists."""
     first, second = ({n for n in shapes_of(m) if not n.startswith(prefix)} for m in (one, other))
@@ -189,7 +208,7 @@ def _same_names(want: Shapes, have: Shapes, prefix: str, skipped: tuple[str, ...
 
 def _try(model: PreTrainedModel, change: Change, want: Shapes) -> tuple[int, PreTrainedModel] | None:
     """Return what a change leaves to differ and the model that it builds, None where the class refuses it."""
-    old = [(part, name, vars(part).get(name)) for part, name, _ in change]
+    old = [(part, name, vars(part).get(name, _ABSENT)) for part, name, _ in change]
     _apply(change)
     try:
         config = type(model.config).from_dict(copy.deepcopy(model.config).to_dict())
@@ -204,6 +223,13 @@ def _try(model: PreTrainedModel, change: Change, want: Shapes) -> tuple[int, Pre
     return _misses(want, shapes_of(built)), built
 
 
+_ABSENT = object()
+"""The value of a field that a config does not have."""
+
+
 def _apply(change: Change) -> None:
     for part, name, value in change:
-        vars(part)[name] = value
+        if value is _ABSENT:
+            del vars(part)[name]
+        else:
+            vars(part)[name] = value

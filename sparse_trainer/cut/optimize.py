@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchers import Structure, cut, discover, gated, gates_by_group, gates_of, is_patched, masks_of, unpatch
+from patchers.groups import BLOCK_KINDS, KINDS, Kind
 from patchers.modeling_pruned import FORMAT, pruned_class, stock_class_of
 from patchers.zeros import fold_constants, removable
 from sparse_trainer.auto_classes import auto_map_for
@@ -43,7 +45,7 @@ from sparse_trainer.plan.record import (
     target_named,
 )
 
-# Shape legend: U = units of a group.
+# Shape legend: U = units of a group, K = hidden features that stay.
 
 M = TypeVar("M", bound=PreTrainedModel)
 PlanLike = Plan | Mapping[str, Any] | str | os.PathLike[str]
@@ -60,6 +62,24 @@ class _Decision:
     request: Request
     folds: bool
     """Whether removed units may leave constants behind: of weights that are zero, not of gates."""
+
+    @property
+    def reaches_heads(self) -> bool:
+        """Whether task heads are cut too: they read hidden features."""
+        return bool(self.structure.of(["hidden"]))
+
+    @property
+    def hidden_K(self) -> Tensor | None:
+        """Hidden features that stay, where some may go."""
+        group = next(iter(self.structure.of(["hidden"])), None)
+        if group is None:
+            return None
+        return self.keep.get(group.name, torch.ones(group.num_units)).nonzero().flatten()
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit that were looked for."""
+        return KINDS if self.reaches_heads else BLOCK_KINDS
 
 
 def optimize_model(
@@ -107,7 +127,8 @@ def optimize_model(
         expected = _masked_outputs(compact, decision)
     _cut(compact, decision)
     if expected is not None:
-        check_same(expected, compact, what="the outputs before and after the cut")
+        what = "the outputs before and after the cut"
+        check_same(expected, compact, what=what, kept_K=decision.hidden_K)
     return compact
 
 
@@ -134,7 +155,10 @@ def _drop_autocast(model: nn.Module) -> None:
 
 
 def _decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> _Decision:
-    structure = discover(model)
+    loaded = None if plan is None else _as_plan(plan)
+    names = [*gates_of(model), *({} if loaded is None else loaded.groups)]
+    hidden = any(name.rpartition(".")[2].startswith("hidden") for name in names)
+    structure = discover(model, KINDS if hidden else BLOCK_KINDS)
     request = take_request(model)
     if gates_of(model):
         if plan is not None:
@@ -144,8 +168,7 @@ def _decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> _Decision:
         keep = _keep_of_gates(model, structure)
         request = request or Request(method="gates")
         return _Decision(structure=structure, keep=keep, request=request, folds=False)
-    if plan is not None:
-        loaded = _as_plan(plan)
+    if loaded is not None:
         asked = Request(
             method=loaded.method,
             target=target_named(loaded.target),
@@ -214,7 +237,7 @@ def _masked_outputs(model: nn.Module, decision: _Decision) -> list[Tensor]:
     if decision.folds:
         return outputs_of(model)
     with gated(model, decision.structure, decision.keep):
-        return outputs_of(model)
+        return outputs_of(model, whole=decision.reaches_heads)
 
 
 def _cut(model: Any, decision: _Decision) -> None:
@@ -228,7 +251,7 @@ def _cut(model: Any, decision: _Decision) -> None:
     for group in structure.of(["layers"]):
         if group.name in keep and not bool(keep[group.name].any()):
             gone.setdefault(group.stack, set()).add(group.layer)
-    _take_class(model, Cut(before=structure, after=discover(model), gone=gone))
+    _take_class(model, Cut(before=structure, after=discover(model, decision.kinds), gone=gone))
     plan = make_plan(model, request=request, structure=structure, keep=keep, reached=reached, before=before)
     _record(model, plan)
 

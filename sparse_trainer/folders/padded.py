@@ -27,7 +27,7 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
     Padded heads have zero value rows and zero output columns, so they add nothing whatever their attention weights are.
 
     Raises:
-        CheckpointError: experts or layers are gone, which zeros cannot stand for.
+        CheckpointError: experts, hidden features or layers are gone, which zeros cannot stand for.
         SelfCheckError: the padded model does not compute what the uneven one does.
     """
     structure = discover(model)
@@ -36,6 +36,7 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
     trace(traced)
     whole = discover(traced)
     _check(model, structure.of(["experts"]), whole.of(["experts"]))
+    _check(model, discover(model, ["hidden"]).groups, discover(traced, ["hidden"]).groups)
     left = {group.name: group for group in structure.groups}
     keep = {g.name: _places(model, g, left.get(g.name)) for g in whole.of(WIDTH_KINDS)}
     cut(traced, whole, keep)
@@ -54,7 +55,8 @@ def _check(model: PreTrainedModel, left: tuple[Group, ...], whole: tuple[Group, 
     if gone or earlier_layout(model.config)["layers"]:
         raise CheckpointError(
             gone[0] if gone else "export",
-            "'padded' fills with zeros, and a router could choose an expert of zeros, or a layer of zeros is missing.",
+            "'padded' fills with zeros, and a router could choose an expert of zeros, or a norm would count "
+            "hidden features of zeros, or a layer of zeros is missing.",
             "Use 'self-contained'.",
         )
 

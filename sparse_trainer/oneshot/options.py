@@ -123,7 +123,9 @@ def options_of(
     asked = SparseTrainingArguments(scoring="random", units=None if units is None else list(units), **budget)
     deep = [kind for kind in asked.kinds if kind not in WIDTH_KINDS]
     if deep:
-        raise ArgumentError("units", f"{deep[0]} are no widths.", f"Give {' and '.join(WIDTH_KINDS)}.")
+        raise ArgumentError(
+            "units", f"{deep[0]} are no widths of blocks.", f"Give {' and '.join(WIDTH_KINDS)}."
+        )
     return Options(
         criterion=criterion,
         asked=asked,

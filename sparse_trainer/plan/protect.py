@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from patchers import Structure, discover
-from sparse_trainer.budget import Selector
-from sparse_trainer.budget.nested import NestedSelector
+from patchers.groups import KINDS
+from sparse_trainer.budget import AnySelector
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.plan.document import Plan
 
 # Shape legend: U = units of a group.
 
-AnySelector = Selector | NestedSelector
 _FIRST = 1e30
 """Above every score, and small enough that sums of it stay finite."""
 
@@ -39,7 +38,7 @@ def protected_units(args: Any, model: nn.Module, structure: Structure) -> dict[s
     """
     if args.first_plan is None:
         return {}
-    keep = Plan.load(args.first_plan).keep_for(discover(model))
+    keep = Plan.load(args.first_plan).keep_for(discover(model, KINDS))
     return {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
 
 

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from patchers import Structure, discover
 from patchers.groups import WIDTH_KINDS
-from sparse_trainer.budget.cost import TARGETS, Target, mac_count, parameter_count, unit_cost
+from sparse_trainer.budget.cost import (
+    TARGETS,
+    Target,
+    feature_costs,
+    mac_count,
+    parameter_count,
+    unit_cost,
+)
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.plan.document import Density, GroupPlan, Plan
@@ -79,7 +86,7 @@ def density_reached(
     """Return the kept share of the cost of all groups in `keep`, each once; None when they cost nothing."""
     groups = [structure[name] for name in keep]
     costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
-    nesting = Nesting(groups, costs)
+    nesting = Nesting(groups, costs, feature_costs(model, groups, request.target))
     return nesting.kept(keep) / nesting.total if nesting.total else None
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from patchers import discover
+from patchers.groups import KINDS
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.export import save_pruned
 from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny, uneven_keep
+from tests.hidden_models import some
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +123,12 @@ def said(tmp_path_factory: pytest.TempPathFactory, expected: dict[str, torch.Ten
         expected[f"{family}-cheaper"] = logits(compact)
         compact.save_pretrained(root / f"{family}-cheaper")
         tokenizer.save_pretrained(root / f"{family}-cheaper")
+    for family in WITHOUT_HIDDEN:
+        model = tiny(family)
+        compact = optimize_model(patched(model, some(discover(model, KINDS))))
+        expected[f"{family}-hidden"] = logits(compact)
+        compact.save_pretrained(root / f"{family}-hidden")
+        tokenizer.save_pretrained(root / f"{family}-hidden")
     save_file(batch(tiny()), root / "batch.safetensors")
     (root / "reader.py").write_text(READER, encoding="utf-8")
     environment = {
@@ -138,7 +146,10 @@ def said(tmp_path_factory: pytest.TempPathFactory, expected: dict[str, torch.Ten
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+WITHOUT_HIDDEN = ("bert", "electra", "distilbert", "mpnet")
+"""Families of which a model lacks hidden features too; RoBERTa and what runs its code is BERT in this."""
 NAMES = [f"{family}-{decision}" for family in FAMILIES for decision in (*DECISIONS, "cheaper")]
+NAMES += [f"{family}-hidden" for family in WITHOUT_HIDDEN]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from patchers import Gate, cut, discover, gated, gates_by_group, patch, unpatch
 from patchers.gates import GatedForward
-from patchers.groups import KINDS, Kind, Structure
+from patchers.groups import BLOCK_KINDS, Kind, Structure
 from sparse_trainer import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.criteria import CRITERIA
@@ -171,7 +171,7 @@ def test_gates_compose_with_lora() -> None:
 
 def test_every_kind_has_a_place() -> None:
     models = (tiny("bert"), tiny_model("mixtral"))
-    assert {g.kind for model in models for g in discover(model).groups} == set(KINDS)
+    assert {g.kind for model in models for g in discover(model).groups} == set(BLOCK_KINDS)
 
 
 @pytest.mark.parametrize("trained", ["weights and gates", "gates alone", "weights alone"])

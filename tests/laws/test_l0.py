@@ -9,7 +9,7 @@ import torch
 
 from patchers import cut, discover, patch
 from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
-from patchers.groups import KINDS, Group, Kind, Structure
+from patchers.groups import BLOCK_KINDS, Group, Kind, Structure
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.criteria.l0 import ExpectedSize
@@ -288,4 +288,4 @@ def test_what_lies_in_a_closed_branch_is_closed() -> None:
 
 def test_structure_knows_all_nested_kinds() -> None:
     structure: Structure = discover(tiny())
-    assert {g.kind for g in structure.groups} == set(KINDS) - {"experts"}
+    assert {g.kind for g in structure.groups} == set(BLOCK_KINDS) - {"experts"}

@@ -34,6 +34,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "distil_alpha_hidden": 0.5,
         "distil_layer_map": "learned",
     },
+    "l0-hidden": {
+        "scoring": "l0",
+        "units": ["heads", "channels", "attention", "ffn", "layers", "hidden"],
+        "l0_learning_rate": 0.3,
+        "density": 0.3,
+    },
 }
 
 

@@ -85,6 +85,23 @@ def test_inspect_adds_up(
     assert all(found["untouched"].values())
 
 
+def test_inspect_shows_hidden_features_when_asked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(monkeypatch, capsys, "inspect", str(model), "--hidden")
+    bert = BertModel.from_pretrained(model)
+    width = bert.config.hidden_size
+    inside = [p for n, p in bert.encoder.named_parameters() if "LayerNorm" not in n]
+    with_width = sum(p.numel() for p in inside if p.dim() == 2 or "output" in n_of(bert, p))
+    assert found["totals"]["hidden"] == {
+        "groups": 1, "units": width, "parameters": with_width, "macs": sum(p.numel() for p in inside if p.dim() == 2),
+    }  # fmt: skip
+
+
+def n_of(model: BertModel, parameter: torch.nn.Parameter) -> str:
+    return next(name for name, p in model.named_parameters() if p is parameter)
+
+
 def test_inspect_reads_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,10 @@ def loop(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_hand_written_loop_prunes_and_cuts(method: str, family: str) -> None:
+    if (method, family) == ("l0-hidden", "deberta-v2"):
+        with pytest.raises(UnsupportedModelError, match="rel_embeddings"):
+            loop(sparse_args(method), family)
+        return
     model, coordinator = loop(sparse_args(method), family)
     assert coordinator.finished
     asked = sparse_args(method).density

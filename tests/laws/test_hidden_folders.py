@@ -1,0 +1,73 @@
+"""Models that lost hidden features: folders, plans, cuts on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchers import Gate, discover, gates_by_group, patch, unpatch
+from patchers.groups import KINDS
+from patchers.modeling_pruned import stock_class_of
+from sparse_trainer import load_pruned, optimize_model, save_pruned
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.streaming import cut_checkpoint
+from tests.hidden_models import hidden_model, outputs, some
+
+
+@pytest.mark.parametrize(("name", "left"), [("llama-tied", 20), ("qwen2", 21), ("mistral", 12), ("bert", 20)])
+def test_folders_load_as_they_were_saved(name: str, left: int, tmp_path: Path) -> None:
+    model = hidden_model(name, torch.float32)
+    structure = discover(model, ["hidden"])
+    patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    for gate in gates_by_group(model, structure).values():
+        gate.set_keep(torch.arange(32) % 3 < 2)
+        gate.set_keep((gate.keep_U > 0) & (gate.keep_U.cumsum(0) <= left))
+    masked = outputs(model)
+    compact = optimize_model(model)
+    is_native = name != "bert"
+    assert (type(compact) is stock_class_of(compact)) == is_native
+    torch.testing.assert_close(outputs(compact), masked, rtol=0, atol=1e-5)
+    folder = save_pruned(compact, tmp_path / "folder")
+    again = stock_class_of(compact).from_pretrained(folder) if is_native else load_pruned(folder)
+    assert torch.equal(outputs(again.eval()), outputs(compact))
+    if is_native:
+        assert (again.config.hidden_size, again.config.head_dim) == (left, 8)
+
+
+def test_a_plan_cuts_twice_what_two_plans_cut(tmp_path: Path) -> None:
+    model = hidden_model("bert")
+    compact = model
+    for seed in (1, 2):
+        structure = discover(compact, KINDS)
+        keep = {
+            n: k for n, k in some(structure, seed).items() if structure[n].kind not in ("layers", "attention")
+        }
+        patch(compact, structure, lambda group: Gate(group.num_units, scored=False))
+        for name, gate in gates_by_group(compact, structure).items():
+            gate.set_keep(keep.get(name, gate.keep_U > 0))
+        compact = optimize_model(compact)
+        unpatch(model)
+    compact.pruning_plan.save(tmp_path / "plan.json")
+    at_once = optimize_model(model, plan=tmp_path / "plan.json")
+    torch.testing.assert_close(outputs(at_once), outputs(compact), rtol=0, atol=1e-10)
+    assert compact.pruning_plan.groups["bert.encoder.hidden"]["size"] == 32
+
+
+def test_a_checkpoint_is_cut_on_disk_like_in_memory_and_never_padded(tmp_path: Path) -> None:
+    model = hidden_model("llama-tied", torch.float32)
+    structure = discover(model, ["heads", "channels", "hidden"])
+    keep = some(structure)
+    patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    for name, gate in gates_by_group(model, structure).items():
+        gate.set_keep(keep[name])
+    compact = optimize_model(model)
+    unpatch(model)
+    model.save_pretrained(tmp_path / "dense")
+    folder = cut_checkpoint(tmp_path / "dense", compact.pruning_plan, tmp_path / "cut")
+    assert torch.equal(outputs(load_pruned(folder).eval()), outputs(compact))
+    bert = hidden_model("bert", torch.float32)
+    structure = discover(bert, ["hidden"])
+    patch(bert, structure, lambda group: Gate(group.num_units, scored=False))
+    next(iter(gates_by_group(bert, structure).values())).set_keep(torch.arange(32) < 20)
+    with pytest.raises(CheckpointError, match="a norm would count hidden features"):
+        save_pruned(optimize_model(bert), tmp_path / "padded", export="padded")
