@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pipelines import SUPPORTED_TASKS
 
 from sparse_trainer.auto_classes import auto_classes_of
+from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.plan import Plan
 
 _TEMPLATE = """\
@@ -25,11 +26,16 @@ library_name: transformers
 
 # {{ title }}
 
+{% if plan.params.compact == plan.params.dense -%}
+{{ plan.architecture }} with all units that it had: nothing was cut.
+{%- else -%}
 {{ plan.architecture }} cut down to {{ percent(plan.params.compact, plan.params.dense) }} of its parameters and \
 {{ percent(plan.macs.compact, plan.macs.dense) }} of its multiply-accumulates per token.
 {%- if form == "padded" %} Here zeros fill it up again to sizes that the stock class can build.
 {%- else %} What was removed is gone, not masked: the model is dense and needs no special kernel.
 {%- endif %}
+{%- endif %}
+{%- if norms %} Its blocks scale and shift where its class in transformers normalizes (NoNorm).{% endif %}
 
 ```python
 from transformers import {{ loader }}
@@ -88,6 +94,7 @@ def model_card(
     return environment.from_string(_TEMPLATE).render(
         plan=plan,
         form=form,
+        norms=bool(earlier_layout(model.config)["norms"]),
         title=f"{base or plan.model_type}, pruned",
         base=base,
         task=_task(autos),

@@ -223,7 +223,9 @@ def test_exports_that_only_the_stock_class_reads_are_refused(tmp_path: Path) -> 
     for export in ("native", "padded"):
         with pytest.raises(CheckpointError, match=f"'{export}' .*NoNorm.*Use 'self-contained'"):
             save_pruned(model, tmp_path / export, export=export)
-    assert save_pruned(model, tmp_path / "own", export="self-contained").is_dir()
+    card = (save_pruned(model, tmp_path / "own", export="self-contained") / "README.md").read_text()
+    assert "nothing was cut. Its blocks scale and shift" in card
+    assert "Chosen by `relu + no_norm`" in card
     half = cheap()
     set_mix(half, 0.25)
     with pytest.raises(UnsupportedModelError, match=r"still blended.*25%.*finish"):
