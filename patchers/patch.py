@@ -81,6 +81,13 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
 
 def _hang_on_norms(model: nn.Module, group: Group, gate: Gate) -> None:
     """Let all norms of a stream, and what writes to it first, see one gate."""
+    wrapped = next((path for path in group.norms if "forward" in vars(model.get_submodule(path))), None)
+    if wrapped is not None:
+        raise UnsupportedModelError(
+            wrapped,
+            "its forward pass is wrapped, by a device map or a kernel.",
+            "Load the model on one device, without kernels, or take 'hidden' out of units.",
+        )
     for path in group.norms:
         module = model.get_submodule(path)
         if isinstance(module, LINEAR_TYPES):
