@@ -231,7 +231,7 @@ def layout_in(config: Any) -> dict[str, Any]:
     Raises:
         LayoutError: there is none, or one that this file cannot read.
     """
-    pruning = config.to_dict().get("pruning")
+    pruning = vars(config).get("pruning")
     if not isinstance(pruning, dict) or not isinstance(pruning.get("layout"), dict):
         raise LayoutError(
             "config.pruning has no layout: the config was damaged, or is of a model never pruned."
@@ -319,10 +319,12 @@ _APPLY: dict[str, Any] = {
 @torch.no_grad()
 def _initialise(model: Any, layout: dict[str, Any]) -> None:
     """Give resized tensors fresh values when nothing will be loaded into them (`from_config`)."""
+    if next(model.parameters()).device.type == "meta":
+        return
     for name in (name for name in layout["shapes"] if not _is_of_another_head(model, name)):
         owner: Any = model.get_submodule(local(model, name).rpartition(".")[0])
         tensors = list(owner.parameters(recurse=False))
-        if tensors and tensors[0].device.type != "meta" and tensors[0].numel() > 0:
+        if tensors and tensors[0].numel() > 0:
             model._init_weights(owner)
 
 
