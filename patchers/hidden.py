@@ -48,9 +48,13 @@ class _Stream:
 
 
 def read_hidden(
-    model: nn.Module, stacks: Sequence[Stack], groups: Iterable[Group], refusals: Iterable[Refusal]
+    model: nn.Module, stacks: Sequence[Stack], groups: Sequence[Group], refusals: Sequence[Refusal]
 ) -> Group | Refusal:
-    """Return the hidden features of a model as a group, or why they cannot go."""
+    """Return the hidden features of a model as a group, or why they cannot go.
+
+    Args:
+        groups: All that was found in the blocks: what of the linears is not theirs runs over the stream.
+    """
     owner = stacks[0].path.rpartition(".")[0]
     name = join(owner, "hidden")
     if len(stacks) > 1:
@@ -85,17 +89,15 @@ _Found = Slice | TensorSlice | Edit | Refusal
 
 
 def _begin(
-    model: nn.Module, stack: Stack, groups: Iterable[Group], refusals: Iterable[Refusal]
+    model: nn.Module, stack: Stack, groups: Sequence[Group], refusals: Sequence[Refusal]
 ) -> _Stream | None:
     present = dict(model.get_submodule(f"{stack.path}.0").named_modules())
     form = next((f for f in STREAM_FORMS if present.keys() >= set(f.norms)), None)
     weight = None if form is None else getattr(present[form.norms[0]], "weight", None)
     if form is None or not isinstance(weight, Tensor):
         return None
-    width, groups = weight.numel(), list(groups)
-    outside = {
-        path: module for path, module in model.named_modules() if not path.startswith(f"{stack.path}.")
-    }
+    width = weight.numel()
+    outside = [path for path, _ in model.named_modules() if not path.startswith(f"{stack.path}.")]
     stream = _Stream(
         model=model, stack=stack.path, form=form, width=width,
         claimed={(s.path, s.axis) for g in groups for s in g.slices},
@@ -266,7 +268,7 @@ def _missing(stream: _Stream, owner: str) -> Iterator[Refusal]:
             )
 
 
-def _counts(stream: _Stream, groups: Iterable[Group]) -> Iterator[Edit]:
+def _counts(stream: _Stream, groups: Sequence[Group]) -> Iterator[Edit]:
     """Yield the attributes that repeat the number of hidden features; where heads own one it counts theirs."""
     owned = {(edit.path, edit.attribute) for g in groups for edit in g.edits}
     for path, module in stream.model.named_modules():

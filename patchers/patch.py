@@ -11,7 +11,7 @@ from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, Gate
 from patchers.groups import Group, Structure
 from patchers.layers import LINEAR_TYPES, linear_at
 from patchers.masks import MASK_NAME, MaskedForward, WeightMask
-from patchers.norms import GatedNorm
+from patchers.norms import GatedNorm, is_plain_norm
 
 _PLACES: dict[str, Place] = {
     "heads": "input",
@@ -81,8 +81,24 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
 
 def _hang_on_norms(model: nn.Module, group: Group, gate: Gate) -> None:
     """Let all norms of a stream, and what writes to it first, see one gate."""
-    for path in group.norms:
-        module = model.get_submodule(path)
+    wrapped = next((path for path in group.norms if "forward" in vars(model.get_submodule(path))), None)
+    if wrapped is not None:
+        raise UnsupportedModelError(
+            wrapped,
+            "its forward pass is wrapped, by a device map or a kernel.",
+            "Load the model on one device, without kernels, or take 'hidden' out of units.",
+        )
+    owners = {path: model.get_submodule(path) for path in group.norms}
+    strange = next(
+        (p for p, m in owners.items() if not (isinstance(m, LINEAR_TYPES) or is_plain_norm(m))), None
+    )
+    if strange is not None:
+        raise UnsupportedModelError(
+            strange,
+            f"is a {type(owners[strange]).__name__} now, which is no norm over the open hidden features.",
+            "Take 'hidden' out of units, or leave LayerNorm in its place.",
+        )
+    for module in owners.values():
         if isinstance(module, LINEAR_TYPES):
             module.register_forward_hook(GateHook(gate, "output"), with_kwargs=True)
         else:

@@ -65,22 +65,26 @@ def fit_config(model: PreTrainedModel, cut: Cut, earlier: Mapping[str, Any] | No
     with overridden(model.config, kept):
         built = build(model, model.config)
         misses = _misses(want, shapes_of(built))
-        alone: Iterator[tuple[Change, list[str]]] = (
-            (change, [])
-            for changes in (hidden_changes, channel_changes, expert_changes)
-            for change in changes(model.config, cut)
-        )
-        for change, weights in [*alone, *head_changes(model.config, cut)]:
+        for change, weights, is_free in _width_changes(model.config, cut):
             if not misses:
                 break
             trial = _try(model, change, want)
             have = shapes_of(trial[1]) if trial is not None else {}
             exact = all(have.get(name) == want.get(name) for name in weights)
-            exact = exact and trial is not None and _same_heads(model, trial[1])
-            if trial is not None and trial[0] < misses and exact and _covers(have, want):
+            if trial is None or trial[0] >= misses or not exact or not _covers(have, want):
+                continue
+            if is_free or _same_heads(model, trial[1]):
                 misses, built = trial
                 _apply(change)
     return Fit(built=built, build=kept)
+
+
+def _width_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[tuple[Change, list[str], bool]]:
+    """Yield the ways to say that widths changed, the weights that must then be right, whether heads may differ."""
+    yield from ((change, [], False) for change in hidden_changes(config, cut))
+    for changes in (channel_changes, expert_changes):
+        yield from ((change, [], True) for change in changes(config, cut))
+    yield from ((change, weights, True) for change, weights in head_changes(config, cut))
 
 
 def _fit_layers(model: PreTrainedModel, cut: Cut, stack: str, want: Shapes, kept: dict[str, Any]) -> None:

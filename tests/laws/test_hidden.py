@@ -15,7 +15,18 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from patchers import Gate, cut, discover, gated, gates_by_group, patch, unpatch
+from patchers import (
+    Gate,
+    UnsupportedModelError,
+    cut,
+    discover,
+    gated,
+    gates_by_group,
+    gates_of,
+    patch,
+    unpatch,
+)
+from patchers.cheaper import blend
 from patchers.groups import KINDS, Kind
 from patchers.norms import GatedNorm, is_plain_norm
 from sparse_trainer import SparseTrainingArguments, optimize_model
@@ -223,6 +234,23 @@ def test_a_norm_is_told_by_what_it_computes() -> None:
     assert not any(
         is_plain_norm(m) for m in (Half(), nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=False))
     )
+
+
+def test_a_norm_that_is_wrapped_is_not_unwrapped() -> None:
+    model = hidden_model("llama")
+    vars(model.model.norm)["forward"] = model.model.norm.forward
+    with pytest.raises(UnsupportedModelError, match=r"model.norm: its forward pass is wrapped"):
+        patch(model, discover(model, ["hidden"]), lambda group: Gate(group.num_units, scored=False))
+
+
+def test_a_norm_that_was_replaced_is_refused_before_and_after_discovery() -> None:
+    model = hidden_model("bert")
+    structure = discover(model, ["hidden"])
+    blend(model.bert.encoder, gelus=False, norms=True, decay=0.9)
+    with pytest.raises(UnsupportedModelError, match="LayerNorm: is a BlendedNorm now"):
+        patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    assert not gates_of(model)
+    assert "BlendedNorm" in discover(model, ["hidden"]).untouched["bert.encoder.hidden"]
 
 
 def test_something_beside_the_known_parts_refuses_the_model() -> None:

@@ -10,8 +10,10 @@ from patchers.groups import KINDS
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer import load_pruned, optimize_model, save_pruned
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.streaming import cut_checkpoint
 from tests.hidden_models import hidden_model, outputs, some
+from tests.laws.training import quiet_model, sparse_args, trainer
 
 
 @pytest.mark.parametrize(("name", "left"), [("llama-tied", 20), ("qwen2", 21), ("mistral", 12), ("bert", 20)])
@@ -32,6 +34,21 @@ def test_folders_load_as_they_were_saved(name: str, left: int, tmp_path: Path) -
     assert torch.equal(outputs(again.eval()), outputs(compact))
     if is_native:
         assert (again.config.hidden_size, again.config.head_dim) == (left, 8)
+
+
+def test_a_checkpoint_of_a_training_is_cut_like_the_model_that_was_trained(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path, sparse_args("l0-hidden"), quiet_model().float(), save_strategy="steps", save_steps=12
+    )
+    run.train()
+    compact = optimize_model(run.model)
+    folder, plan = compact_folder(str(tmp_path / "checkpoint-12"), tmp_path / "compact")
+    assert torch.equal(outputs(load_pruned(folder).eval()), outputs(compact.eval()))
+    assert plan.density_reached == compact.pruning_plan.density_reached
+    assert (
+        plan.groups["bert.encoder.hidden"]["keep"]
+        == compact.pruning_plan.groups["bert.encoder.hidden"]["keep"]
+    )
 
 
 def test_a_plan_cuts_twice_what_two_plans_cut(tmp_path: Path) -> None:

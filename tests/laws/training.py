@@ -39,6 +39,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "units": ["heads", "channels", "attention", "ffn", "layers", "hidden"],
         "l0_learning_rate": 0.3,
         "density": 0.3,
+        "distil_teacher_name_or_path": "self",
+        "distil_alpha_hidden": 0.5,
+        "distil_layer_map": "learned",
     },
 }
 
