@@ -233,6 +233,12 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
                 f"{self.method_name} does not score hidden features.",
                 f"Take {', '.join(_OF_HIDDEN)}.",
             )
+        if "hidden" in kinds and "no_norm" in self.cheaper_layers:
+            raise ArgumentError(
+                "cheaper",
+                "no_norm takes the norms away that hidden features are gated at.",
+                "Take 'hidden' out of units, or change the norms in a run of its own afterwards.",
+            )
         if isinstance(self.density, Mapping):
             missing = kinds - set(self.density)
             if missing:

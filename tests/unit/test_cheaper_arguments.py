@@ -54,6 +54,10 @@ def test_blends_fall_in_a_line_each_in_its_time_and_old_words_mean_the_same() ->
         ({"cheaper": ["relu"], "cheaper_until": 0.0}, "cheaper_until"),
         ({"gelu_patch": True, "gelu_patch_steps": 0}, "gelu_patch_steps: 0 is not positive"),
         ({"layer_norm_patch": True, "layer_norm_patch_start_delta": 1.0}, "cheaper_decay: 1.0"),
+        (
+            {"cheaper": ["no_norm"], "scoring": "l0", "units": ["heads", "hidden"]},
+            "cheaper: no_norm takes the norms away",
+        ),
         ({"final_finetune": True}, r"final_finetune.*model\.fill"),
     ],
 )
