@@ -46,6 +46,11 @@ METHODS: dict[str, list[str]] = {
         "pruning.density={density}",
         "pruning.units=[heads,channels,attention,ffn]",
     ],
+    "l0 hidden + distillation": [
+        "pruning.scoring=l0",
+        "pruning.density={density}",
+        "pruning.units=[heads,channels,hidden]",
+    ],
     "hybrid + distillation": [*MASKS, "pruning.attention_block_rows=32", "pruning.attention_block_cols=32"],
     "struct + distillation": [*MASKS, "pruning.attention_block_rows=0", "pruning.attention_block_cols=0"],
     "hybrid filled": ["pruning=null", "model.fill=true"],
