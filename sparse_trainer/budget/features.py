@@ -8,8 +8,7 @@ from torch import Tensor
 
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.selection import Budget, Selection
-from sparse_trainer.errors import BudgetError
+from sparse_trainer.budget.selection import Budget, Selection, check_reachable
 
 # Shape legend: U = hidden features, K = counts of them that may stay.
 
@@ -56,12 +55,7 @@ class FeatureSelector:
     def _check(self) -> None:
         least_K, _ = self._bounds({g.name: torch.zeros(g.num_units) for g in self.nesting.groups})
         least = float(least_K[0]) / self.total
-        if self.density < least - 1e-9:
-            raise BudgetError(
-                "density",
-                f"{self.density:g} is not reachable: min_keep and multiple_of keep at least {least:.4g}.",
-                f"Ask for a density in [{least:.4g}, 1], or lower min_keep or multiple_of.",
-            )
+        check_reachable(self.density, least)
 
     @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from patchers.groups import Group
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.selection import Budget, Pool, Selection
-from sparse_trainer.errors import BudgetError
+from sparse_trainer.budget.selection import Budget, Pool, Selection, check_reachable
 
 # Shape legend: U = units of a group.
 
@@ -75,12 +74,7 @@ class NestedSelector:
     def _check(self) -> None:
         turn_G = self._turns(torch.zeros(len(self.outer)))
         least = float(self._left_of("least", turn_G)[-1]) / self.total
-        if self.density < least - 1e-9:
-            raise BudgetError(
-                "density",
-                f"{self.density:g} is not reachable: min_keep and multiple_of keep at least {least:.4g}.",
-                f"Ask for a density in [{least:.4g}, 1], or lower min_keep or multiple_of.",
-            )
+        check_reachable(self.density, least)
 
     @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:

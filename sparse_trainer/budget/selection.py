@@ -49,6 +49,22 @@ class Selection:
     """Lowest score that was kept, scalar (of the largest pool)."""
 
 
+def check_reachable(asked: float, least: float, where: str = "") -> None:
+    """Raise `BudgetError`, with the feasible range, for a density below what floors keep.
+
+    Args:
+        asked: The density of a budget, in (0, 1].
+        least: The share of the cost that floors keep.
+        where: What of the model the budget is for, to follow the density in the message.
+    """
+    if asked < least - 1e-9:
+        raise BudgetError(
+            "density",
+            f"{asked:g} is not reachable{where}: min_keep and multiple_of keep at least {least:.4g}.",
+            f"Ask for a density in [{least:.4g}, 1], or lower min_keep or multiple_of.",
+        )
+
+
 class Selector:
     """Selects under one budget, for groups and unit costs that do not change.
 
@@ -85,14 +101,7 @@ class Selector:
 
     def _check(self) -> None:
         for pool in self.pools:
-            asked = pool.density
-            if asked < pool.floor / pool.total - 1e-9:
-                raise BudgetError(
-                    "density",
-                    f"{asked:g} is not reachable for {pool.label}: min_keep and multiple_of keep at least "
-                    f"{pool.floor / pool.total:.4g}.",
-                    f"Ask for a density in [{pool.floor / pool.total:.4g}, 1], or lower min_keep or multiple_of.",
-                )
+            check_reachable(pool.density, pool.floor / pool.total, f" for {pool.label}")
 
     @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:

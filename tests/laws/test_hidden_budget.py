@@ -1,6 +1,5 @@
 """Budgets with hidden features: products are counted right, met to one unit, and cut as they were chosen."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchers import discover
-from patchers.concrete import presence
 from patchers.groups import BLOCK_KINDS, KINDS, Group, Kind
 from patchers.layers import LINEAR_TYPES, features
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
@@ -21,6 +19,7 @@ from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelEr
 from sparse_trainer.oneshot.prune import prune
 from sparse_trainer.plan import Plan
 from sparse_trainer.plan.record import Request, make_plan, measure
+from tests.expected_size import counted_share, drawn_alphas
 from tests.hidden_models import hidden_model, outputs, some, tolerance
 
 FLAT: tuple[Kind, ...] = ("heads", "channels", "hidden")
@@ -217,17 +216,9 @@ def test_expected_size_is_the_mean_over_all_outcomes() -> None:
         around=nesting.around, shared={k: float(v) for k, v in nesting.shared.items()}, hidden="hidden",
     )  # fmt: skip
     sizes = {g.name: g.num_units for g in groups}
-    generator = torch.Generator().manual_seed(2)
-    alpha = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
-    mean = 0.0
-    for outcome in itertools.product([0, 1], repeat=sum(sizes.values())):
-        keep = dict(zip(sizes, torch.tensor(outcome).bool().split(list(sizes.values())), strict=True))
-        chance = 1.0
-        for name, keep_U in keep.items():
-            present_U = presence(alpha[name])
-            chance *= float(torch.where(keep_U, present_U, 1 - present_U).prod())
-        mean += chance * nesting.kept(keep) / nesting.total
-    assert float(ExpectedSize([constraint], sizes)(alpha)) == pytest.approx(mean, abs=1e-6)
+    alpha = drawn_alphas(nesting)
+    expected = ExpectedSize([constraint], sizes)(alpha).item()
+    assert expected == pytest.approx(counted_share(nesting, alpha), abs=1e-6)
 
 
 class _NoReading(TorchDispatchMode):

@@ -1,7 +1,6 @@
 """L0: exact when open or closed, expected sizes are expectations, every budget is met exactly, the Lagrangian rises."""
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, op
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.criteria.l0 import ExpectedSize
 from tests.compact_models import batch, logits, tiny
+from tests.expected_size import counted_share, drawn_alphas
 
 NESTED = ["heads", "channels", "attention", "ffn", "layers"]
 
@@ -113,17 +113,9 @@ def test_expected_size_is_the_mean_over_all_outcomes() -> None:
     own = {name: number(cost) for name, cost in nesting.own.items()}
     constraint = Constraint(costs=own, total=38.0, density=0.5, around=nesting.around)
     sizes = {g.name: g.num_units for g in groups}
-    generator = torch.Generator().manual_seed(2)
-    alpha = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
-    mean = 0.0
-    for outcome in itertools.product([0, 1], repeat=sum(sizes.values())):
-        keep = dict(zip(sizes, torch.tensor(outcome).bool().split(list(sizes.values())), strict=True))
-        chance = 1.0
-        for name, keep_U in keep.items():
-            present_U = presence(alpha[name])
-            chance *= number(torch.where(keep_U, present_U, 1 - present_U).prod())
-        mean += chance * nesting.kept(keep) / nesting.total
-    assert number(ExpectedSize([constraint], sizes)(alpha)) == pytest.approx(mean, abs=1e-6)
+    alpha = drawn_alphas(nesting)
+    expected = ExpectedSize([constraint], sizes)(alpha).item()
+    assert expected == pytest.approx(counted_share(nesting, alpha), abs=1e-6)
 
 
 def test_each_kind_and_layer_has_its_own_expected_size() -> None:
