@@ -3,10 +3,11 @@
 From nn_pruning (Lagunas et al., arXiv 2109.04838); NoNorm is MobileBERT's (Sun et al., arXiv 2004.02984).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, final
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -44,8 +45,8 @@ class BlendedActivation(nn.Module):
 class BlendedNorm(nn.Module):
     """mix * LayerNorm + (1 - mix) * NoNorm: the same affine map, with one running mean and deviation for all tokens.
 
-    In training mode batches are averaged until `take_in` makes them the next term of the statistics, `decay` of the old
-    ones kept: once per optimizer step, so that gradient accumulation changes nothing. At mix 1 they are not used yet.
+    In training mode batches are summed up until `take_in` makes their mean the next term of the statistics, `decay` of
+    the old ones kept: once per optimizer step, so that gradient accumulation changes nothing. Not used yet at mix 1.
     """
 
     layer: Final = "no_norm"
@@ -80,9 +81,13 @@ class BlendedNorm(nn.Module):
         self.pending += torch.stack((mean_B.mean(), variance_B.mean(), torch.ones_like(self.mean)))
 
     @torch.no_grad()
-    def take_in(self) -> None:
-        """Let the statistics follow the batches since the last call."""
-        mean, variance, count = self.pending / self.pending[2].clamp_min(1.0)
+    def follow(self, batches: Tensor) -> None:
+        """Move the statistics towards the mean of some batches, and forget the pending ones.
+
+        Args:
+            batches: Sum of means, sum of variances, number of batches; shape [3].
+        """
+        mean, variance, count = batches / batches[2].clamp_min(1.0)
         rate = count * (1.0 - self.decay * self.seen)
         self.mean.lerp_(mean, rate)
         self.variance.lerp_(variance, rate)
@@ -104,6 +109,18 @@ class BlendedNorm(nn.Module):
         """Return the affine map that remains."""
         scale_D, shift_D = self._affine()
         return NoNorm(scale_D.to(self.weight.dtype), shift_D.to(self.weight.dtype))
+
+
+def take_in(layers: Iterable[BlendedActivation | BlendedNorm]) -> None:
+    """Let the statistics of norms follow the batches since the last call, in every process those of all."""
+    norms = [layer for layer in layers if isinstance(layer, BlendedNorm)]
+    if not norms:
+        return
+    batches = torch.stack([norm.pending for norm in norms])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(batches)
+    for norm, its_batches in zip(norms, batches, strict=True):
+        norm.follow(its_batches)
 
 
 def blend(block: nn.Module, *, gelus: bool, norms: bool, decay: float) -> int:

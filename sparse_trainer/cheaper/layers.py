@@ -9,10 +9,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from patchers import discover, is_patched
-from patchers.cheaper import BlendedActivation, BlendedNorm, blend, blended, unblend
+from patchers.cheaper import BlendedNorm, blend, blended, take_in, unblend
 from sparse_trainer.cheaper.arguments import LAYERS, CheaperArguments
+from sparse_trainer.cut.adopt import adopt
 from sparse_trainer.cut.cheaper import activation_fields, fold_cheaper
-from sparse_trainer.cut.optimize import adopt
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
 
 
@@ -49,16 +49,12 @@ def cheapen(model: Any, layers: tuple[str, ...] = ("relu",), *, decay: float = 0
 def set_mix(model: nn.Module, mix: float) -> None:
     """Set how much of the original layers is in the blend: 1 = all, 0 = nothing. Call it after every optimizer step.
 
-    Running statistics take in the batches since the last call.
+    Running statistics take in the batches since the last call, in every process those of all: call it in all of them.
     """
-    for layer in blended(model):
-        _move(layer, mix)
-
-
-def _move(layer: BlendedActivation | BlendedNorm, mix: float) -> None:
-    layer.mix.fill_(mix)
-    if isinstance(layer, BlendedNorm):
-        layer.take_in()
+    layers = list(blended(model))
+    for layer in layers:
+        layer.mix.fill_(mix)
+    take_in(layers)
 
 
 def finish(model: Any) -> None:
@@ -99,7 +95,8 @@ class Blending:
         """Move to the state after optimizer step number `step`."""
         mixes = {name: max(0.0, 1.0 - step / steps) for name, steps in self._steps.items()}
         for layer in self._layers:
-            _move(layer, mixes[layer.layer])
+            layer.mix.fill_(mixes[layer.layer])
+        take_in(self._layers)
         self.finished = not any(mixes.values())
 
     @contextmanager

@@ -24,7 +24,17 @@ for method in methods:
     run.train()
     run.save_model(str(Path(folder) / method))
 """
-METHODS = ("movement-distilled", "taylor", "layer_gate", "l0-nested", "wanda", "masks-hybrid", "masks-l0")
+METHODS = (
+    "movement-distilled",
+    "taylor",
+    "layer_gate",
+    "l0-nested",
+    "l0-hidden",
+    "cheaper",
+    "wanda",
+    "masks-hybrid",
+    "masks-l0",
+)
 
 
 def launch(folder: Path, ranks: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from patchers import discover
-from patchers.cheaper import BlendedActivation, BlendedNorm, blended, unblend
+from patchers.cheaper import BlendedActivation, BlendedNorm, blended, take_in, unblend
 from patchers.modeling_pruned import is_no_norm
 from sparse_trainer import SparseTrainingArguments, load_pruned, optimize_model, save_pruned
 from sparse_trainer.cheaper import Cheapening, cheapen, finish, set_mix
@@ -68,8 +68,8 @@ def test_blend_and_statistics_by_hand() -> None:
     for x in batches:
         for row in x:  # as gradient accumulation splits them
             layer.train()(row)
-        layer.take_in()
-        layer.take_in()
+        take_in([layer])
+        take_in([layer])
     means = [x.mean(-1).mean() for x in batches]
     variances = [x.var(-1, correction=0).mean() for x in batches]
     mean = 0.9 * means[0] + 0.1 * means[1]
