@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from patchers.groups import KINDS, Kind
+from sparse_trainer.budget.budget import SCOPES, Budget, Scope
 from sparse_trainer.budget.cost import TARGETS, Target
-from sparse_trainer.budget.selection import SCOPES, Budget, Scope
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.cheaper.arguments import CheaperArguments
 from sparse_trainer.criteria import CRITERIA

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from patchers import Structure, discover, is_patched
 from patchers.layers import linear_at
-from sparse_trainer.cut.optimize import PlanLike, optimize_model
+from sparse_trainer.cut.decision import PlanLike
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
 
 M = TypeVar("M", bound=PreTrainedModel)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from patchers.groups import Group
+from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.features import FeatureSelector
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Nesting
-from sparse_trainer.budget.selection import Budget, Selection, Selector
+from sparse_trainer.budget.selection import Selection, Selector
 
 AnySelector = Selector | NestedSelector | FeatureSelector
 

@@ -6,9 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.selection import Budget, Selection, check_reachable
+from sparse_trainer.budget.selection import Selection
 
 # Shape legend: U = hidden features, K = counts of them that may stay.
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from patchers.groups import Group
+from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.selection import Budget, Pool, Selection, check_reachable
+from sparse_trainer.budget.pool import Pool
+from sparse_trainer.budget.selection import Selection
 
 # Shape legend: U = units of a group.
 

@@ -21,7 +21,8 @@ from transformers.utils.hub import cached_file
 
 from patchers import Structure, discover
 from patchers.cheaper import read_as_no_norms
-from sparse_trainer.cut.optimize import adopt, optimize_model
+from sparse_trainer.cut.adopt import adopt
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.plan.document import GroupPlan, Plan
 from sparse_trainer.plan.record import attach_plan, plan_of

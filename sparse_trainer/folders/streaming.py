@@ -17,7 +17,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer.cut.optimize import PlanLike, optimize_model
+from sparse_trainer.cut.decision import PlanLike
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Piece, Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files import write_text

@@ -1,0 +1,45 @@
+"""What must remain of a model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from patchers.groups import Kind
+from sparse_trainer.errors import BudgetError
+
+Scope = Literal["global", "layer", "uniform"]
+SCOPES: tuple[Scope, ...] = ("global", "layer", "uniform")
+Density = float | Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What must remain."""
+
+    density: Density
+    """Fraction of the prunable cost to keep, in (0, 1]; or one fraction per kind, counted in units of that kind."""
+    scope: Scope = "global"
+    multiple_of: Mapping[Kind, int]
+    """Kept counts are multiples of this, or the whole group."""
+    min_keep: Mapping[Kind, int]
+    """Units that every group keeps."""
+
+    def density_of(self, kind: Kind) -> float:
+        """Return the fraction asked of a kind."""
+        return self.density if isinstance(self.density, float | int) else self.density.get(kind, 1.0)
+
+
+def check_reachable(asked: float, least: float, where: str = "") -> None:
+    """Raise `BudgetError`, with the feasible range, for a density below what floors keep.
+
+    Args:
+        asked: The density of a budget, in (0, 1].
+        least: The share of the cost that floors keep.
+        where: What of the model the budget is for, to follow the density in the message.
+    """
+    if asked < least - 1e-9:
+        raise BudgetError(
+            "density",
+            f"{asked:g} is not reachable{where}: min_keep and multiple_of keep at least {least:.4g}.",
+            f"Ask for a density in [{least:.4g}, 1], or lower min_keep or multiple_of.",
+        )

@@ -1,0 +1,128 @@
+"""Which units an `optimize_model` keeps: gates say it, a plan, or zeros."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchers import Structure, discover, gates_by_group, gates_of
+from patchers.groups import BLOCK_KINDS, KINDS, Kind
+from patchers.zeros import removable
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.plan import Plan
+from sparse_trainer.plan.record import Request, take_request, target_named
+
+# Shape legend: U = units of a group, K = hidden features that stay.
+
+PlanLike = Plan | Mapping[str, Any] | str | os.PathLike[str]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Which units stay, and who said so."""
+
+    structure: Structure
+    keep: Mapping[str, Tensor]
+    request: Request
+    folds: bool
+    """Whether removed units may leave constants behind: of weights that are zero, not of gates."""
+
+    @property
+    def reaches_heads(self) -> bool:
+        """Whether task heads are cut too: they read hidden features."""
+        return bool(self.structure.of(["hidden"]))
+
+    @property
+    def hidden_K(self) -> Tensor | None:
+        """Hidden features that stay, where some may go."""
+        group = next(iter(self.structure.of(["hidden"])), None)
+        if group is None:
+            return None
+        return self.keep.get(group.name, torch.ones(group.num_units)).nonzero().flatten()
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit that were looked for."""
+        return KINDS if self.reaches_heads else BLOCK_KINDS
+
+    def of_heads(self) -> "Decision":
+        """Return what it says of heads, nothing else."""
+        heads = {g.name for g in self.structure.of(["heads"])}
+        keep = {name: keep_U for name, keep_U in self.keep.items() if name in heads}
+        return dataclasses.replace(self, keep=keep)
+
+    def naming(self, more: str) -> "Decision":
+        """Return the same decision, its method named with something that was done beside it."""
+        request = dataclasses.replace(self.request, method=f"{self.request.method}, {more}")
+        return dataclasses.replace(self, request=request)
+
+
+def decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> Decision:
+    """Read the decision off the gates of a model, off a plan, or off zeros.
+
+    Args:
+        zeroed: Whether the zeros stand for gates and masks, whose method is on record.
+    """
+    loaded = None if plan is None else _as_plan(plan)
+    names = [*gates_of(model), *({} if loaded is None else loaded.groups)]
+    hidden = any(name.rpartition(".")[2].startswith("hidden") for name in names)
+    structure = discover(model, KINDS if hidden else BLOCK_KINDS)
+    request = take_request(model)
+    if gates_of(model):
+        if plan is not None:
+            raise ArgumentError(
+                "plan", "the model is patched, and its gates decide.", "Drop plan, or unpatch(model)."
+            )
+        keep = _keep_of_gates(model, structure)
+        request = request or Request(method="gates")
+        return Decision(structure=structure, keep=keep, request=request, folds=False)
+    if loaded is not None:
+        asked = Request(
+            method=loaded.method,
+            target=target_named(loaded.target),
+            scope=loaded.scope,
+            density=loaded.density_asked,
+        )
+        return Decision(structure=structure, keep=loaded.keep_for(structure), request=asked, folds=False)
+    check_readable(next(model.parameters()), "weights")
+    keep = removable(model, structure)
+    if all(bool(keep_U.all()) for keep_U in keep.values()):
+        logger.warning("%s: no gates, no plan and no removable zeros: nothing to cut.", type(model).__name__)
+    return Decision(
+        structure=structure,
+        keep=keep,
+        request=request if zeroed and request is not None else Request(method="zeros"),
+        folds=True,
+    )
+
+
+def _keep_of_gates(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    hung, gates = gates_of(model), gates_by_group(model, structure)
+    strangers = [path for path, gate in hung.items() if gate not in gates.values()]
+    if strangers:
+        raise UnsupportedModelError(
+            strangers[0],
+            "is a gate of no group that the model has now.",
+            "Was the model changed after patching?",
+        )
+    check_readable(next(iter(gates.values())).keep_U, "gates")
+    return {name: (gate.keep_U > 0).cpu() for name, gate in gates.items()}
+
+
+def check_readable(tensor: Tensor, what: str) -> None:
+    """Raise unless a tensor has values."""
+    if tensor.device.type == "meta":
+        raise UnsupportedModelError("model", f"{what} on the meta device decide nothing.", "Pass plan=.")
+
+
+def _as_plan(plan: PlanLike) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    return Plan.from_dict(dict(plan)) if isinstance(plan, Mapping) else Plan.load(Path(plan))
