@@ -1,12 +1,13 @@
 """Pruned models of any stock class, from nothing but torch and transformers.
 
 This file travels inside saved folders. `config.pruning["layout"]` says what differs from the stock model:
-layers that are gone, no-ops, norms without statistics, shapes of tensors, attributes, selections. The module's
-`__getattr__` makes the subclass of any stock class on demand, under the stock name, so that
-`AutoModelFor….from_pretrained(folder, trust_remote_code=True)` finds it.
+layers that are gone, no-ops, norms without statistics, shapes of tensors, those in other task heads of the type,
+attributes, selections. The module's `__getattr__` makes the subclass of any stock class on demand, under the stock
+name, so that `AutoModelFor….from_pretrained(folder, trust_remote_code=True)` finds it.
 """
 
 import copy
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,10 +20,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
-_PARTS = ("layers", "skips", "norms", "shapes", "attributes", "selects")
-_LATER: dict[str, Any] = {"norms": {}}
+_PARTS = ("layers", "skips", "norms", "shapes", "heads", "attributes", "selects")
+_LATER: dict[str, Any] = {"norms": {}, "heads": {}}
 """Parts that older folders do not have."""
-_ROOT = "/"
+ROOT = "/"
 """Begins a path that counts from the whole model: what lies outside the part that all heads share."""
 
 
@@ -229,25 +230,26 @@ def portable(model: nn.Module, path: str) -> str:
     prefix = getattr(model, "base_model_prefix", "")
     if base_of(model) is model:
         return path
-    return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else f"{_ROOT}{path}"
+    return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else f"{ROOT}{path}"
 
 
 def local(model: nn.Module, path: str) -> str:
     """Return the path in `model` of what a layout calls `path`."""
     if base_of(model) is model:
-        return path.removeprefix(_ROOT)
+        return path.removeprefix(ROOT)
     return (
-        path.removeprefix(_ROOT)
-        if path.startswith(_ROOT)
+        path.removeprefix(ROOT)
+        if path.startswith(ROOT)
         else f"{getattr(model, 'base_model_prefix', '')}.{path}"
     )
 
 
-def _is_of_another_head(model: nn.Module, path: str) -> bool:
-    """Tell whether a layout's path begins at a task head that this class lacks."""
-    return path.startswith(_ROOT) and path.removeprefix(_ROOT).partition(".")[0] not in dict(
-        model.named_children()
-    )
+def _is_elsewhere(model: nn.Module, layout: dict[str, Any], path: str) -> bool:
+    """Tell whether a module that a layout names lies in a task head, or a pooler, that this class lacks."""
+    if _class_name(model) in layout["heads"]:
+        return path.startswith(ROOT) or local(model, path) not in dict(model.named_modules())
+    children = dict(model.named_children())
+    return path.startswith(ROOT) and path.removeprefix(ROOT).partition(".")[0] not in children
 
 
 def layout_in(config: Any) -> dict[str, Any]:
@@ -280,10 +282,13 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     """
     for part in _PARTS:
         for path, value in layout[part].items():
-            if part in ("shapes", "attributes") and _is_of_another_head(model, path):
+            module = path.rpartition(".")[0] if part == "shapes" else path
+            if part in ("shapes", "attributes") and _is_elsewhere(model, layout, module):
+                continue
+            if part == "heads" and path != _class_name(model):
                 continue
             try:
-                _APPLY[part](model, local(model, path), value)
+                _APPLY[part](model, path if part == "heads" else local(model, path), value)
             except (AttributeError, TypeError, ValueError, RuntimeError, StopIteration) as error:
                 raise LayoutError(
                     f"config.pruning: layout.{part}[{path!r}] does not fit {type(model).__name__}: {error}"
@@ -328,6 +333,21 @@ def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
         owner.normalized_shape = tuple(owner.weight.shape)
 
 
+def _apply_heads(model: nn.Module, name: str, value: dict[str, list[list[int]]] | str) -> None:
+    """Narrow what a class other than the one that was cut has beside it: [dimension, size] by tensor.
+
+    Text says why this class cannot be built.
+    """
+    if isinstance(value, str):
+        raise ValueError(value)
+    for path, sizes in value.items():
+        tensor = local(model, path)
+        shape = list(operator.attrgetter(tensor)(model).shape)
+        for dim, size in sizes:
+            shape[dim] = size
+        _apply_shape(model, tensor, shape)
+
+
 def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -> None:
     module = model.get_submodule(path)
     for name, value in attributes.items():
@@ -345,6 +365,7 @@ _APPLY: dict[str, Any] = {
     "skips": _apply_skip,
     "norms": _apply_norm,
     "shapes": _apply_shape,
+    "heads": _apply_heads,
     "attributes": _apply_attributes,
     "selects": _apply_selects,
 }
@@ -355,7 +376,8 @@ def _initialise(model: Any, layout: dict[str, Any]) -> None:
     """Give resized tensors fresh values when nothing will be loaded into them (`from_config`)."""
     if next(model.parameters()).device.type == "meta":
         return
-    for name in (name for name in layout["shapes"] if not _is_of_another_head(model, name)):
+    names = [n for n in layout["shapes"] if not _is_elsewhere(model, layout, n.rpartition(".")[0])]
+    for name in (*names, *layout["heads"].get(_class_name(model), ())):
         owner: Any = model.get_submodule(local(model, name).rpartition(".")[0])
         tensors = list(owner.parameters(recurse=False))
         if tensors and tensors[0].numel() > 0:
@@ -420,6 +442,10 @@ def _auto_class(model: PreTrainedModel) -> str:
 def stock_class_of(model: Any) -> type[PreTrainedModel]:
     """Return the transformers class that a model, pruned or not, comes from."""
     return getattr(type(model), "stock_class", type(model))
+
+
+def _class_name(model: Any) -> str:
+    return stock_class_of(model).__name__
 
 
 def stock_config(config: Any) -> Any:

@@ -42,7 +42,7 @@ def take_class(model: Any, done: Cut) -> None:
     earlier = earlier_layout(model.config)
     fit = fit_config(model, done, earlier["build"])
     follow_counts(model, fit.built, [stack.path for stack in done.after.stacks])
-    layout = layout_of(model, fit, done.gone, earlier["layers"])
+    layout = layout_of(model, fit, done, earlier)
     if is_native(layout):
         model.__class__ = stock_class_of(model)
     else:

@@ -48,6 +48,12 @@ class Cut:
     gone: Mapping[str, Set[int]]
     """Layers that were taken away, by path of their stack."""
 
+    @property
+    def narrows(self) -> bool:
+        """Tell whether hidden features are gone."""
+        left = sum(g.num_units for g in self.after.of(["hidden"]))
+        return left < sum(g.num_units for g in self.before.of(["hidden"]))
+
 
 def configs_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     """Yield a config and the configs inside it."""

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel
 
+from patchers import discover
 from patchers.modeling_pruned import (
     OwnConfig,
     apply_layout,
@@ -16,7 +17,9 @@ from patchers.modeling_pruned import (
     portable,
     selections_of,
 )
+from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.fit import Fit, shapes_of
+from sparse_trainer.cut.task_heads import Sizes, other_heads
 from sparse_trainer.errors import UnsupportedModelError
 
 _PASSING = ("training", "gradient_checkpointing", "layer_types", "attention_type")
@@ -37,22 +40,27 @@ class Layout(TypedDict):
     """What took the place of each LayerNorm that is gone: `affine`."""
     shapes: dict[str, list[int]]
     """Shape of each tensor."""
+    heads: dict[str, Sizes | str]
+    """Of the other classes of the type: what is narrower in their task heads, or why they cannot be built."""
     attributes: dict[str, dict[str, Any]]
     selects: dict[str, list[dict[str, Any]]]
 
 
-def layout_of(
-    model: PreTrainedModel, fit: Fit, gone: Mapping[str, Set[int]], earlier: Mapping[str, list[int]]
-) -> Layout:
+def empty_layout() -> Layout:
+    """Return the layout of a stock model."""
+    return Layout(layers={}, build={}, skips={}, norms={}, shapes={}, heads={}, attributes={}, selects={})
+
+
+def layout_of(model: PreTrainedModel, fit: Fit, done: Cut, earlier: Layout) -> Layout:
     """Return how a cut model differs from the stock model that its config describes; that one is changed to be like it.
 
     Args:
-        gone: Layers that were taken away, by path of their stack.
-        earlier: Layers that an earlier cut had left, of the stacks that the config could not describe.
+        earlier: What an earlier cut had left, with the layers that the config could not describe.
     """
     stock = fit.built
-    layout = Layout(layers={}, build=fit.build, skips={}, norms={}, shapes={}, attributes={}, selects={})
-    layout["layers"] = _layers(model, stock, gone, earlier)
+    layout = empty_layout()
+    layout["build"] = fit.build
+    layout["layers"] = _layers(model, stock, done.gone, earlier["layers"])
     layout["skips"] = _skips(model)
     layout["norms"] = {portable(model, p): "affine" for p, m in model.named_modules() if is_no_norm(m)}
     layout["selects"] = _selects(model)
@@ -65,15 +73,21 @@ def layout_of(
     }
     apply_layout(stock, {**layout, "layers": {}, "skips": {}, "norms": {}, "selects": {}})
     layout["attributes"] = _attributes(model, stock)
+    if layout["shapes"] and (earlier["heads"] or done.narrows):
+        hidden = discover(model, ["hidden"]).groups
+        layout["heads"] = (
+            other_heads(model, hidden[0].num_units, fit.build, layout["shapes"])
+            if hidden
+            else earlier["heads"]
+        )
     return layout
 
 
 def earlier_layout(config: Any) -> Layout:
     """Return the layout that an earlier cut left in a config, an empty one where there was none."""
-    empty = Layout(layers={}, build={}, skips={}, norms={}, shapes={}, attributes={}, selects={})
     if "pruning" not in vars(config):
-        return empty
-    return {**empty, **layout_in(config)}  # type: ignore[typeddict-item]
+        return empty_layout()
+    return {**empty_layout(), **layout_in(config)}  # type: ignore[typeddict-item]
 
 
 def mark_skips(model: PreTrainedModel, stock: PreTrainedModel) -> None:
@@ -106,8 +120,7 @@ def check_builds(model: PreTrainedModel) -> None:
 def is_native(layout: Layout) -> bool:
     """Tell whether the stock class builds the model all by itself.
 
-    >>> parts = ("layers", "build", "skips", "norms", "shapes", "attributes", "selects")
-    >>> is_native({part: {} for part in parts}), is_native({"norms": {"LayerNorm": "affine"}})
+    >>> is_native(empty_layout()), is_native({**empty_layout(), "norms": {"LayerNorm": "affine"}})
     (True, False)
     """
     return not any(layout.values())

@@ -4,11 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from transformers import (
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from patchers import Gate, discover, gates_by_group, patch, unpatch
 from patchers.groups import KINDS
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer import load_pruned, optimize_model, save_pruned
+from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.streaming import cut_checkpoint
@@ -88,3 +97,63 @@ def test_a_checkpoint_is_cut_on_disk_like_in_memory_and_never_padded(tmp_path: P
     next(iter(gates_by_group(bert, structure).values())).set_keep(torch.arange(32) < 20)
     with pytest.raises(CheckpointError, match="a norm would count hidden features"):
         save_pruned(optimize_model(bert), tmp_path / "padded", export="padded")
+
+
+OTHER_HEADS = {
+    "bert": "QuestionAnswering TokenClassification MaskedLM MultipleChoice",
+    "roberta": "QuestionAnswering TokenClassification MaskedLM MultipleChoice",
+    "electra": "QuestionAnswering TokenClassification MaskedLM",
+    "distilbert": "QuestionAnswering TokenClassification MaskedLM MultipleChoice",
+    "gpt2": "QuestionAnswering TokenClassification CausalLM",
+}
+
+
+def narrowed(model_type: str) -> PreTrainedModel:
+    """Return a classifier without 12 of its 32 hidden features."""
+    config = tiny_model(model_type).config
+    config.pad_token_id = 0
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    structure = discover(model, ["hidden"])
+    patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    (gate,) = gates_by_group(model, structure).values()
+    gate.set_keep(torch.arange(32) % 8 < 5)
+    return optimize_model(model)
+
+
+@pytest.mark.parametrize("model_type", OTHER_HEADS)
+def test_a_folder_loads_under_other_task_heads(model_type: str, tmp_path: Path) -> None:
+    compact = narrowed(model_type)
+    folder = save_pruned(compact, tmp_path / "folder")
+    ids_BT = torch.arange(5, 21).view(2, 8)
+    expected = compact.base_model(ids_BT).last_hidden_state
+    for head in OTHER_HEADS[model_type].split():
+        auto = getattr(transformers, f"AutoModelFor{head}")
+        # A classifier of sequences and one of tokens have the same names, as in stock folders.
+        again = auto.from_pretrained(folder, trust_remote_code=True, ignore_mismatched_sizes=True).eval()
+        assert torch.equal(again.base_model(ids_BT).last_hidden_state, expected), head
+        again(ids_BT.view(1, 2, 8) if head == "MultipleChoice" else ids_BT)
+        again.save_pretrained(tmp_path / head)
+        third = auto.from_pretrained(tmp_path / head, trust_remote_code=True).eval()
+        for name, tensor in again.state_dict().items():
+            assert torch.equal(third.state_dict()[name], tensor), (head, name)
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert torch.equal(base(ids_BT).last_hidden_state, expected)
+
+
+def test_a_cut_under_another_head_still_loads_under_the_first(tmp_path: Path) -> None:
+    folder = save_pruned(narrowed("roberta"), tmp_path / "folder")
+    other = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=True)
+    structure = discover(other)
+    patch(other, structure, lambda group: Gate(group.num_units, scored=False))
+    gates_by_group(other, structure)[structure.of(["channels"])[0].name].set_keep(torch.arange(48) < 7)
+    again = save_pruned(optimize_model(other.eval()), tmp_path / "again")
+    first = AutoModelForSequenceClassification.from_pretrained(again, trust_remote_code=True)
+    assert first.classifier.dense.weight.shape == (32, 20)
+    first(torch.arange(5, 21).view(2, 8))
+
+
+def test_a_head_that_cannot_follow_says_why(tmp_path: Path) -> None:
+    folder = save_pruned(narrowed("electra"), tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"ElectraForMultipleChoice.*sequence_summary"):
+        AutoModelForMultipleChoice.from_pretrained(folder, trust_remote_code=True)

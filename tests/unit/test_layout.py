@@ -10,7 +10,7 @@ from patchers.modeling_pruned import LayoutError, layout_in, pruned_class
 from sparse_trainer.cheaper import cheapen, finish
 from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.fit import Fit, build, fit_config
-from sparse_trainer.cut.layout import check_builds, is_native, layout_of
+from sparse_trainer.cut.layout import check_builds, empty_layout, is_native, layout_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
 from tests.compact_models import FAMILIES, patched, tiny, uneven_keep
@@ -19,7 +19,8 @@ from tests.compact_models import FAMILIES, patched, tiny, uneven_keep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stock_model_differs_in_nothing(family: str) -> None:
     model = tiny(family)
-    assert is_native(layout_of(model, Fit(built=build(model, model.config), build={}), {}, {}))
+    same = Cut(before=discover(model), after=discover(model), gone={})
+    assert is_native(layout_of(model, Fit(built=build(model, model.config), build={}), same, empty_layout()))
 
 
 def test_differences_are_written_relative_to_the_base_model() -> None:

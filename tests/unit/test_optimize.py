@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -25,6 +26,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.probe import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.plan.record import plan_of
 from tests.compact_models import (
     DECISIONS,
@@ -85,10 +87,20 @@ def test_uneven_sizes_keep_the_class_name_and_say_where_to_find_it() -> None:
     compact = optimize_model(patched(model, uneven_keep(discover(model))))
     assert type(compact) is not type(model)
     assert stock_class_of(compact) is type(model)
-    assert compact.config.auto_map == {
-        "AutoModel": "modeling_pruned.BertModel",
-        "AutoModelForSequenceClassification": "modeling_pruned.BertForSequenceClassification",
-    }
+    auto_map = compact.config.auto_map
+    assert auto_map["AutoModel"] == "modeling_pruned.BertModel"
+    assert auto_map["AutoModelForSequenceClassification"] == "modeling_pruned.BertForSequenceClassification"
+    assert auto_map["AutoModelForTokenClassification"] == "modeling_pruned.BertForTokenClassification"
+
+
+def test_an_uneven_folder_loads_under_another_task_head(tmp_path: Path) -> None:
+    model = tiny(dtype=torch.float32)
+    compact = optimize_model(patched(model, uneven_keep(discover(model))))
+    save_pruned(compact, tmp_path / "folder")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "folder", trust_remote_code=True).eval()
+    ids_BT = torch.arange(5, 21).view(2, 8)
+    assert torch.equal(again.bert(ids_BT)[0], compact.bert(ids_BT)[0])
+    assert again(ids_BT).logits.shape == (2, 8, 99)
 
 
 def test_float32_and_half_precision() -> None:
