@@ -2,6 +2,8 @@
 
 import copy
 import re
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -117,6 +119,21 @@ def test_the_gradient_of_a_soft_gate_is_that_of_the_function() -> None:
                 sides.append(float(value().detach()))
                 gate.keep_U[unit] -= step
             assert float(gate.score_U.grad[unit]) == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [nn.LayerNorm, partial(nn.LayerNorm, bias=False), nn.RMSNorm])
+def test_every_gradient_of_a_gated_norm_is_that_of_the_function(make: Callable[[int], nn.Module]) -> None:
+    torch.manual_seed(0)
+    norm, gate = make(6).double(), Gate(6, scored=False)
+    parameters = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in norm.parameters()]
+    gate.keep_U = torch.tensor([1.0, 0.3, 0.0, 0.9, 1.0, 0.6], dtype=torch.float64)
+
+    def value(x_BD: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        vars(norm)["_parameters"] = {"bias": None, **dict(zip(["weight", "bias"], given))}  # noqa: B905
+        return GatedNorm(norm, gate)(x_BD)
+
+    x_BD = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (x_BD, *parameters))
 
 
 @pytest.mark.parametrize("name", ["bert", "electra", "gpt2"])
