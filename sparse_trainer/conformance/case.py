@@ -94,7 +94,7 @@ class Case:
     def masked(self, keep: Mapping[str, Tensor], model: PreTrainedModel | None = None) -> list[Tensor]:
         """Return the outputs with units closed by gates."""
         model = self.model if model is None else model
-        with gated(model, discover(model), keep):
+        with gated(model, self.structure, keep):
             return outputs_of(model, self.inputs)
 
     def changed(self, outputs: list[Tensor]) -> bool:

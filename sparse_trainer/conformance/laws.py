@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import cut, gated
+from patchers import cut, discover, gated
 from patchers.groups import WIDTH_KINDS, Group
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.conformance.case import Case, CheckError
@@ -203,20 +204,52 @@ def _save(case: Case) -> bool:
         keep[layers[-1].name] = torch.tensor([False])
     expected = case.masked(keep)
     compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
-    found = outputs_of(compact, case.inputs)
-    case.same(found, expected)
-    if case.folder is not None:
-        # In float32: buffers that no folder holds are computed anew, in float32, when a model is loaded.
-        single = compact.float()
-        inputs = {k: t.float() if t.is_floating_point() else t for k, t in case.inputs.items()}
-        found = outputs_of(single, inputs)
-        folder = save_pruned(
-            single, case.folder / case.model.config.model_type.replace("/", "-"), overwrite=True
-        )
-        tensors = {f"{INPUT}{name}": tensor for name, tensor in inputs.items()}
-        tensors |= {f"{OUTPUT}{place}": tensor for place, tensor in enumerate(found)}
-        save_file({k: t.contiguous().clone() for k, t in tensors.items()}, folder / EXPECTED_FILE)
+    case.same(outputs_of(compact, case.inputs), expected)
+    _save_folder(case, compact, "")
     return True
+
+
+def _save_folder(case: Case, compact: PreTrainedModel, suffix: str) -> None:
+    """Save a cut model with its inputs and outputs, for a fresh process to load."""
+    if case.folder is None:
+        return
+    # In float32: buffers that no folder holds are computed anew, in float32, when a model is loaded.
+    single = compact.float()
+    inputs = {k: t.float() if t.is_floating_point() else t for k, t in case.inputs.items()}
+    name = case.model.config.model_type.replace("/", "-")
+    folder = save_pruned(single, case.folder / f"{name}{suffix}", overwrite=True)
+    tensors = {f"{INPUT}{name}": tensor for name, tensor in inputs.items()}
+    tensors |= {f"{OUTPUT}{place}": tensor for place, tensor in enumerate(outputs_of(single, inputs))}
+    save_file({k: t.contiguous().clone() for k, t in tensors.items()}, folder / EXPECTED_FILE)
+
+
+def _hidden(case: Case) -> bool:
+    """Hidden features: open gates change nothing; closed ones equal their removal, alone and beside others; saved."""
+    wide = replace(case, structure=discover(case.model, (*WIDTH_KINDS, "hidden")))
+    features = wide.structure.of(["hidden"])
+    if not features:
+        return False
+    _open_gates(wide)
+    groups = wide.structure.of(WIDTH_KINDS)
+    for keep in (wide.keep(features, 19), wide.keep([*features, *groups], 23)):
+        expected = wide.masked(keep)
+        if not case.changed(expected):
+            raise CheckError(
+                "gates", "closing hidden features changes no output.", "The check would be void."
+            )
+        compact = optimize_model(case.fresh(), plan=_plan(wide, keep), inplace=True, check=False)
+        found = outputs_of(compact, case.inputs)
+        kept_U = keep[features[0].name]
+        case.same(found, [_narrowed(e, f, kept_U) for e, f in zip(expected, found, strict=True)])
+    _save_folder(case, compact, "-hidden")
+    return True
+
+
+def _narrowed(whole: Tensor, found: Tensor, keep_U: Tensor) -> Tensor:
+    """Return the kept features of an output that is the residual stream itself, else the output as it is."""
+    if whole.shape != found.shape and whole.shape[-1] == keep_U.numel():
+        return whole[..., keep_U]
+    return whole
 
 
 def _native(case: Case) -> bool:
@@ -259,4 +292,5 @@ LAWS: dict[str, Callable[[Case], bool]] = {
     "generate": _generation,
     "save": _save,
     "native": _native,
+    "hidden": _hidden,
 }
