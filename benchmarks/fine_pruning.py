@@ -6,6 +6,7 @@ Every run is `sparse-trainer run` with overrides, printed before it starts. All 
 is also the teacher of the distilled ones, and train for the same number of epochs. Finished runs are kept in OUT and
 not repeated; several processes may share the work (`--worker 0/2`, `--worker 1/2`). With `--rows`, `--holdout N` also
 scores every model on N training rows that no run has seen: small validation sets cannot tell close methods apart.
+`--table --latency 9` prints what is there, with the time of a batch over that of the dense model.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sparse_trainer import load_pruned
+from sparse_trainer.bench import bench
 from sparse_trainer.data import load_splits
 from sparse_trainer.plan import Plan
 from sparse_trainer.recipe import load_recipe
@@ -208,18 +210,31 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({"method": method, "density": density, metric: values, "reached": reached})
         if options.holdout:
             rows[-1]["holdout"] = [holdout_accuracy(options, cell.folder) for cell in members]
+    if options.latency:
+        folders = ["dense", *(members[0].folder for members in done.values())]
+        for row, ratio in zip(rows, latency_ratios(options, folders), strict=True):
+            row["latency"] = ratio
     return rows
+
+
+def latency_ratios(options: argparse.Namespace, folders: list[str]) -> list[float]:
+    """Return the latency of saved models over that of the first, a batch of 16 x 128 tokens each in turn."""
+    models = {folder: load_pruned(options.out / folder) for folder in folders}
+    timed = bench(models, batch_sizes=(16,), rounds=options.latency).latencies
+    return [timed[folder][16].median / timed[folders[0]][16].median for folder in folders]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table; several seeds are set apart by slashes."""
-    metrics = [key for key in rows[0] if key not in ("method", "density", "reached")]
+    metrics = [key for key in rows[0] if key not in ("method", "density", "reached", "latency")]
+    columns = [*(["latency"] if "latency" in rows[0] else []), *metrics]
     lines = [
-        f"| method | density asked | reached | {' | '.join(metrics)} |",
-        f"| --- | ---: | ---: |{' ---: |' * len(metrics)}",
+        f"| method | density asked | reached | {' | '.join(columns)} |",
+        f"| --- | ---: | ---: |{' ---: |' * len(columns)}",
     ]
     for row in rows:
-        shown = [" / ".join(f"{100 * value:.1f}" for value in row[metric]) for metric in metrics]
+        shown = [f"{row['latency']:.2f} x"] if "latency" in row else []
+        shown += [" / ".join(f"{100 * value:.1f}" for value in row[metric]) for metric in metrics]
         lines.append(
             f"| {row['method']} | {row['density']:.2f} | {row['reached']:.3f} | {' | '.join(shown)} |"
         )
@@ -247,6 +262,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--override", nargs="*", default=[], help="further overrides of every run")
     parser.add_argument("--worker", default="0/1", help="I/N: do every N-th run, beginning with the I-th")
+    parser.add_argument(
+        "--latency", type=int, default=0, help="also time what is there, so many rounds in turn"
+    )
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     return parser.parse_args()
 
