@@ -21,7 +21,7 @@ Sizes = dict[str, list[list[int]]]
 def other_heads(
     model: PreTrainedModel, count: int, build: Mapping[str, Any], shapes: Mapping[str, Any]
 ) -> dict[str, Sizes | str]:
-    """Return what each other class of a model's type has narrower beside the tensors that all share, or why it cannot.
+    """Return what each other class of a model's type has narrower outside its blocks, or why it cannot be built.
 
     Args:
         count: Hidden features that are left.
@@ -53,13 +53,14 @@ def _narrowed(
     if group is None:
         reasons = (why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden")
         return f"hidden features are gone, and of its own it {next(reasons, 'has none')}"
+    blocks = tuple(f"{stack.path}." for stack in structure.stacks)
     before, known = shapes_of(other), {name for name in shapes if not name.startswith(ROOT)}
     cut(other, structure, {group.name: torch.arange(group.num_units) < count})
     after = shapes_of(other)
     return {
         portable(other, name): [[dim, size] for dim, size in enumerate(after[name]) if size != was[dim]]
         for name, was in before.items()
-        if after[name] != was and portable(other, name) not in known
+        if after[name] != was and not name.startswith(blocks) and portable(other, name) not in known
     }
 
 
