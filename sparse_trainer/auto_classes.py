@@ -56,12 +56,19 @@ def heads_of(model_type: str) -> dict[str, tuple[str, ...]]:
 def auto_map_for(model: PreTrainedModel) -> dict[str, str]:
     """Return the `auto_map` of a pruned model's config: its own class, and the other heads of its type.
 
-    Empty when transformers does not know its class.
+    Of encoder-decoders only its own: other heads have the encoder, or the decoder, alone. Empty when transformers does
+    not know its class.
     """
     name, base = stock_class_of(model), stock_class_of(base_of(model))
-    if getattr(transformers, name.__name__, None) is not name:
+    if not _is_known(name):
         return {}
-    heads = {auto: classes[0] for auto, classes in heads_of(model.config.model_type).items()}
+    base = base if _is_known(base) else name
+    others = {} if model.config.is_encoder_decoder else heads_of(model.config.model_type)
+    heads = {auto: classes[0] for auto, classes in others.items()}
     own = dict.fromkeys(auto_classes_of(name.__name__) or ("AutoModel",), name.__name__)
     leads = {**heads, "AutoModel": base.__name__, **own}
     return {auto: f"{_FILE}.{cls}" for auto, cls in sorted(leads.items())}
+
+
+def _is_known(stock: type) -> bool:
+    return getattr(transformers, stock.__name__, None) is stock

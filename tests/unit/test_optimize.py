@@ -103,6 +103,20 @@ def test_an_uneven_folder_loads_under_another_task_head(tmp_path: Path) -> None:
     assert again(ids_BT).logits.shape == (2, 8, 99)
 
 
+@pytest.mark.parametrize(("model_type", "others"), [("t5", 0), ("bart", 0), ("gpt2", 3)])
+def test_the_other_heads_of_a_type_are_named_where_they_hold_the_whole_model(
+    model_type: str, others: int
+) -> None:
+    model = tiny_model(model_type)
+    structure = discover(model, ["channels"])
+    keep = {g.name: torch.arange(g.num_units) < 5 + g.layer for g in structure.groups}
+    auto_map = optimize_model(patched(model, keep), check=False).config.auto_map
+    own = type(model).__name__
+    heads = {ref.rpartition(".")[2] for auto, ref in auto_map.items() if auto != "AutoModel"}
+    assert own in auto_map["AutoModel"] or own in heads
+    assert len(heads - {own}) == others
+
+
 def test_float32_and_half_precision() -> None:
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
         model = tiny(dtype=dtype)
