@@ -3,7 +3,7 @@
 From nn_pruning (Lagunas et al., arXiv 2109.04838); NoNorm is MobileBERT's (Sun et al., arXiv 2004.02984).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final, final
 
 import torch
@@ -123,18 +123,21 @@ def take_in(layers: Iterable[BlendedActivation | BlendedNorm]) -> None:
         norm.follow(its_batches)
 
 
-def blend(block: nn.Module, *, gelus: bool, norms: bool, decay: float) -> int:
-    """Put blended layers in the place of GELUs and LayerNorms inside a module, in place; return how many."""
-    count = 0
-    for owner, name, child in _children(block):
-        if gelus and isinstance(child, GELUS) and not isinstance(owner, BlendedActivation):
-            setattr(owner, name, BlendedActivation(child))
-        elif norms and _is_affine(child):
-            setattr(owner, name, BlendedNorm(child, decay))
-        else:
-            continue
-        count += 1
-    return count
+def blend_gelus(model: nn.Module, paths: Collection[str]) -> int:
+    """Put blended activations in the place of the GELUs at these paths, in place; return how many."""
+    owned = [path.rpartition(".") for path, m in model.named_modules(remove_duplicate=False) if path in paths]
+    for owner, _, name in owned:
+        holder = model.get_submodule(owner)
+        setattr(holder, name, BlendedActivation(getattr(holder, name)))
+    return len(owned)
+
+
+def blend_norms(block: nn.Module, decay: float) -> int:
+    """Put blended norms in the place of the LayerNorms inside a module, in place; return how many."""
+    found = [(owner, name, child) for owner, name, child in _children(block) if _is_affine(child)]
+    for owner, name, child in found:
+        setattr(owner, name, BlendedNorm(child, decay))
+    return len(found)
 
 
 def blended(model: nn.Module) -> Iterator[BlendedActivation | BlendedNorm]:

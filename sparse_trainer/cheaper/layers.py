@@ -9,15 +9,17 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from patchers import discover, is_patched
-from patchers.cheaper import BlendedNorm, blend, blended, take_in, unblend
+from patchers.cheaper import BlendedNorm, blend_gelus, blend_norms, blended, take_in, unblend
 from sparse_trainer.cheaper.arguments import LAYERS, CheaperArguments
 from sparse_trainer.cut.adopt import adopt
-from sparse_trainer.cut.cheaper import activation_fields, fold_cheaper
+from sparse_trainer.cut.cheaper import fold_cheaper, gelus_of_config
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
 
 
 def cheapen(model: Any, layers: tuple[str, ...] = ("relu",), *, decay: float = 0.99) -> int:
-    """Make the blocks of a model ready to change GELU into ReLU, LayerNorm into NoNorm; return how many layers may.
+    """Make a model ready to change GELU into ReLU, LayerNorm into NoNorm; return how many layers may.
+
+    GELUs change wherever the config names them, in task heads too; norms in the blocks.
 
     In place, before a Trainer is made; outputs do not change yet.
 
@@ -31,17 +33,15 @@ def cheapen(model: Any, layers: tuple[str, ...] = ("relu",), *, decay: float = 0
     for name in layers:
         if name not in LAYERS:
             raise ArgumentError("layers", f"unknown value {name!r}.", nearest(name, LAYERS))
-    if "relu" in layers:
-        activation_fields(model)
-    blocks = [model.get_submodule(stack.path) for stack in discover(model).stacks]
-    count = sum(
-        blend(block, gelus="relu" in layers, norms="no_norm" in layers, decay=decay) for block in blocks
-    )
+    count = blend_gelus(model, gelus_of_config(model)) if "relu" in layers else 0
+    if "no_norm" in layers:
+        blocks = [model.get_submodule(stack.path) for stack in discover(model).stacks]
+        count += sum(blend_norms(block, decay) for block in blocks)
     missing = set(layers) - {layer.layer for layer in blended(model)}
     if missing:
         unblend(model)
         raise UnsupportedModelError(
-            type(model).__name__, f"its blocks have no layer to change into {min(missing)}.", "Leave it out."
+            type(model).__name__, f"it has no layer to change into {min(missing)}.", "Leave it out."
         )
     return count
 

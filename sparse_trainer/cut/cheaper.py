@@ -1,10 +1,12 @@
 """Cheaper layers once they alone count: folded, and written into the config."""
 
+import copy
 from typing import Any
 
+import torch
 from torch import nn
 
-from patchers.cheaper import blended, fold
+from patchers.cheaper import GELUS, blended, fold
 from sparse_trainer.errors import UnsupportedModelError
 
 _FIELDS = ("hidden_act", "activation_function", "activation", "hidden_activation", "hidden_activation_fn")
@@ -26,6 +28,23 @@ def activation_fields(model: Any) -> list[str]:
             "Leave the activation as it is.",
         )
     return found
+
+
+def gelus_of_config(model: Any) -> set[str]:
+    """Return the paths of the GELUs that the config names: a model built with ReLU in their fields has none there.
+
+    Those of task heads are among them, in most models; a GELU that its class takes whatever the config says is not.
+
+    Raises:
+        UnsupportedModelError: the config names no GELU.
+    """
+    config = copy.deepcopy(model.config)
+    for name in activation_fields(model):
+        setattr(config, name, "relu")
+    with torch.device("meta"):
+        twins = dict(type(model)(config).named_modules(remove_duplicate=False))
+    found = model.named_modules(remove_duplicate=False)
+    return {path for path, m in found if isinstance(m, GELUS) and not isinstance(twins.get(path, m), GELUS)}
 
 
 def fold_cheaper(model: Any) -> str:

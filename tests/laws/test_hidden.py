@@ -28,7 +28,7 @@ from patchers import (
     patch,
     unpatch,
 )
-from patchers.cheaper import blend
+from patchers.cheaper import blend_norms
 from patchers.groups import KINDS, Kind
 from patchers.norms import GatedNorm, is_plain_norm
 from sparse_trainer import SparseTrainingArguments, optimize_model
@@ -263,7 +263,7 @@ def test_a_norm_that_is_wrapped_is_not_unwrapped() -> None:
 def test_a_norm_that_was_replaced_is_refused_before_and_after_discovery() -> None:
     model = hidden_model("bert")
     structure = discover(model, ["hidden"])
-    blend(model.bert.encoder, gelus=False, norms=True, decay=0.9)
+    blend_norms(model.bert.encoder, decay=0.9)
     with pytest.raises(UnsupportedModelError, match="LayerNorm: is a BlendedNorm now"):
         patch(model, structure, lambda group: Gate(group.num_units, scored=False))
     assert not gates_of(model)

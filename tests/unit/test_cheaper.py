@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, Trainer
 
 from patchers import discover
 from patchers.cheaper import BlendedActivation, BlendedNorm, blended, take_in, unblend
@@ -57,6 +57,23 @@ def test_relu_survives_the_folder(family: str, tmp_path: Path) -> None:
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64)
     assert torch.equal(logits(again.eval()), logits(model))
     assert not torch.allclose(gelu, logits(model), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "electra"])
+def test_relu_reaches_the_task_heads_that_read_the_same_field(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(tiny_model(model_type).config).eval()
+    blocks = sum(stack.size for stack in discover(model).stacks)
+    follows = model_type in ("bert", "distilbert")
+    assert cheapen(model) == blocks + follows
+    set_mix(model, 0.0)
+    ids_BT = torch.arange(5, 21).view(2, 8)
+    blended_logits = model(ids_BT).logits
+    finish(model)
+    assert torch.equal(model(ids_BT).logits, blended_logits)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(ids_BT).logits, blended_logits)
 
 
 def test_blend_and_statistics_by_hand() -> None:
