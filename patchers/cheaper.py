@@ -27,10 +27,10 @@ class BlendedActivation(nn.Module):
     layer: Final = "relu"
     mix: Tensor
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, device: torch.device | None = None) -> None:
         super().__init__()
         self.original = original
-        self.register_buffer("mix", torch.ones(()))
+        self.register_buffer("mix", torch.ones((), dtype=torch.float32, device=device))
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return the blend; at 1 exactly the original, at 0 exactly ReLU."""
@@ -73,7 +73,7 @@ class BlendedNorm(nn.Module):
         normed_BD = F.layer_norm(x_BD, self.normalized_shape, self.weight, self.bias, self.eps)
         scale_D, shift_D = self._affine()
         plain_BD = torch.addcmul(shift_D.to(x_BD.dtype), x_BD, scale_D.to(x_BD.dtype))
-        return torch.lerp(plain_BD, normed_BD, self.mix.to(x_BD.dtype))
+        return torch.lerp(plain_BD.to(normed_BD.dtype), normed_BD, self.mix.to(normed_BD.dtype))
 
     @torch.no_grad()
     def _watch(self, x_BD: Tensor) -> None:
@@ -126,9 +126,10 @@ def take_in(layers: Iterable[BlendedActivation | BlendedNorm]) -> None:
 def blend_gelus(model: nn.Module, paths: Collection[str]) -> int:
     """Put blended activations in the place of the GELUs at these paths, in place; return how many."""
     owned = [path.rpartition(".") for path, m in model.named_modules(remove_duplicate=False) if path in paths]
+    device = next(model.parameters()).device
     for owner, _, name in owned:
         holder = model.get_submodule(owner)
-        setattr(holder, name, BlendedActivation(getattr(holder, name)))
+        setattr(holder, name, BlendedActivation(getattr(holder, name), device))
     return len(owned)
 
 

@@ -45,8 +45,11 @@ class ConcreteGate(Gate):
         super().__init__(num_units, scored=True, device=device)
         assert self.score_U is not None
         nn.init.constant_(self.score_U, LIMIT)
-        self.register_buffer("noise_U", torch.full((num_units,), torch.inf, device=device))
-        self.register_buffer("multipliers_2", torch.tensor([0.0, QUADRATIC], device=device))
+        self.register_buffer(
+            "noise_U", torch.full((num_units,), torch.inf, dtype=torch.float32, device=device)
+        )
+        start_2 = torch.tensor([0.0, QUADRATIC], dtype=torch.float32, device=device)
+        self.register_buffer("multipliers_2", start_2)
 
     def forward(self) -> Tensor:
         """Return z in training mode, the mask in evaluation mode, shape [U]."""

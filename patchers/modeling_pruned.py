@@ -159,8 +159,9 @@ class Selection:
 
 @lru_cache(maxsize=1024)
 def _index_on(index: tuple[int, ...], device: torch.device) -> Tensor:
-    """Copy an index to a device once, not once per forward."""
-    return torch.tensor(index, device=device)
+    """Copy an index to a device once, not once per forward; for training too, whatever mode it is first used in."""
+    with torch.inference_mode(False):
+        return torch.tensor(index, device=device)
 
 
 def add_select(module: nn.Module, **select: Any) -> Selection:

@@ -60,7 +60,7 @@ class _LayerNorm(torch.autograd.Function):
         value_D = value_D.to(wide)
         count, power = _sums(value_D)
         with torch.autocast(x_BD.device.type, enabled=False):
-            mean_B1 = ((x_BD @ value_D.to(x_BD.dtype)).to(wide) / count).unsqueeze(-1)
+            mean_B1 = (x_BD.to(wide) @ value_D / count).unsqueeze(-1)
         scale = (value_D.numel() / power).sqrt()
         # `lerp` gives exactly x at 1 and exactly the mean at 0.
         filled_BD = torch.lerp(mean_B1.to(x_BD.dtype), x_BD, value_D.to(x_BD.dtype))

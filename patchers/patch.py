@@ -50,7 +50,23 @@ def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], G
         raise UnsupportedModelError(
             type(model).__name__, "the model is patched already.", "Call unpatch(model) first, or reload it."
         )
+    for group in structure.groups:
+        _refuse_wrapped(model, group)
     return {group.name: _hang(model, group, make_gate(group)) for group in structure.groups}
+
+
+def _refuse_wrapped(model: nn.Module, group: Group) -> None:
+    """Raise where a gate would have to take the place of a `forward` that is not the class's own."""
+    replaced = group.norms if group.kind == "hidden" else (group.consumer,)
+    if _PLACES[group.kind] not in ("norm", "router") and group.consumer_tensor is None:
+        return
+    wrapped = next((path for path in replaced if "forward" in vars(model.get_submodule(path))), None)
+    if wrapped is not None:
+        raise UnsupportedModelError(
+            wrapped,
+            "its forward pass is wrapped, by a device map or a kernel.",
+            f"Load the model on one device, without kernels, or take {group.kind!r} out of units.",
+        )
 
 
 def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
@@ -81,13 +97,6 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
 
 def _hang_on_norms(model: nn.Module, group: Group, gate: Gate) -> None:
     """Let all norms of a stream, and what writes to it first, see one gate."""
-    wrapped = next((path for path in group.norms if "forward" in vars(model.get_submodule(path))), None)
-    if wrapped is not None:
-        raise UnsupportedModelError(
-            wrapped,
-            "its forward pass is wrapped, by a device map or a kernel.",
-            "Load the model on one device, without kernels, or take 'hidden' out of units.",
-        )
     owners = {path: model.get_submodule(path) for path in group.norms}
     strange = next(
         (p for p, m in owners.items() if not (isinstance(m, LINEAR_TYPES) or is_plain_norm(m))), None

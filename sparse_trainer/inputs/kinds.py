@@ -114,6 +114,12 @@ class Request:
     def whole(self, low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=self.generator)
 
+    def words(self, *shape: int) -> Tensor:
+        """Return ids of a vocabulary that may be small."""
+        known = field_of(part_of(self.model.config, "text_config"), "vocab_size")
+        last = min(LAST_WORD, known) if isinstance(known, int) else LAST_WORD
+        return self.whole(min(FIRST_WORD, last - 1), last, *shape)
+
 
 def field_of(config: PreTrainedConfig, *names: str) -> Any:
     """Return the first field that is set, by its own or its standard name, or None."""
@@ -136,7 +142,7 @@ def only_accepted(request: Request, inputs: dict[str, Tensor]) -> dict[str, Tens
 
 
 def words(request: Request, length: int = TOKENS) -> tuple[Tensor, Tensor]:
-    ids_BT = request.whole(FIRST_WORD, LAST_WORD, request.rows, length)
+    ids_BT = request.words(request.rows, length)
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[-1, -_PADDING:] = 0
     return ids_BT, mask_BT
@@ -145,7 +151,7 @@ def words(request: Request, length: int = TOKENS) -> tuple[Tensor, Tensor]:
 def decoder_inputs(request: Request) -> dict[str, Tensor]:
     if "decoder_input_ids" not in request.accepted:
         return {}
-    return {"decoder_input_ids": request.whole(FIRST_WORD, LAST_WORD, request.rows, TOKENS - 3)}
+    return {"decoder_input_ids": request.words(request.rows, TOKENS - 3)}
 
 
 def image_size(config: PreTrainedConfig) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from patchers import (
     discover,
     gated,
     gates_by_group,
+    gates_of,
     patch,
     unpatch,
 )
@@ -145,3 +146,17 @@ def test_fine_pruning_chooses_experts() -> None:
     coordinator.patch_model(model)
     assert coordinator.report()["density_asked"] == 0.75
     assert {group.kind for group in coordinator.structure.groups} == {"experts"}
+
+
+@pytest.mark.parametrize(("kind", "path"), [("experts", "gate"), ("channels", "experts")])
+def test_a_router_or_experts_with_a_wrapped_forward_are_refused_before_a_gate_hangs(
+    kind: str, path: str
+) -> None:
+    model = tiny_model("mixtral")
+    structure = discover(model, [kind])
+    owner = model.get_submodule(structure.groups[-1].consumer)
+    vars(owner)["forward"] = owner.forward
+    with pytest.raises(UnsupportedModelError, match=f"{path}.*: its forward pass is wrapped.*{kind}"):
+        patch(model, structure, lambda group: Gate(group.num_units, scored=False))
+    assert not gates_of(model)
+    assert "forward" in vars(owner)

@@ -16,11 +16,13 @@ from transformers import (
     BertForMaskedLM,
     BertForMultipleChoice,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import sparse_trainer.cut.optimize
 from patchers import Gate, PolarGate, discover, gates_by_group, gates_of, patch, unpatch
-from patchers.modeling_pruned import stock_class_of
+from patchers.modeling_pruned import _index_on, stock_class_of
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.probe import SelfCheckError
@@ -404,3 +406,26 @@ def test_a_second_cut_where_one_kv_group_was_left() -> None:
     unpatch(twice)
     with pytest.raises(CheckpointError, match=r"left 1 KV group, the second counts its 2 query heads"):
         close(twice, "model.layers.0.heads", [True, False])
+
+
+def test_the_check_of_a_cut_reads_no_word_that_a_small_vocabulary_lacks() -> None:
+    config = T5Config(
+        vocab_size=20, d_model=32, d_ff=48, num_layers=2, num_heads=4, d_kv=8, decoder_start_token_id=0
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    structure = discover(model)
+    keep = {g.name: torch.arange(g.num_units) < 20 for g in structure.of(["channels"])}
+    assert optimize_model(patched(model, keep)).num_parameters() < model.num_parameters()
+
+
+def test_a_model_that_first_ran_in_inference_mode_still_trains() -> None:
+    model = tiny_model("t5").float().eval()
+    structure = discover(model)
+    keep = {g.name: torch.arange(g.num_units) < 2 for g in structure.of(["heads"])}
+    compact = optimize_model(patched(model, keep), check=False)
+    ids_BT = torch.arange(5, 13).view(1, 8)
+    _index_on.cache_clear()
+    with torch.inference_mode():
+        compact(input_ids=ids_BT, decoder_input_ids=ids_BT)
+    compact(input_ids=ids_BT, decoder_input_ids=ids_BT).logits.sum().backward()
+    assert all(p.grad is not None for p in compact.parameters() if p.numel())
