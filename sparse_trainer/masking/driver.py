@@ -14,9 +14,10 @@ from patchers.layers import linear_at, weight_OI
 from patchers.masks import bake
 from patchers.zeros import zero_units
 from sparse_trainer.errors import ArgumentError, NonFiniteError
-from sparse_trainer.masking.arguments import DISABLED
+from sparse_trainer.masking.hang import hang_masks
+from sparse_trainer.masking.parts import DISABLED
 from sparse_trainer.masking.rules import BY_FRACTION, Method, choose, n_of_m
-from sparse_trainer.masking.sites import Site, hang_masks, protected_blocks
+from sparse_trainer.masking.sites import Site, protected_blocks
 from sparse_trainer.plan.protect import protected_units
 from sparse_trainer.plan.record import Request, remember_request
 from sparse_trainer.schedule import Schedule
