@@ -181,7 +181,7 @@ def _check_starts(asked: Asked) -> None:
     scale = asked.options["mask_scale"] or 0.0
     # Kaiming's bound is 1 at most: one over the root of the inputs.
     lowest = {"constant": scale, "uniform": -abs(scale), "kaiming": -1.0}[asked.options["mask_init"]]
-    start = 1.0 / (1.0 + math.exp(-lowest))
+    start = 0.5 * (1.0 + math.tanh(0.5 * lowest))  # the sigmoid
     for name, part in asked.parts.items():
         if part.method == "sigmoid_threshold" and part.final < start:
             raise ArgumentError(

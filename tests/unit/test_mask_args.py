@@ -72,6 +72,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     [
         {**SIGMOID, "final_threshold": 0.6},
         {**SIGMOID, "mask_init": "uniform", "mask_scale": 3.0},
+        {**SIGMOID, "mask_scale": -5000.0},
         {**TOP, "attention_pruning_method": "threshold"},
         {"ampere_pruning_method": "topK", "regularization": "l1", "regularization_final_lambda": 1.0},
         {"ampere_pruning_method": "annealing", "final_ampere_temperature": 5.0},
