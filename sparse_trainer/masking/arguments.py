@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.masking.checks import Asked, check
+from sparse_trainer.masking.parts import DISABLED, PartOptions, one_of, parse_method, spelled
 from sparse_trainer.masking.rules import BY_FRACTION, METHODS, Method
 from sparse_trainer.schedule import CubicSchedule
 
-DISABLED: Final = "disabled"
-SHAPES: Final = ("block", "1d", "1d_alt", "joint")
 AMPERE: Final = (DISABLED, "topK", "threshold", "sigmoid_threshold", "magnitude", "annealing")
 INITS: Final = ("constant", "uniform", "kaiming")
-_SPELLINGS: Final = {"sigmoied_threshold": "sigmoid_threshold", "topk": "topK", "default": "block"}
 
 _STRUCTURED: Final = {
     "dense_pruning_method": "sigmoid_threshold:1d_alt",
@@ -33,39 +32,6 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "attention_lambda": 0.00156,
     },
 }
-# Old field, the new one that says the same of gates.
-_RIVALS: Final = (
-    ("final_threshold", "density"),
-    ("mask_scores_learning_rate", "score_learning_rate"),
-    ("initial_warmup", "warmup_ratio"),
-    ("final_warmup", "cooldown_ratio"),
-)
-_OF_GATES: Final = (
-    "scoring",
-    "density",
-    "target",
-    "scope",
-    "units",
-    "multiple_of",
-    "min_keep",
-    "standardize",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartOptions:
-    """How one kind of matrix is masked."""
-
-    method: Method
-    shape: str
-    """block, 1d, 1d_alt or joint."""
-    rows: int
-    """Rows of a block; 0 = those of a head."""
-    cols: int
-    """Columns of a block; 0 = all."""
-    initial: float
-    """Threshold, or fraction to keep, before pruning starts."""
-    final: float
 
 
 @dataclass(kw_only=True)
@@ -73,7 +39,11 @@ class MaskArguments:
     """Options of weight masks. Naming a pruning method, or a preset, asks for masks instead of gates."""
 
     preset: str | None = field(
-        default=None, metadata={"help": "hybrid or struct: fills in the mask options that were left alone."}
+        default=None,
+        metadata={
+            "help": "hybrid or struct: fills in the mask options that were left alone; what is set to its usual "
+            "default counts as left alone."
+        },
     )
     dense_pruning_method: str | None = field(
         default=None,
@@ -190,19 +160,22 @@ class MaskArguments:
 
     def check_masks(self) -> None:
         """Raise `ArgumentError` for values that make no sense; also after `setattr`."""
-        _one_of("preset", self.preset, (None, *PRESETS))
+        one_of("preset", self.preset, (None, *PRESETS))
         for name, known in (("regularization", (DISABLED, "l1", "l0")), ("mask_init", INITS)):
-            _one_of(name, getattr(self, name), known)
-        _one_of("ampere_pruning_method", _spelled(self.ampere_pruning_method), AMPERE)
+            one_of(name, getattr(self, name), known)
+        one_of("ampere_pruning_method", spelled(self.ampere_pruning_method), AMPERE)
         if not self.uses_masks:
             self._check_idle()
             return
         parts = {name: self.part(name) for name in ("dense", "attention")}
-        for name, part in parts.items():
-            if part is not None:
-                _check_part(name, part)
-        self._check_rivals()
-        self._check_regularization([part.method for part in parts.values() if part is not None])
+        asked = Asked(
+            touched=frozenset(
+                f.name for f in fields(self) if getattr(self, f.name) != _default_of(type(self), f.name)
+            ),
+            options={f.name: self.mask_option(f.name) for f in fields(MaskArguments)},
+            parts={name: part for name, part in parts.items() if part is not None},
+        )
+        check(asked)
 
     def _check_idle(self) -> None:
         """Refuse options of masks that nobody asked for."""
@@ -213,84 +186,6 @@ class MaskArguments:
                     "is an option of weight masks, and no mask is asked for.",
                     "Set dense_pruning_method, attention_pruning_method or preset too.",
                 )
-
-    def _check_rivals(self) -> None:
-        touched = {f.name for f in fields(self) if getattr(self, f.name) != _default_of(type(self), f.name)}
-        for old, new in _RIVALS:
-            if {old, new} <= touched:
-                raise ArgumentError(
-                    f"{old}, {new}",
-                    "say the same thing, of masks and of gates.",
-                    f"Drop {new}: masks are asked for.",
-                )
-        asker = next(
-            n for n in ("preset", "dense_pruning_method", "attention_pruning_method", "ampere_pruning_method")
-            if n in touched
-        )  # fmt: skip
-        rival = next((name for name in _OF_GATES if name in touched), None)
-        if rival is not None:
-            raise ArgumentError(
-                f"{asker}, {rival}", f"{asker} asks for masks, {rival} for gates.", "Drop one of the two."
-            )
-
-    def _check_regularization(self, methods: list[Method]) -> None:
-        kind, weight = self.mask_option("regularization"), self.mask_option("regularization_final_lambda")
-        if kind != DISABLED and not weight > 0:
-            raise ArgumentError(
-                "regularization_final_lambda", f"{weight!r} makes {kind} do nothing.", "Raise it."
-            )
-        if "l0" in methods and kind == DISABLED:
-            raise ArgumentError(
-                "regularization",
-                "the method l0 prunes by its penalty alone.",
-                "Set it to 'l0', with a lambda.",
-            )
-        if kind != DISABLED and set(methods) <= {"magnitude"}:
-            raise ArgumentError("regularization", "magnitude has no scores to keep small.", "Disable it.")
-
-
-def parse_method(where: str, text: str | None) -> tuple[str, str]:
-    """Return method and shape of `method:shape`, in today's spelling.
-
-    >>> parse_method("dense_pruning_method", "sigmoied_threshold:1d_alt")
-    ('sigmoid_threshold', '1d_alt')
-    """
-    method, _, shape = (text or DISABLED).partition(":")
-    method, shape = _spelled(method), _spelled(shape or "block")
-    _one_of(where, method, (*METHODS, DISABLED))
-    _one_of(where, shape, SHAPES)
-    only = {"1d_alt": "dense", "joint": "attention"}.get(shape)
-    if only is not None and not where.startswith(only):
-        raise ArgumentError(
-            where,
-            f"{shape} is for {only} matrices.",
-            "Mask attention by blocks; attention_block_rows=0 with attention_block_cols=0 makes them whole heads."
-            if only == "dense"
-            else "joint means one score for q, k and v.",
-        )
-    return method, shape
-
-
-def _spelled(name: str) -> str:
-    return _SPELLINGS.get(name, name)
-
-
-def _check_part(name: str, part: PartOptions) -> None:
-    for option, size in (("rows", part.rows), ("cols", part.cols)):
-        if size < 0:
-            raise ArgumentError(f"{name}_block_{option}", f"{size} is negative.", "Give a size, or 0.")
-    for option, value in (("initial_threshold", part.initial), ("final_threshold", part.final)):
-        if part.method in BY_FRACTION and not 0 < value <= 1:
-            raise ArgumentError(option, f"{value!r}: {part.method} keeps a fraction in (0, 1].", "Mend it.")
-        if part.method == "sigmoid_threshold" and not 0 <= value < 1:
-            raise ArgumentError(
-                option, f"{value!r} is not in [0, 1), where a sigmoid can be above it.", "Mend it."
-            )
-
-
-def _one_of(where: str, value: object, known: tuple[object, ...]) -> None:
-    if value not in known:
-        raise ArgumentError(where, f"unknown value {value!r}.", nearest(str(value), map(str, known)))
 
 
 def _default_of(cls: type, name: str) -> Any:

@@ -14,9 +14,10 @@ from patchers.layers import linear_at, weight_OI
 from patchers.masks import bake
 from patchers.zeros import zero_units
 from sparse_trainer.errors import ArgumentError, NonFiniteError
-from sparse_trainer.masking.arguments import DISABLED
+from sparse_trainer.masking.hang import hang_masks
+from sparse_trainer.masking.parts import DISABLED
 from sparse_trainer.masking.rules import BY_FRACTION, Method, choose, n_of_m
-from sparse_trainer.masking.sites import Site, hang_masks, protected_blocks
+from sparse_trainer.masking.sites import Site, protected_blocks
 from sparse_trainer.plan.protect import protected_units
 from sparse_trainer.plan.record import Request, remember_request
 from sparse_trainer.schedule import Schedule
@@ -59,9 +60,7 @@ class Masking:
     @property
     def gates(self) -> dict[str, Gate]:
         """The gates that stand for masks over whole channels, by group name."""
-        return {
-            s.group.name: s.holder for s in self.sites if isinstance(s.holder, Gate) and s.group is not None
-        }
+        return {site.group.name: site.holder for site in self.sites if isinstance(site.holder, Gate)}
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Return what is learned."""
@@ -82,20 +81,23 @@ class Masking:
 
     @property
     def finished(self) -> bool:
-        """Whether the threshold is the final one; scores go on moving blocks in and out."""
+        """Whether the threshold is the final one; all scores but those of `l0` go on moving blocks in and out."""
         return self.schedule.frozen(self.progress)
 
     def step(self, progress: float, *, due: bool = True) -> None:
-        """Move to the state after an optimizer step, and rebuild the masks where that is due."""
-        self.progress = progress
-        if due:
-            self.select()
+        """Move to the state after an optimizer step; rebuild the masks where that is due, or the threshold final."""
+        was_finished, self.progress = self.finished, progress
+        if due or (self.finished and not was_finished):
+            self.select(fixed=was_finished)
 
     @torch.no_grad()
-    def select(self) -> None:
-        """Make every mask anew from its score."""
+    def select(self, *, fixed: bool = False) -> None:
+        """Make every mask anew from its score; where the structure is `fixed`, those of `l0` stay as they are."""
         remaining = self.schedule.remaining(self.progress)
         for number, site in enumerate(self.sites):
+            # Values of 0 and 1 pass no gradient of the loss to the scores of l0: they have nothing to say any more.
+            if fixed and site.method == "l0":
+                continue
             draw = None if self.finished else f"{self.args.seed}/{self.progress}/{number}"
             _rebuild(self.model, site, self.args, remaining, draw)
             if number in self._protected:
@@ -137,19 +139,23 @@ class Masking:
     def penalty(self) -> Tensor | None:
         """Return lambda times the mean size of the scores, averaged by part of the model.
 
-        lambda rises from 0 with the schedule. Shared scores count once.
+        lambda rises from 0 with the schedule. Shared scores count once, those of a fixed structure nothing.
         """
         kind = self.args.mask_option("regularization")
         weight = self.args.mask_option("regularization_final_lambda") * (
             1.0 - self.schedule.remaining(self.progress)
         )
-        if kind == DISABLED or weight == 0:
+        fixed = "l0" if self.finished else None
+        learning = any(site.score is not None and site.method != fixed for site in self.sites)
+        if kind == DISABLED or weight == 0 or not learning:
             return None
         sizes: dict[tuple[bool, str], list[Tensor]] = {}
         for site in self.sites:
             if site.score is not None:
                 size = torch.sigmoid(site.score) if kind == "l1" else presence(site.score)
-                sizes.setdefault((site.in_decoder, site.part), []).append(size.mean())
+                # 0 instead of nothing: what is left keeps its share of the mean.
+                mean = size.mean() if site.method != fixed else site.score.new_zeros(())
+                sizes.setdefault((site.in_decoder, site.part), []).append(mean)
         parts = [self._lambda(*key) * torch.stack(means).mean() for key, means in sizes.items()]
         total: Tensor = weight * torch.stack(parts).mean()
         return total

@@ -51,13 +51,14 @@ def test_accumulation_1x8_equals_4x2(name: str, tmp_path: Path) -> None:
     assert masking_of(whole).density() < 1
 
 
+@pytest.mark.parametrize("step", [5, 10])  # while the threshold moves, and in the final stretch
 @pytest.mark.parametrize("name", ["hybrid", "l0", "annealing"])
-def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+def test_resume_equals_uninterrupted(name: str, step: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
     straight = trainer(tmp_path, asked(name), tiny().train(), **options)
     straight.train()
     resumed = trainer(tmp_path, asked(name), tiny().train(), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     for (entry, a), b in zip(state(straight.model).items(), state(resumed.model).values(), strict=True):
         assert torch.equal(a, b), entry
 
@@ -92,6 +93,75 @@ def test_the_end_is_written_into_the_parameters(name: str, tmp_path: Path) -> No
     assert masks_of(loaded) or masking.gates
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(logits(optimize_model(loaded)), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("every", [7, 1000])  # the threshold is the final one from step 9 of 12
+@pytest.mark.parametrize("name", ["elements", "l0"])
+def test_masks_close_however_seldom_they_are_renewed(name: str, every: int, tmp_path: Path) -> None:
+    often, seldom = (trainer(tmp_path, asked(name, update_every=n)) for n in (1, every))
+    for run in (often, seldom):
+        run.train()
+    reached = masking_of(seldom).density()
+    if name == "elements":
+        assert reached == masking_of(often).density() == pytest.approx(0.5, abs=1e-3)
+        return
+    assert reached < 1
+    for site in masking_of(seldom).sites:
+        values = site.holder.train()().detach()
+        assert set(values.unique().tolist()) <= {0.0, 1.0}
+        assert torch.equal(values, site.holder.eval()())
+
+
+def test_l0_keeps_its_structure_in_the_final_stretch() -> None:
+    coordinator = ModelPatchingCoordinator(
+        SparseTrainingArguments(dense_pruning_method="l0:1d_alt", attention_pruning_method="l0", **L0)
+    )
+    model = coordinator.patch_model(tiny().train())
+    masking = coordinator.pruner
+    assert isinstance(masking, Masking)
+    generator = torch.Generator().manual_seed(5)
+    for score in masking.score_parameters():
+        score.data.copy_(torch.randn(score.shape, generator=generator))
+    coordinator.begin(10)
+    coordinator.step(6)
+    assert masking.penalty() is not None
+    coordinator.step(7)
+    assert masking.finished
+    assert masking.density() < 0.7
+    before = state(model)
+    for score in masking.score_parameters():
+        score.data.fill_(-1.0)
+    coordinator.step(8)
+    assert masking.penalty() is None
+    assert all(torch.equal(before[n], tensor) for n, tensor in state(model).items() if "score" not in n)
+
+
+def test_the_penalty_of_a_fixed_structure_is_gone_and_the_others_keep_their_share() -> None:
+    coordinator = ModelPatchingCoordinator(
+        SparseTrainingArguments(dense_pruning_method="topK:1d_alt", attention_pruning_method="l0",
+                                attention_output_with_dense=False, **L0)
+    )  # fmt: skip
+    coordinator.patch_model(tiny())
+    masking = coordinator.pruner
+    assert isinstance(masking, Masking)
+    coordinator.begin(10)
+    gradients = {}
+    for step in (6, 7):
+        coordinator.step(step)
+        for score in masking.score_parameters():
+            score.grad = None
+        penalty = masking.penalty()
+        assert penalty is not None
+        penalty.backward()
+        share = 1 - masking.schedule.remaining(masking.progress)
+        gradients[step] = {
+            (site.part, n): 0.0 if site.score.grad is None else float(site.score.grad.sum()) / share
+            for n, site in enumerate(masking.sites)
+            if site.score is not None
+        }
+    for (part, n), before in gradients[6].items():
+        assert before > 0
+        assert gradients[7][part, n] == (0.0 if part == "attention" else pytest.approx(before))
 
 
 @pytest.mark.parametrize("shape", ["", ":1d_alt"])

@@ -20,11 +20,12 @@ from sparse_trainer.masking import Masking
 from tests.compact_models import batch, logits, tiny
 
 BLOCKS = {"attention_block_rows": 4, "attention_block_cols": 8, "dense_block_rows": 2, "dense_block_cols": 4}
+CHANNELS = {option: size for option, size in BLOCKS.items() if option != "dense_block_cols"}
 ASKED: Mapping[str, dict[str, Any]] = {
     "elements": {"dense_pruning_method": "topK", "attention_pruning_method": "topK"},
     "blocks": {"dense_pruning_method": "topK", "attention_pruning_method": "topK", **BLOCKS},
     "rows and columns": {"dense_pruning_method": "topK:1d", "attention_pruning_method": "topK:1d", **BLOCKS},
-    "channels": {"dense_pruning_method": "topK:1d_alt", "attention_pruning_method": "topK", **BLOCKS},
+    "channels": {"dense_pruning_method": "topK:1d_alt", "attention_pruning_method": "topK", **CHANNELS},
     "joint": {
         "attention_pruning_method": "topK:joint",
         "attention_block_rows": 4,
@@ -188,8 +189,9 @@ def test_hard_concrete_values_have_the_gradient_of_their_formula(shape: str) -> 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    options = {"regularization": "l0", "regularization_final_lambda": 1.0, **BLOCKS}
-    coordinator = masked(model, half=False, dense_pruning_method=f"l0{shape}", **options)
+    options = {"regularization": "l0", "regularization_final_lambda": 1.0, "dense_block_rows": 2}
+    columns = {} if shape else {"dense_block_cols": 4}
+    coordinator = masked(model, half=False, dense_pruning_method=f"l0{shape}", **options, **columns)
     masking = coordinator.pruner
     assert isinstance(masking, Masking)
     torch.manual_seed(1)

@@ -3,16 +3,18 @@
 from typing import Any
 
 import pytest
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from patchers import unpatch
+from patchers import masks_of, unpatch
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.masking import Masking
-from tests.compact_models import tiny
+from tests.compact_models import batch, tiny
 
 CHANNELS = {"dense_pruning_method": "topK:1d_alt", "attention_output_with_dense": False}
 TOP = {"dense_pruning_method": "topK", "attention_pruning_method": "topK"}
+SIGMOID = {"dense_pruning_method": "sigmoid_threshold"}
+L0 = {"dense_pruning_method": "l0", "regularization": "l0", "regularization_final_lambda": 1.0}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"dense_pruning_method": "topk2"}, "dense_pruning_method: unknown value 'topk2'.*Did you mean 'topK'.*magnitude"),
     ({"dense_pruning_method": "topK:2d"}, "dense_pruning_method: unknown value '2d'.*1d_alt"),
@@ -22,6 +24,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"preset": "hybird"}, "Did you mean 'hybrid'"),
     ({**TOP, "density": 0.3, "final_threshold": 0.3}, "final_threshold, density: say the same thing"),
     ({**TOP, "initial_warmup": 1, "warmup_ratio": 0.2}, "initial_warmup, warmup_ratio"),
+    ({**TOP, "final_warmup": 2, "warmup_ratio": 0.2}, "final_warmup, warmup_ratio: .*no fraction of training is read"),
+    ({**TOP, "score_learning_rate": 1.0}, "score_learning_rate: is that of gates.*mask_scores_learning_rate"),
+    ({**TOP, "l0_learning_rate": 0.2}, "dense_pruning_method, l0_learning_rate: .* asks for masks"),
+    ({**TOP, "magnitude_norm": 1}, "dense_pruning_method, magnitude_norm"),
     ({**TOP, "mask_scores_learning_rate": 1.0, "score_learning_rate": 1.0}, "score_learning_rate"),
     ({**TOP, "scoring": "taylor"}, "dense_pruning_method, scoring: .* asks for masks"),
     ({"preset": "struct", "units": ["heads"]}, "preset, units"),
@@ -33,6 +39,25 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**TOP, "regularization": "l1"}, "regularization_final_lambda"),
     ({"dense_pruning_method": "magnitude", "regularization": "l1", "regularization_final_lambda": 1.0}, "no scores"),
     ({**TOP, "mask_init": "zeros"}, "mask_init"),
+    (SIGMOID, "dense_pruning_method: all scores start at 0.5 or more, the final threshold is 0.1"),
+    ({**SIGMOID, "final_threshold": 0.6, "mask_scale": 2.0}, "start at 0.881"),
+    ({**TOP, "regularization_final_lambda": 1.0}, "regularization_final_lambda: .* regularization is disabled"),
+    ({**TOP, "dense_lambda": 2.0}, "dense_lambda: weighs a penalty"),
+    ({**TOP, "decoder_attention_lambda": 2.0}, "decoder_attention_lambda: weighs a penalty"),
+    ({**TOP, "attention_pruning_method": "threshold", "final_threshold": 0.3},
+     r"final_threshold: .*dense_pruning_method \(topK\).*attention_pruning_method \(threshold\)"),
+    ({"attention_pruning_method": "topK", "dense_block_rows": 2}, "dense_block_rows: dense matrices are not masked"),
+    ({"dense_pruning_method": "topK", "attention_block_cols": 2}, "attention_block_cols: attention matrices are not"),
+    ({**CHANNELS, "dense_block_cols": 2}, "dense_block_cols: 1d_alt closes whole channels"),
+    ({**TOP, "final_ampere_temperature": 5.0}, "final_ampere_temperature: is read by annealing alone"),
+    ({**L0, "final_threshold": 0.2}, "final_threshold: no method that is asked for has a threshold"),
+    ({**TOP, "linear_min_parameters": 1.0}, "linear_min_parameters"),
+    ({**TOP, "linear_min_parameters": -0.1}, "linear_min_parameters"),
+    ({**TOP, "initial_warmup": -1}, "initial_warmup: -1 is negative"),
+    ({**TOP, "final_warmup": -2}, "final_warmup: -2 is negative"),
+    ({**TOP, "initial_threshold": 0.2}, "initial_threshold, final_threshold: topK would keep 0.2 .* 0.5 in the end"),
+    ({**TOP, "dense_block_rows": True}, "dense_block_rows: True is not a whole number"),
+    ({**TOP, "attention_block_cols": 8.0}, "attention_block_cols: 8.0 is not a whole number"),
 ]  # fmt: skip
 
 
@@ -40,6 +65,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         SparseTrainingArguments(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**SIGMOID, "final_threshold": 0.6},
+        {**SIGMOID, "mask_init": "uniform", "mask_scale": 3.0},
+        {**SIGMOID, "mask_scale": -5000.0},
+        {**TOP, "attention_pruning_method": "threshold"},
+        {"ampere_pruning_method": "topK", "regularization": "l1", "regularization_final_lambda": 1.0},
+        {"ampere_pruning_method": "annealing", "final_ampere_temperature": 5.0},
+        {**TOP, "warmup_ratio": 0.2, "cooldown_ratio": 0.2},
+        {"preset": "hybrid", "regularization_final_lambda": 5.0, "attention_lambda": 2.0},
+        {**TOP, "initial_warmup": 0, "final_warmup": 0, "linear_min_parameters": 0.0},
+    ],
+)
+def test_what_can_be_meant_is_allowed(options: dict[str, Any]) -> None:
+    assert SparseTrainingArguments(**options).uses_masks
 
 
 def test_fields_set_later_are_checked_when_they_are_used() -> None:
@@ -60,9 +103,14 @@ def test_fields_set_later_are_checked_when_they_are_used() -> None:
         ({**TOP, "dense_block_cols": 36}, "dense_block_cols: 36 does not divide 32.*Nearest: 32\\."),
         ({**CHANNELS, "dense_block_rows": 7}, "7 does not divide 48, the channels of .* 6 and 8"),
         ({"attention_pruning_method": "topK:joint", "ampere_pruning_method": "topK"}, "joint scores leave no place"),
+        ({"dense_pruning_method": "disabled", "attention_pruning_method": "disabled"}, "mask nothing of this"),
+        ({"dense_pruning_method": "topK:1d_alt", "exclude": ["*.channels"], "attention_output_with_dense": False},
+         "mask nothing of this model.*exclude less"),
+        ({**CHANNELS, "decoder_dense_lambda": 2.0, "regularization": "l1", "regularization_final_lambda": 1.0},
+         "decoder_dense_lambda: .*behind an encoder.*Set dense_lambda"),
     ],
 )  # fmt: skip
-def test_blocks_that_do_not_fit_name_those_that_do(options: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_the_model_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         ModelPatchingCoordinator(SparseTrainingArguments(**options)).patch_model(tiny())
 
@@ -104,6 +152,31 @@ def test_the_output_matrix_of_attention_follows_either_part() -> None:
     assert blocks_of(masking_of(**TOP, **blocks), "attention.output.dense") == [(8, 16)]
     rows_and_columns = masking_of(**{**TOP, "dense_pruning_method": "topK:1d"}, **blocks)
     assert blocks_of(rows_and_columns, "output.dense") == [(8, 1), (1, 24)]
+
+
+def test_rows_and_columns_of_the_output_matrix_of_attention_are_turned_too() -> None:
+    options = {
+        "attention_pruning_method": "topK:1d",
+        "attention_output_with_dense": False,
+        "attention_block_rows": 8,
+    }
+    masking = masking_of(**options)
+    assert blocks_of(masking, "attention.self.query") == [(4, 1), (1, 32)]
+    assert blocks_of(masking, "attention.output.dense") == [(32, 1), (1, 4)]
+    # Heads that are wider together than the hidden size.
+    model = Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                    num_attention_heads=4, num_key_value_heads=2, head_dim=12)
+    )  # fmt: skip
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**options, final_threshold=0.25))
+    coordinator.patch_model(model)
+    coordinator.begin(2)
+    coordinator.step(2)
+    mask = masks_of(model)["model.layers.0.self_attn.o_proj"]
+    assert [tuple(values.shape) for values in mask()] == [(32, 1), (1, 6)]
+    assert [int(values.sum()) for values in mask()] == [16, 3]
+    model(**batch(model)).logits.sum().backward()
+    assert all(score.grad is not None for score in coordinator.score_parameters())
 
 
 def test_shared_scores_count_once_and_decoders_have_lambdas_of_their_own() -> None:
