@@ -1,8 +1,8 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from patchers import Gate, Structure, discover
 from patchers.groups import Kind
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.cheaper import Blending
+from sparse_trainer.distillation.comparable import check_distillation
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
-from sparse_trainer.distillation.teacher import TeacherSource, make_distiller, open_layers
+from sparse_trainer.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.gating import Gating
 from sparse_trainer.masking import Masking
@@ -42,8 +43,10 @@ class ModelPatchingCoordinator:
         device, model_name_or_path, logit_names: Of nn_pruning, without effect here.
     """
 
-    pruner: Gating | Masking
-    """What hangs on the model; there once it is patched."""
+    structure: Structure
+    distiller: Distiller | None
+    teacher_context: Callable[[], AbstractContextManager[Any]]
+    """In which the teacher is called, e.g. the autocast of an accelerator, so that it computes as the student does."""
 
     def __init__(
         self,
@@ -60,6 +63,9 @@ class ModelPatchingCoordinator:
         self.args.check()
         self.teacher = teacher
         self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)
+        self.distiller, self.teacher_context = None, nullcontext
+        self._hung: tuple[nn.Module, Gating | Masking] | None = None
+        self._asked: dict[str, Any] = {}
         self.total_steps, self.current_step = 0, 0
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
@@ -70,8 +76,17 @@ class ModelPatchingCoordinator:
             UnsupportedModelError: nothing of a known form is in the model, or nothing of it is left to prune.
             BudgetError: the budget cannot be met.
         """
-        args = self.args
-        self.structure: Structure = discover(model, args.kinds, args.exclude, args.include)
+        self.args.check()
+        check_distillation(model, self.args, self.teacher)
+        return self._hang(model, make_distiller(model, self.args, self.teacher, self._load_teacher))
+
+    def restore(self, model: nn.Module) -> nn.Module:
+        """Hang what `patch_model` hangs, without a teacher, on a model that is about to load weights and gates."""
+        return self._hang(model, None)
+
+    def _hang(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
+        args, self.distiller = self.args, distiller
+        self.structure = discover(model, args.kinds, args.exclude, args.include)
         _check_hidden(self.structure, args.kinds)
         if not self.structure.groups:
             raise UnsupportedModelError(
@@ -79,14 +94,31 @@ class ModelPatchingCoordinator:
                 f"no prunable group of kind {', '.join(args.kinds)} is left.",
                 "Exclude less, or name other units.",
             )
-        self.distiller = make_distiller(model, args, self.teacher, self._load_teacher)
-        self.model, self.blending = model, Blending(model, args)
-        self.pruner = (Masking if args.uses_masks else Gating)(model, self.structure, args)
+        self.blending = Blending(model, args)
+        self._hung = (model, (Masking if args.uses_masks else Gating)(model, self.structure, args))
         if args.learns_layer_map:
             projection = hang_projection(model, self.gates)
-            if self.distiller is not None:
-                self.distiller.layer_map = LayerMap(projection, in_order=args.distil_in_order)
+            if distiller is not None:
+                distiller.layer_map = LayerMap(projection, in_order=args.distil_in_order)
+        self._asked = asdict(args)
         return model
+
+    def _patched(self) -> tuple[nn.Module, Gating | Masking]:
+        if self._hung is None:
+            raise ArgumentError(
+                type(self).__name__, "has patched no model.", "Call patch_model(model) before anything else."
+            )
+        return self._hung
+
+    @property
+    def model(self) -> nn.Module:
+        """The patched model."""
+        return self._patched()[0]
+
+    @property
+    def pruner(self) -> Gating | Masking:
+        """What hangs on the model."""
+        return self._patched()[1]
 
     @property
     def gates(self) -> dict[str, Gate]:
@@ -126,12 +158,17 @@ class ModelPatchingCoordinator:
 
         Args:
             warmup_steps: Of the learning rate: the unit of `initial_warmup` and `final_warmup`.
+
+        Raises:
+            ArgumentError: an option was changed after the model was patched.
         """
+        pruner = self.pruner
+        self._check_unchanged()
         if total_steps < 1:
             raise ArgumentError("total_steps", f"{total_steps} is not positive.", "Give the optimizer steps.")
         self.total_steps, self.current_step = total_steps, step
         self.blending.begin(total_steps, step)
-        self.pruner.begin(total_steps, step, warmup_steps)
+        pruner.begin(total_steps, step, warmup_steps)
         if self.distiller is not None:
             self.distiller.teacher.to(next(self.model.parameters()).device)
         self._sums = {}
@@ -146,9 +183,16 @@ class ModelPatchingCoordinator:
         """Whether the final structure is reached, with nothing left of the layers that cheaper ones replace."""
         return self.total_steps > 0 and self.pruner.finished and self.blending.finished
 
-    def observe(self) -> None:
-        """Read the mask gradients of one optimizer step: call after its last backward, before clipping."""
-        self.pruner.observe()
+    def observe(self, loss_scale: Tensor | None = None) -> None:
+        """Read the mask gradients of one optimizer step: call after its last backward, before clipping.
+
+        Args:
+            loss_scale: What a GradScaler has multiplied the loss by, where the gradients are still so.
+        """
+        if isinstance(self.pruner, Gating):
+            self.pruner.observe(loss_scale)
+        else:
+            self.pruner.observe()
 
     @torch.no_grad()
     def step(self, step: int | None = None) -> None:
@@ -174,7 +218,8 @@ class ModelPatchingCoordinator:
         """Return what fine-pruning adds for one batch."""
         distillation = None
         if self.distiller is not None:
-            distillation = self.distiller.loss(inputs, outputs, open_layers(self.structure, self.gates))
+            opened = open_layers(self.structure, self.gates)
+            distillation = self.distiller.loss(inputs, outputs, opened, context=self.teacher_context)
         penalty = self.pruner.penalty()
         self._remember("distillation_loss", distillation)
         self._remember("penalty", penalty)
@@ -222,6 +267,18 @@ class ModelPatchingCoordinator:
     def report(self) -> dict[str, Any]:
         """Return asked and reached: what plans and cards quote."""
         return self.pruner.report()
+
+    def _check_unchanged(self) -> None:
+        """Raise `ArgumentError` for an option that is another now than when the model was patched."""
+        self.args.check()
+        now = asdict(self.args)
+        for name, value in self._asked.items():
+            if now[name] != value:
+                raise ArgumentError(
+                    name,
+                    f"is {now[name]!r} now; the model was patched with {value!r}.",
+                    "Set it before patch_model.",
+                )
 
     def _remember(self, name: str, value: Tensor | None) -> None:
         if value is not None:

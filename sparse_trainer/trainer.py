@@ -1,11 +1,10 @@
 """`SparseTrainer`: the mixin that makes any `Trainer` prune while it fine-tunes."""
 
 import dataclasses
-import inspect
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,15 @@ import datasets
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.distillation.teacher import IGNORED
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files import write_text
+from sparse_trainer.handover import check_match, place_scores
+from sparse_trainer.losses import PruningLoss, share_of_step
 
 STATE_FILE = "pruning_state.json"
 
@@ -38,6 +38,7 @@ class SparseTrainer:
     """
 
     _coordinator: ModelPatchingCoordinator | None = None
+    sparse_args: SparseTrainingArguments | None = None
     metrics: dict[str, float]
     """Sums that a `compute_loss` of your own may add to; logged as means over `loss_counter`."""
     loss_counter: int = 0
@@ -52,7 +53,9 @@ class SparseTrainer:
         self.metrics = defaultdict(float)
         if args and isinstance(args[0], SparseTrainingArguments):
             self.sparse_args = args[0]
-            self._accept_older_scripts()
+            # Scripts written for transformers 4 read it.
+            vars(self.args).setdefault("past_index", -1)  # type: ignore[attr-defined]
+            vars(self)["compute_loss"] = PruningLoss(self, of_nn_pruning=True)
             return
         coordinator = ModelPatchingCoordinator(sparse_args, teacher=teacher)
         self._coordinator = coordinator
@@ -60,6 +63,7 @@ class SparseTrainer:
         if model is not None:
             coordinator.patch_model(model)
         super().__init__(*args, **kwargs)
+        vars(self)["compute_loss"] = PruningLoss(self)
         self.set_patch_coordinator(coordinator)
 
     @property
@@ -72,32 +76,23 @@ class SparseTrainer:
         return self._coordinator
 
     def set_patch_coordinator(self, coordinator: ModelPatchingCoordinator) -> None:
-        """Prune with this coordinator, which has patched the model."""
+        """Prune with this coordinator, which has patched the model.
+
+        Raises:
+            ArgumentError: it has patched no model or another one, or was made of other arguments.
+        """
+        check_match(coordinator, self.model, self.sparse_args)  # type: ignore[attr-defined]
         self._coordinator = coordinator
+        coordinator.teacher_context = self.accelerator.autocast  # type: ignore[attr-defined]
         if self.args.n_gpu > 1:  # type: ignore[attr-defined]
             raise ArgumentError(
                 "n_gpu",
                 f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
             )
+        self.remove_callback(_Schedule)  # type: ignore[attr-defined]
         self.add_callback(_Schedule(coordinator, self._calibrate))  # type: ignore[attr-defined]
         self._place_scores()
-
-    def _accept_older_scripts(self) -> None:
-        """Serve what scripts written for transformers 4 rely on: `args.past_index`, and losses of three arguments."""
-        vars(self.args).setdefault("past_index", -1)  # type: ignore[attr-defined]
-        written = self.compute_loss
-        if "num_items_in_batch" in inspect.signature(written).parameters:
-            return
-        # Such a loss is an average over its batch: Trainer then has to divide it by the accumulation count.
-        vars(self)["model_accepts_loss_kwargs"] = False
-
-        def without_count(
-            model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **more: Any
-        ) -> Any:
-            return written(model, inputs, return_outputs)
-
-        vars(self)["compute_loss"] = without_count
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Patch each model that `model_init` makes."""
@@ -111,22 +106,23 @@ class SparseTrainer:
         return optimizer
 
     def _place_scores(self) -> None:
-        """Take the scores out of the optimizer's other groups, once, and add the group they belong to."""
-        optimizer = self.optimizer  # type: ignore[attr-defined]
-        if optimizer is None or any(group.get("holds_scores") for group in optimizer.param_groups):
-            return
-        scores = {id(p) for p in self.coordinator.score_parameters()}
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in scores]
-        for group in self.coordinator.score_groups():
-            optimizer.add_param_group({**group, "holds_scores": True})
+        """Give the scores the optimizer groups they belong to, once."""
+        place_scores(self.optimizer, self.lr_scheduler, self.coordinator)  # type: ignore[attr-defined]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train on one batch; read the mask gradients after the last batch of an optimizer step, before clipping."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if self.accelerator.sync_gradients:  # type: ignore[attr-defined]
-            self.coordinator.observe()
+            self.coordinator.observe(self._loss_scale())
         return loss
+
+    def _loss_scale(self) -> Tensor | None:
+        """Return what fp16 training multiplies gradients by until they are clipped, without waiting for it."""
+        scaler = self.accelerator.scaler  # type: ignore[attr-defined]
+        if scaler is None:
+            return None
+        scale: Tensor = scaler.scale(torch.ones((), device=self.args.device))  # type: ignore[attr-defined]
+        return scale
 
     def compute_loss(
         self,
@@ -136,46 +132,20 @@ class SparseTrainer:
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Add distillation and penalty to the task loss, each divided as gradient accumulation demands.
+        """Return the task loss, weighted as gradient accumulation demands; `PruningLoss` adds the rest around it.
 
         Transformers 5.23 leaves a loss undivided when the model takes loss arguments, also where the model ignores
         them (the sequence classifiers average over the batch at hand). So the plain average is asked for, and weighted
         by the share of this batch in the accumulated one: 1 x 8 then equals 4 x 2.
         """
-        if not model.training:
-            return super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        share = self._share_of_step(inputs, num_items_in_batch)
-        asked = (
-            {**inputs, "output_hidden_states": True} if self.coordinator.needs_hidden_states else dict(inputs)
+        share = share_of_step(self, inputs, num_items_in_batch) if model.training else None
+        passed = num_items_in_batch if share is None else None
+        result = super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs, num_items_in_batch=passed, **kwargs
         )
-        passed = None if share is not None else num_items_in_batch
-        loss, outputs = super().compute_loss(  # type: ignore[misc]
-            model, asked, return_outputs=True, num_items_in_batch=passed, **kwargs
-        )
-        extra = self.coordinator.extra_losses(inputs, outputs)
-        loss = self.coordinator.task_weight * loss
-        accumulation = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
-        divided = share is None and num_items_in_batch is not None
-        if extra.distillation is not None:
-            loss = loss + (extra.distillation / accumulation if divided else extra.distillation)
-        if share is not None:
-            loss = loss * share
-        if extra.penalty is not None:
-            loss = loss + (extra.penalty / accumulation if divided or share is not None else extra.penalty)
-        return (loss, outputs) if return_outputs else loss
-
-    def _share_of_step(self, inputs: dict[str, Any], num_items: Any) -> Tensor | None:
-        """Return the weight of this batch's average loss in its optimizer step, or None where Trainer knows better."""
-        own_loss = self.compute_loss_func is not None or self.label_smoother is not None  # type: ignore[attr-defined]
-        if num_items is None or own_loss or not self.model_accepts_loss_kwargs:  # type: ignore[attr-defined]
-            return None
-        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]  # type: ignore[attr-defined]
-        share: Tensor = (labels != IGNORED).sum() / num_items
-        if self.args.average_tokens_across_devices:  # type: ignore[attr-defined]
-            share = share * self.accelerator.num_processes  # type: ignore[attr-defined]
-        return share
+        if share is None:
+            return result
+        return (result[0] * share, result[1]) if return_outputs else result * share
 
     def _calibrate(self) -> None:
         """Score units on rows of the training set, drawn by the seed of the training; on rank 0, for all."""
@@ -192,10 +162,20 @@ class SparseTrainer:
         ].tolist()
         rows = rows.select(drawn) if isinstance(rows, datasets.Dataset) else Subset(rows, drawn)
         with torch.random.fork_rng():
-            self.coordinator.calibrate(dict(batch) for batch in self.get_eval_dataloader(rows))  # type: ignore[attr-defined]
+            self.coordinator.calibrate(self._batches_of(rows))
         for gate in self.coordinator.gates.values():
             for score_U in gate.buffers():
                 broadcast(score_U)
+
+    def _batches_of(self, rows: Any) -> Iterator[dict[str, Any]]:
+        """Yield all rows on every rank; Trainer's own loaders share them out, and may stay for later evaluations."""
+        collate = self.data_collator  # type: ignore[attr-defined]
+        if isinstance(rows, datasets.Dataset):
+            rows = self._remove_unused_columns(rows)  # type: ignore[attr-defined]
+        else:
+            collate = self._get_collator_with_removed_columns(collate)  # type: ignore[attr-defined]
+        for batch in DataLoader(rows, self.args.eval_batch_size, collate_fn=collate):  # type: ignore[attr-defined]
+            yield dict(self._prepare_inputs(batch))  # type: ignore[attr-defined]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add density, threshold and the extra losses to what training logs."""

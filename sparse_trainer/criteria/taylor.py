@@ -26,13 +26,25 @@ class Taylor(Plain):
         """Return a gate that remembers a saliency."""
         return SaliencyGate(group.num_units)
 
-    @torch.no_grad()
     def observe(self, gates: Gates) -> None:
         """Move the running saliency towards |g| (order 1) or g^2 (order 2), then clear the gradient."""
+        self._move(gates, None)
+
+    def observe_scaled(self, gates: Gates, scale: Tensor) -> None:
+        """Do so for gradients multiplied by `scale`; a step that overflowed leaves the saliency of its gate alone."""
+        self._move(gates, scale)
+
+    @torch.no_grad()
+    def _move(self, gates: Gates, scale: Tensor | None) -> None:
         for gate in gates.values():
             if isinstance(gate, SaliencyGate) and gate.score_U is not None and gate.score_U.grad is not None:
                 gradient_U = gate.score_U.grad
+                if scale is not None:
+                    gradient_U = gradient_U / scale
                 saliency_U = gradient_U.abs() if self.args.taylor_order == 1 else gradient_U.square()
+                if scale is not None:
+                    # Without a GradScaler NaN is no overflow: it has to show in the scores.
+                    saliency_U = torch.where(saliency_U.isfinite().all(), saliency_U, gate.saliency_U)
                 gate.saliency_U.lerp_(saliency_U, 1.0 - self.args.taylor_decay)
                 gate.score_U.grad = None
 

@@ -2,16 +2,21 @@
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from patchers import Gate, Structure
+from sparse_trainer.distillation.comparable import bare, check_teacher, is_encoder_decoder
 from sparse_trainer.distillation.layer_map import LayerMap
 from sparse_trainer.errors import ArgumentError
 
@@ -68,6 +73,13 @@ def hidden_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None
     return ((error_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp_min(1)).mean()
 
 
+@runtime_checkable
+class _ShiftsLabels(Protocol):
+    """Encoder-decoders that make decoder inputs of labels."""
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor: ...
+
+
 @final
 class Distiller:
     """Compares a student with a frozen teacher on the same batch.
@@ -88,28 +100,55 @@ class Distiller:
         """Whether the student has to return its hidden states."""
         return bool(self.args.distil_alpha_hidden > 0)
 
-    def loss(self, inputs: Mapping[str, Any], outputs: Any, open_L: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Any,
+        open_L: Tensor | None = None,
+        *,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Tensor:
         """Return the weighted sum of logit and hidden-state losses.
 
         Args:
             inputs: The student's batch; labels are withheld from the teacher.
             outputs: The student's outputs, with hidden states where `needs_hidden_states`.
             open_L: 1 for the layers that are kept, 0 for closed ones, whose outputs are not compared; None = all are.
+            context: In which the teacher is called.
         """
-        withheld = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
-        questions = {name: value for name, value in inputs.items() if name not in withheld}
-        with torch.no_grad():
-            taught = self.teacher(**questions, output_hidden_states=self.needs_hidden_states)
+        with torch.no_grad(), context():
+            taught = self.teacher(**self._questions(inputs), output_hidden_states=self.needs_hidden_states)
         total: Tensor = self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught)
         if self.needs_hidden_states:
             total = total + self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L)
         return total
 
+    def _questions(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs without answers; a decoder beside an encoder reads the answer so far."""
+        withheld = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
+        questions = {name: value for name, value in inputs.items() if name not in withheld}
+        labels, asked = inputs.get("labels"), {"decoder_input_ids", "decoder_inputs_embeds"} & set(questions)
+        if labels is None or asked or not is_encoder_decoder(self.teacher):
+            return questions
+        teacher = bare(self.teacher)
+        if isinstance(teacher, _ShiftsLabels):
+            return {
+                **questions,
+                "decoder_input_ids": teacher.prepare_decoder_input_ids_from_labels(labels=labels),
+            }
+        return {**questions, "labels": labels}
+
     def _logits(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
         names = [name for name in taught if name.endswith("logits") and taught[name] is not None]
+        if not names:
+            raise ArgumentError(
+                "distil_teacher_name_or_path",
+                f"{type(bare(self.teacher)).__name__} has no logits to learn from, only {', '.join(taught)}.",
+                "Take models with a task head, or train without a teacher.",
+            )
         losses = []
         for name in names:
-            student, teacher = outputs[name], taught[name]
+            student, teacher = _output(outputs, name), taught[name]
             if student.shape != teacher.shape:
                 raise ArgumentError(
                     "distil_teacher_name_or_path",
@@ -125,11 +164,11 @@ class Distiller:
     def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
         """Compare kept layers with the teacher's in their place, or with those of the learned map, and average."""
         mask_BT = inputs.get("attention_mask")
+        states, taught_states = _output(outputs, "hidden_states"), _output(taught, "hidden_states")
         if self.layer_map is not None:
             compare = functools.partial(hidden_loss, mask_BT=mask_BT)
-            student, teacher = outputs["hidden_states"][1:], taught["hidden_states"][1:]
-            return self.layer_map.loss(student, teacher, compare, open_L)
-        pairs = list(zip(outputs["hidden_states"], taught["hidden_states"], strict=True))[1:]
+            return self.layer_map.loss(states[1:], taught_states[1:], compare, open_L)
+        pairs = list(zip(states, taught_states, strict=True))[1:]
         loss_L = torch.stack([hidden_loss(student, teacher, mask_BT) for student, teacher in pairs])
         if open_L is None:
             return loss_L.mean()
@@ -155,13 +194,51 @@ def make_distiller(
     if teacher is None and name == "self":
         teacher = copy.deepcopy(model)
     elif teacher is None and name is not None:
-        options = {} if source.cache_dir is None else {"cache_dir": source.cache_dir}
-        constructor: Any = source.constructor or type(model)
-        teacher = constructor.from_pretrained(name, **options)
+        teacher = _load(name, model, source)
     if teacher is None:
         return None
-    shifted = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return Distiller(teacher, args, shifted=shifted)
+    check_teacher(model, teacher, args)
+    return Distiller(teacher, args, shifted=shifts_labels(model))
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Tell whether a model is judged at each position by the label of the next: Trainer's rule in 5.23, and a list.
+
+    The list is for classes whose names do not say so: GPT2LMHeadModel.
+    """
+    model = bare(model)
+    if is_encoder_decoder(model):
+        return False
+    named = isinstance(model, PreTrainedModel) and LOSS_MAPPING.get(str(model.loss_type)) is ForCausalLMLoss
+    return named or type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:
+    options = {} if source.cache_dir is None else {"cache_dir": source.cache_dir}
+    constructor: Any = source.constructor or type(bare(model))
+    try:
+        teacher: nn.Module = constructor.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ArgumentError(
+            "distil_teacher_name_or_path",
+            f"{name!r} cannot be loaded by {constructor.__name__} ({first}).",
+            "Give a folder with a saved model, an id on the hub, or 'self'.",
+        ) from error
+    return teacher
+
+
+def _output(outputs: Any, name: str) -> Any:
+    """Return what a model answered under a name."""
+    value = outputs.get(name) if isinstance(outputs, Mapping) else None
+    if value is None:
+        raise ArgumentError(
+            "distil_alpha_hidden" if name == "hidden_states" else "distil_alpha_teacher",
+            f"the outputs hold no {name} to compare.",
+            "Let compute_loss call model(**inputs), all of inputs, and return (loss, outputs); in a loop of your own "
+            "pass output_hidden_states=coordinator.needs_hidden_states.",
+        )
+    return value
 
 
 def open_layers(structure: Structure, gates: Mapping[str, Gate]) -> Tensor | None:

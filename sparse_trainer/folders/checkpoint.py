@@ -131,10 +131,9 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     cls: Any = _class_of(str(where), values, None)
     config = cls.config_class.from_pretrained(where)
     model: Any = cls._from_config(config)
-    # The gates stand in the weights: a teacher or an earlier plan is of no use here, and may be gone.
-    sparse_args.distil_teacher_name_or_path = None
+    # The gates stand in the weights: an earlier plan is of no use here, and may be gone.
     sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
-    ModelPatchingCoordinator(sparse_args).patch_model(model)
+    ModelPatchingCoordinator(sparse_args).restore(model)
     _load_state(model, where)
     model.eval()
     return model  # type: ignore[no-any-return]
