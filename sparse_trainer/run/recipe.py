@@ -52,7 +52,7 @@ def run(recipe: Recipe | OneShotRecipe, tell: Tell = logger.info) -> RunResult:
     if recipe.pruning is None:
         return _run_dense(setting, folder, tell, start)
     student, teacher = setting.load_model(), load_teacher(setting, recipe.pruning)
-    rehearse(setting.rewound(student), recipe.pruning)
+    rehearse(setting.rewound(student), recipe.pruning, teacher)
 
     dense, dense_metrics, student = starting_points(setting, student, tell)
     if recipe.pruning.distil_teacher_name_or_path == DENSE:

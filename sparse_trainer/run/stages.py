@@ -22,6 +22,7 @@ from patchers.cheaper import unblend
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.fill import fill, rewind
 from sparse_trainer.folders.loading import resolve
@@ -101,10 +102,14 @@ def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrain
     return setting.task.load_model(resolve(name), "main", setting.data.labels)
 
 
-def rehearse(model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
-    """Patch and unpatch, so that a model or budget that cannot work is refused before the dense fine-tune."""
-    alone = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
-    unpatch(ModelPatchingCoordinator(alone).patch_model(model))
+def rehearse(
+    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
+) -> None:
+    """Patch and unpatch, so that a model, budget or teacher that cannot work is refused before the dense fine-tune."""
+    check_distillation(model, pruning, None)
+    if teacher is not None:
+        check_teacher(model, teacher, pruning)
+    unpatch(ModelPatchingCoordinator(pruning).restore(model))
     unblend(model)
 
 

@@ -68,6 +68,12 @@ class PicksInputs(Script):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
+class InOneCall(PruningTrainer):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:  # type: ignore[override]
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
 def script(cls: type[Script], folder: Path, args: SparseTrainingArguments, **options: Any) -> Script:
     """Return what `trainer` returns, of another class and built in two calls."""
     coordinator = ModelPatchingCoordinator(args)
@@ -148,4 +154,16 @@ def test_extras_of_a_loss_function_without_labels_are_divided(tmp_path: Path) ->
         run.train()
         runs.append(run)
     for (entry, a), b in zip(state(runs[0].model).items(), state(runs[1].model).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=entry)
+
+
+def test_older_losses_serve_trainers_built_in_one_call_too(tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "a", sparse_args("layer_gate"))
+    plain.train()
+    told = trainer(tmp_path / "b", sparse_args("random"), **SPLIT)
+    own = InOneCall(
+        model=quiet_model(), args=told.args, sparse_args=sparse_args("layer_gate"), train_dataset=rows()
+    )
+    own.train()
+    for (entry, a), b in zip(state(plain.model).items(), state(own.model).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=entry)
