@@ -134,6 +134,7 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     # The gates stand in the weights: a teacher or an earlier plan is of no use here, and may be gone.
     sparse_args.distil_teacher_name_or_path = None
     sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
+    sparse_args.protect_kinds = SparseTrainingArguments().protect_kinds
     ModelPatchingCoordinator(sparse_args).patch_model(model)
     _load_state(model, where)
     model.eval()
