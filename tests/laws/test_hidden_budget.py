@@ -11,7 +11,7 @@ from patchers import discover
 from patchers.groups import BLOCK_KINDS, KINDS, Group, Kind
 from patchers.layers import LINEAR_TYPES, features
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.budget import Budget, make_selector
+from sparse_trainer.budget import Budget, Selector, make_selector
 from sparse_trainer.budget.cost import Target, feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.criteria.l0 import ExpectedSize
@@ -248,10 +248,13 @@ def test_neither_the_forward_pass_nor_the_selection_waits_for_the_device() -> No
     norm = model.bert.encoder.layer[1].output.LayerNorm
     x_BD = torch.randn(3, 32, dtype=torch.float64)
     pruner: Any = coordinator.pruner
+    groups = discover(model, ["layers"]).groups
+    layers = Selector(groups, {g.name: 3 for g in groups}, budget(0.5))
     with _NoReading():
         norm(x_BD).sum().backward()
         pruner.selector.select(scores, 0.3)
         pruner.penalty()
+        layers.select({g.name: torch.randn(1) for g in layers.pools[0].groups}, 0.3)
 
 
 def _train(name: str, steps: int = 40, **options: Any) -> tuple[Any, ModelPatchingCoordinator]:

@@ -13,6 +13,7 @@ from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.protect import put_first
 from sparse_trainer.plan.record import Request, plan_of, remember_request
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep
 
@@ -172,3 +173,13 @@ def test_a_group_that_a_second_cut_takes_whole_is_gone_in_the_units_of_the_first
     again = discover(compact)[heads.name]
     gone = torch.zeros(again.num_units, dtype=torch.bool)
     assert plan_of(optimize_model(patched(compact, {again.name: gone}))).groups[heads.name]["keep"] == []
+
+
+def test_protected_units_move_to_the_device_of_the_scores_once() -> None:
+    protected = {"a": torch.tensor([True, False])}
+    scores = {"a": torch.zeros(2, device="meta"), "b": torch.zeros(2, device="meta")}
+    assert put_first(scores, protected)["a"].device.type == "meta"
+    moved = protected["a"]
+    assert moved.device.type == "meta"
+    put_first(scores, protected)
+    assert protected["a"] is moved
