@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import discover
+from patchers import discover, gates_of
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.checkpoint import load_patched
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.protect import put_first
 from sparse_trainer.plan.record import Request, plan_of, remember_request
+from sparse_trainer.trainer import save_state
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep
 
 
@@ -183,3 +185,18 @@ def test_protected_units_move_to_the_device_of_the_scores_once() -> None:
     assert moved.device.type == "meta"
     put_first(scores, protected)
     assert protected["a"] is moved
+
+
+def test_a_checkpoint_of_a_protected_run_loads_without_its_first_plan(plan: Plan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "first.json")
+    coordinator = ModelPatchingCoordinator(
+        SparseTrainingArguments(
+            density=0.9, protect_plan=str(tmp_path / "first.json"), protect_kinds=["channels"]
+        )
+    )
+    model = coordinator.patch_model(tiny())
+    assert set(coordinator.pruner.protected) == {f"bert.encoder.layer.{i}.channels" for i in range(3)}
+    model.save_pretrained(tmp_path / "checkpoint")
+    save_state(tmp_path / "checkpoint", coordinator)
+    (tmp_path / "first.json").unlink()
+    assert gates_of(load_patched(tmp_path / "checkpoint"))
