@@ -97,7 +97,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             "help": "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the scores of random, and of what l0 draws."})
+    seed: int = field(default=42, metadata={"help": "Seed of what random and l0 draw."})
     distil_teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher: a path or hub id, or 'self' = the model before pruning."}
     )
@@ -144,7 +144,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             _per_kind(name, getattr(self, name), least=0 if name == "min_keep" else 1)
         check_ranges(self)
         self.check_l0()
-        self.check_protection(self.kinds, self.method_name)
+        self.check_protection(self._closable, self.method_name)
         if self.uses_masks and self.learns_layer_map:
             raise ArgumentError(
                 "distil_layer_map", "'learned' goes with gates only.", "Take 'fixed' beside masks."
@@ -165,6 +165,15 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         if isinstance(self.density, Mapping):
             return tuple(kind for kind in KINDS if kind in self.density)
         return CRITERIA[self.scoring].kinds
+
+    @property
+    def _closable(self) -> tuple[Kind, ...]:
+        """Kinds of unit that gates, or masks, close."""
+        if not self.uses_masks:
+            return self.kinds
+        dense, attention = (self.part(name) is not None for name in ("dense", "attention"))
+        heads = attention or (dense and self.mask_option("attention_output_with_dense"))
+        return tuple(kind for kind in self.kinds if {"heads": heads, "channels": dense}.get(kind, False))
 
     @property
     def budget(self) -> Budget:

@@ -97,10 +97,8 @@ class L0Arguments:
             return
         idle = [kind for kind in self.protect_kinds if kind not in pruned]
         if idle or not self.protect_kinds:
-            raise ArgumentError(
-                "protect_kinds",
-                f"{', '.join(idle)}: {method} prunes {', '.join(pruned)} only."
-                if idle
-                else "names no kind, so that protect_plan protects nothing.",
-                f"Name some of {', '.join(pruned)}, or drop protect_plan.",
-            )
+            what = "names no kind, so that protect_plan protects nothing."
+            if idle:
+                what = f"{', '.join(idle)}: {method} prunes {' and '.join(pruned) or 'no such units'} only."
+            remedy = f"Name {' or '.join(pruned)}, or drop protect_plan." if pruned else "Drop protect_plan."
+            raise ArgumentError("protect_kinds", what, remedy)

@@ -45,10 +45,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "protect_kinds: unknown value 'head'.*Did you mean 'heads'",
     ),
     ({"protect_plan": "p", "protect_kinds": "heads"}, "protect_kinds: 'heads' is text. Give a list of text"),
-    ({"protect_plan": "p", "protect_kinds": ["layers"]}, "layers: movement prunes heads, channels only"),
+    ({"protect_plan": "p", "protect_kinds": ["layers"]}, "layers: movement prunes heads and channels only"),
     (
         {"protect_plan": "p", "units": ["channels"]},
-        "heads: movement prunes channels only. Name some of channels",
+        "heads: movement prunes channels only. Name channels, or drop",
     ),
     ({"protect_plan": "p", "protect_kinds": []}, "protect_plan protects nothing"),
     ({"protect_kinds": ["channels"]}, "not those of which run. Give its plan as protect_plan"),

@@ -33,6 +33,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**TOP, "regularization": "l1"}, "regularization_final_lambda"),
     ({"dense_pruning_method": "magnitude", "regularization": "l1", "regularization_final_lambda": 1.0}, "no scores"),
     ({**TOP, "mask_init": "zeros"}, "mask_init"),
+    ({**CHANNELS, "protect_plan": "p"}, "protect_kinds: heads: masks: topK:1d_alt, None prunes channels only"),
+    ({"ampere_pruning_method": "topK", "protect_plan": "p"}, "prunes no such units only. Drop protect_plan"),
 ]  # fmt: skip
 
 
