@@ -5,25 +5,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from patchers.groups import KINDS, Kind
+from sparse_trainer.argument_checks import check_density, check_ranges, check_units
 from sparse_trainer.budget.budget import SCOPES, Budget, Scope
 from sparse_trainer.budget.cost import TARGETS, Target
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.cheaper.arguments import CheaperArguments
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.criteria.l0_arguments import L0Arguments
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import ArgumentError, nearest, one_of
+from sparse_trainer.fields import check_types
 from sparse_trainer.masking import MaskArguments
 from sparse_trainer.schedule import CubicSchedule, LinearSchedule, Schedule
-
-_CONTAINED = {
-    "layers": {"attention", "ffn", "heads", "channels", "experts"},
-    "attention": {"heads"},
-    "ffn": {"channels"},
-    "experts": {"channels"},
-    "hidden": {"layers", "attention", "ffn", "heads", "channels", "experts"},
-}
-_OF_HIDDEN = ("l0", "movement", "taylor", "magnitude", "random")
-"""Criteria that score hidden features."""
 
 
 @dataclass(kw_only=True)
@@ -32,7 +24,10 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
 
     scoring: str = field(
         default="movement",
-        metadata={"help": "Criterion: movement, layer_gate, l0, taylor, magnitude or random."},
+        metadata={
+            "help": "Criterion: movement, layer_gate, l0, taylor, magnitude, random; or one of one-shot pruning, "
+            "such as wanda, taken once before training."
+        },
     )
     target: str = field(
         default="params", metadata={"help": "What density counts: params, macs (per token) or units."}
@@ -74,11 +69,13 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     standardize: str | None = field(
         default=None,
         metadata={
-            "help": "Makes scores comparable: none, cost, zscore_layer, zscore_global; default: by criterion."
+            "help": "Makes scores comparable: none, cost, share, zscore_layer, zscore_global; default: by criterion."
         },
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens per sequence, for target macs."})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "Fraction of training that stays dense."})
+    warmup_ratio: float = field(
+        default=0.1, metadata={"help": "Fraction of training, at its start, in which all is kept."}
+    )
     cooldown_ratio: float = field(
         default=0.3, metadata={"help": "Fraction of training, at the end, with the final structure."}
     )
@@ -100,7 +97,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             "help": "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
         },
     )
-    seed: int = field(default=42, metadata={"help": "random: seed of the scores."})
+    seed: int = field(default=42, metadata={"help": "Seed of what random and l0 draw."})
     distil_teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher: a path or hub id, or 'self' = the model before pruning."}
     )
@@ -132,46 +129,26 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
                 "fine-tunes a finished model with its zeros filled: nothing is pruned.",
                 "In a recipe say pruning: null and model.fill: true; else call sparse_trainer.fill.fill, and train.",
             )
+        check_types(self, SparseTrainingArguments)
         self.check_masks()
         self.check_cheaper()
-        _one_of("scoring", self.scoring, CRITERIA)
-        _one_of("target", self.target, TARGETS)
-        _one_of("scope", self.scope, SCOPES)
-        if self.standardize is not None:
-            _one_of("standardize", self.standardize, STANDARDIZERS)
-        self._check_density()
-        for kind in self.units or ():
-            _one_of("units", kind, KINDS)
-        self._check_nesting()
+        one_of("scoring", self.scoring, CRITERIA)
+        one_of("target", self.target, TARGETS)
+        one_of("scope", self.scope, SCOPES)
+        one_of("standardize", self.standardize, (None, *STANDARDIZERS))
+        one_of("taylor_order", self.taylor_order, (1, 2))
+        one_of("magnitude_norm", self.magnitude_norm, (1, 2))
+        check_density(self.density)
+        check_units(self)
         for name in ("multiple_of", "min_keep"):
             _per_kind(name, getattr(self, name), least=0 if name == "min_keep" else 1)
-        _between("warmup_ratio", self.warmup_ratio, 0, 1)
-        _between("cooldown_ratio", self.cooldown_ratio, 0, 1)
-        if self.warmup_ratio + self.cooldown_ratio >= 1:
-            raise ArgumentError(
-                "warmup_ratio + cooldown_ratio",
-                f"{self.warmup_ratio} + {self.cooldown_ratio} leaves no time to prune.",
-                "Make the sum smaller than 1.",
-            )
+        check_ranges(self)
         self.check_l0()
+        self.check_protection(self._closable, self.method_name)
         if self.uses_masks and self.learns_layer_map:
             raise ArgumentError(
                 "distil_layer_map", "'learned' goes with gates only.", "Take 'fixed' beside masks."
             )
-        _one_of("taylor_order", self.taylor_order, (1, 2))
-        _one_of("magnitude_norm", self.magnitude_norm, (1, 2))
-        for name in (
-            "score_learning_rate",
-            "update_every",
-            "calibration_samples",
-            "distil_temperature",
-            "gate_epsilon",
-            "sequence_length",
-        ):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(
-                    name, f"{getattr(self, name)!r} is not positive.", "Give a positive number."
-                )
 
     @property
     def method_name(self) -> str:
@@ -188,6 +165,15 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         if isinstance(self.density, Mapping):
             return tuple(kind for kind in KINDS if kind in self.density)
         return CRITERIA[self.scoring].kinds
+
+    @property
+    def _closable(self) -> tuple[Kind, ...]:
+        """Kinds of unit that gates, or masks, close."""
+        if not self.uses_masks:
+            return self.kinds
+        dense, attention = (self.part(name) is not None for name in ("dense", "attention"))
+        heads = attention or (dense and self.mask_option("attention_output_with_dense"))
+        return tuple(kind for kind in self.kinds if {"heads": heads, "channels": dense}.get(kind, False))
 
     @property
     def budget(self) -> Budget:
@@ -212,69 +198,12 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             return LinearSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio, ramp=self.l0_warmup)
         return CubicSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio)
 
-    def _check_density(self) -> None:
-        values = self.density if isinstance(self.density, Mapping) else {"": self.density}
-        if not values:
-            raise ArgumentError("density", "no kind is named.", "Give a number, or kinds like {heads: 0.75}.")
-        for kind, value in values.items():
-            if kind:
-                _one_of("density", kind, KINDS)
-            where = f"density.{kind}" if kind else "density"
-            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 1:
-                raise ArgumentError(
-                    where, f"{value!r} is not in (0, 1].", "Give the fraction to keep, e.g. 0.5."
-                )
-
-    def _check_nesting(self) -> None:
-        kinds = set(self.kinds)
-        if "hidden" in kinds and (self.uses_masks or self.scoring not in _OF_HIDDEN):
-            raise ArgumentError(
-                "units",
-                f"{self.method_name} does not score hidden features.",
-                f"Take {', '.join(_OF_HIDDEN)}.",
-            )
-        if "hidden" in kinds and "no_norm" in self.cheaper_layers:
-            raise ArgumentError(
-                "cheaper",
-                "no_norm takes the norms away that hidden features are gated at.",
-                "Take 'hidden' out of units, or change the norms in a run of its own afterwards.",
-            )
-        if isinstance(self.density, Mapping):
-            missing = kinds - set(self.density)
-            if missing:
-                raise ArgumentError(
-                    "density",
-                    f"says nothing of {sorted(missing)}.",
-                    "Name every kind in units, or drop units.",
-                )
-            return
-        for outer in kinds:
-            inner = _CONTAINED.get(outer, set()) & kinds
-            # l0 expects the product of nested gates and counts what lies in both once.
-            counted_once = self.scoring == "l0" and self.scope == "global" and "experts" not in kinds
-            if inner and not counted_once:
-                raise ArgumentError(
-                    "units",
-                    f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
-                    f"Give one density per kind, e.g. density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}.",
-                )
-
-
-def _one_of(where: str, value: object, known: Any) -> None:
-    if value not in known:
-        raise ArgumentError(where, f"unknown value {value!r}.", nearest(str(value), map(str, known)))
-
-
-def _between(where: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise ArgumentError(where, f"{value!r} is not in [{low}, {high}).", "Give a fraction of training.")
-
 
 def _per_kind(where: str, value: object, *, least: int, only: Kind | None = None) -> dict[Kind, int]:
     """Spread a number, or a mapping of kinds, over all kinds; a bare number may mean one kind only."""
     if isinstance(value, Mapping):
         for kind in value:
-            _one_of(where, kind, KINDS)
+            one_of(where, kind, KINDS)
         numbers = {kind: value.get(kind, 1) for kind in KINDS}
     else:
         numbers = {kind: value if only in (None, kind) else 1 for kind in KINDS}

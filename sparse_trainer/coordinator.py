@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from patchers import Gate, Structure, discover
 from patchers.groups import Kind
 from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.argument_checks import check_on_model
 from sparse_trainer.cheaper import Blending
 from sparse_trainer.distillation.comparable import check_distillation
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
@@ -88,6 +89,7 @@ class ModelPatchingCoordinator:
         args, self.distiller = self.args, distiller
         self.structure = discover(model, args.kinds, args.exclude, args.include)
         _check_hidden(self.structure, args.kinds)
+        check_on_model(model, self.structure, args)
         if not self.structure.groups:
             raise UnsupportedModelError(
                 type(model).__name__,

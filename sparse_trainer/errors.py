@@ -44,6 +44,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}."
 
 
+def one_of(where: str, value: object, known: Iterable[object]) -> None:
+    """Raise `ArgumentError`, with the nearest known name, for a value that is not known.
+
+    >>> one_of("target", "params", ("params", "macs"))
+    """
+    names = list(known)
+    if value not in names:
+        raise ArgumentError(where, f"unknown value {value!r}.", nearest(str(value), map(str, names)))
+
+
 __all__ = [
     "ArgumentError",
     "BudgetError",
@@ -54,4 +64,5 @@ __all__ = [
     "SparseTrainerError",
     "UnsupportedModelError",
     "nearest",
+    "one_of",
 ]

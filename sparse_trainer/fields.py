@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_trainer.errors import RecipeError, nearest
+from sparse_trainer.errors import ArgumentError, RecipeError, nearest
 
 _UNIONS = (typing.Union, types.UnionType)
 
@@ -55,8 +55,25 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
         # YAML 1.1 reads 1e-5 (no dot) as text.
         if option is float and isinstance(value, str) and _is_number(value):
             return float(value)
+    raise RecipeError(where, *_complaint(value, hint))
+
+
+def check_types(options: Any, cls: type) -> None:
+    """Raise `ArgumentError` for a field of dataclass `cls` whose value in `options` is of the wrong type.
+
+    Nothing is converted. For true and false 1 and 0 do, as old scripts write them.
+    """
+    for name, hint in typing.get_type_hints(cls).items():
+        value = getattr(options, name)
+        is_flag = hint is bool and isinstance(value, int)
+        if not (is_flag and value in (0, 1)) and not any(_matches(value, o) for o in _options(hint)):
+            raise ArgumentError(name, *_complaint(value, hint))
+
+
+def _complaint(value: Any, hint: Any) -> tuple[str, str]:
+    """Return what is wrong with a value, and what would do."""
     wanted = " or ".join(dict.fromkeys(_spelled(option) for option in _options(hint)))
-    raise RecipeError(where, f"{value!r} is {_article(type(value).__name__)}.", f"Give {wanted}.")
+    return f"{value!r} is {_article(type(value).__name__)}.", f"Give {wanted}."
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

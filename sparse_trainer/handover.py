@@ -7,6 +7,7 @@ from torch import nn
 
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.criteria.l0 import fitting
 from sparse_trainer.errors import ArgumentError
 
 _HOLDS_SCORES = "holds_scores"
@@ -66,4 +67,4 @@ def place_scores(optimizer: Any, scheduler: Any, coordinator: ModelPatchingCoord
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in scores]
     for group in wanted:
-        optimizer.add_param_group({**group, _HOLDS_SCORES: True})
+        optimizer.add_param_group({**fitting(group, optimizer.defaults), _HOLDS_SCORES: True})

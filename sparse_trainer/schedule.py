@@ -38,14 +38,6 @@ class CubicSchedule:
             return 0.0
         return (1.0 - min(1.0, max(0.0, (progress - self.warmup) / span))) ** 3 if span > 0 else 1.0
 
-    def between(self, initial: float, final: float, progress: float) -> float:
-        """Return the value at `progress` in [0, 1].
-
-        >>> CubicSchedule(warmup=0.0, cooldown=0.0).between(1.0, 0.5, 0.0)
-        1.0
-        """
-        return final + (initial - final) * self.remaining(progress)
-
     def frozen(self, progress: float) -> bool:
         """Tell whether the structure is fixed at `progress`."""
         return self.remaining(progress) == 0.0

@@ -1,11 +1,11 @@
 """What must remain of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from patchers.groups import Kind
-from sparse_trainer.errors import BudgetError
+from patchers.groups import Group, Kind
+from sparse_trainer.errors import ArgumentError, BudgetError
 
 Scope = Literal["global", "layer", "uniform"]
 SCOPES: tuple[Scope, ...] = ("global", "layer", "uniform")
@@ -29,6 +29,23 @@ class Budget:
         return self.density if isinstance(self.density, float | int) else self.density.get(kind, 1.0)
 
 
+def check_counted(groups: Sequence[Group], costs: Mapping[str, int], density: Density) -> None:
+    """Raise `ArgumentError` for kinds of unit that cost nothing: no budget could tell one of them from all.
+
+    Args:
+        costs: Cost of one unit, by group name.
+    """
+    kinds = list(dict.fromkeys(g.kind for g in groups))
+    free = [kind for kind in kinds if not any(costs[g.name] for g in groups if g.kind == kind)]
+    # One density per kind counts units; what is reached is told in costs nevertheless.
+    if free and (free == kinds or isinstance(density, float | int)):
+        raise ArgumentError(
+            "target",
+            f"{', '.join(free)} cost nothing by this count: a token meets as many whichever are gone.",
+            "Take target='params' or 'units'.",
+        )
+
+
 def check_reachable(asked: float, least: float, where: str = "") -> None:
     """Raise `BudgetError`, with the feasible range, for a density below what floors keep.
 
@@ -40,6 +57,7 @@ def check_reachable(asked: float, least: float, where: str = "") -> None:
     if asked < least - 1e-9:
         raise BudgetError(
             "density",
-            f"{asked:g} is not reachable{where}: min_keep and multiple_of keep at least {least:.4g}.",
+            f"{asked:g} is not reachable{where}: min_keep, multiple_of and the layer that stays of every stack keep "
+            f"at least {least:.4g}.",
             f"Ask for a density in [{least:.4g}, 1], or lower min_keep or multiple_of.",
         )

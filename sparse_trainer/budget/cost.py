@@ -118,11 +118,6 @@ def _attention_macs(model: nn.Module, group: Group, sequence_length: int) -> int
     return sum(2 * sequence_length * g.consumer_slice.width * g.num_units for g in heads)
 
 
-def prunable_cost(model: nn.Module, structure: Structure, target: Target, sequence_length: int = 128) -> int:
-    """Return the cost of all units of a structure whose kinds do not contain each other."""
-    return sum(g.num_units * unit_cost(model, g, target, sequence_length) for g in structure.groups)
-
-
 def parameter_count(model: nn.Module) -> int:
     """Return the number of parameters, shared ones once, gates left out."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(SCORE_ENTRIES))

@@ -1,6 +1,6 @@
 """Exact selection for units that lie inside each other: branches and layers first, then what is inside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 import torch
@@ -40,8 +40,9 @@ class NestedSelector:
         self.inner = tuple(g for g in self.nesting.groups if g.name not in taken and not nesting.is_apart(g))
         whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
         shared = [nesting.shared.get(g.name, 0) for g in self.inner]
-        self._pool = Pool(self.inner, [nesting.own[g.name] for g in self.inner], whole, shared)
-        floors = {g.name: Pool([g], [1], whole).floor for g in self.inner}
+        spared = {g.stack for g in self.outer if g.kind == "layers"}
+        self._pool = Pool(self.inner, [nesting.own[g.name] for g in self.inner], whole, shared, spared)
+        floors = self._floors(whole, spared)
         ordered = (*self.outer, *self.inner)
         self._tensors = {"around_GD": self._around(ordered)}
         for ending, cost in (("G", nesting.own), ("shared_G", nesting.shared)):
@@ -59,6 +60,16 @@ class NestedSelector:
         self._stacks = {f"stack {path}": torch.tensor(found) for path, found in places.items() if found}
         self._tensors |= self._stacks
         self._check()
+
+    def _floors(self, whole: Budget, spared: Collection[str]) -> dict[str, float]:
+        """Return how many units of each inner group stay in any case, by name."""
+        stacks = {g.stack for g in self.inner}
+        floors = {g.name: Pool([g], [1], whole, spared=stacks).floor for g in self.inner}
+        for stack in stacks - set(spared):
+            layers = [g for g in self.inner if g.kind == "layers" and g.stack == stack]
+            if layers:
+                floors[max(layers, key=lambda g: self.nesting.own[g.name]).name] = 1.0
+        return floors
 
     def _around(self, ordered: Sequence[Group]) -> Tensor:
         """Return which enclosing units each group depends on, itself included; one past the end where no more do."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
 from torch import Tensor
 
 from patchers.groups import Group
@@ -88,12 +87,3 @@ class Nesting:
             for g in self.groups
             if all(bool(keep[name].any()) for name in self.around[g.name])
         )
-
-    def close_inside(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a decision that closes all that lies inside what is closed."""
-        return {
-            name: keep_U
-            if all(bool(keep[outer].any()) for outer in self.around[name])
-            else torch.zeros_like(keep_U)
-            for name, keep_U in keep.items()
-        }

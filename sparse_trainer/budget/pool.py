@@ -1,10 +1,10 @@
 """A pool: groups that share one budget.
 
 The units of each group are put in order of score and taken in chunks of `multiple_of`; chunks are kept, best first, as
-long as the budget lasts.
+long as the budget lasts. The best layer of every stack stays in any case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from patchers.groups import Group, Kind
 from sparse_trainer.budget.budget import Budget
 
-# Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group.
+# Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group, L = layers of a
+# stack.
 
 
 class Pool:
@@ -24,8 +25,14 @@ class Pool:
         costs: Sequence[int],
         budget: Budget,
         shared: Sequence[int] | None = None,
+        spared: Collection[str] = (),
     ) -> None:
-        """Take `shared`: what of a unit's cost is proportional to the share of hidden features that stay."""
+        """Build the index.
+
+        Args:
+            shared: What of a unit's cost is proportional to the share of hidden features that stay.
+            spared: Stacks of which a layer stays elsewhere.
+        """
         self.groups = groups
         self.density = budget.density_of(groups[0].kind)
         sizes = [g.num_units for g in groups]
@@ -56,7 +63,10 @@ class Pool:
         self.num_costs = len(set(zip(full_costs.tolist(), full_shared.tolist(), strict=True)))
         self.step_cost = float(full_costs[0])
         chunk_cost_C = self._chunk_costs()
+        self.stacks = _layers_of_stacks(groups, starts, spared)
         self.floor = float(chunk_cost_C[self.is_floor_C].sum())
+        # The best layer of a stack may be its largest.
+        self.floor += sum(float(chunk_cost_C[chunk_L].max()) for chunk_L in self.stacks)
         self.rounds = budget.scope == "uniform" or (budget.scope == "layer" and len(groups) == 1)
 
     @property
@@ -95,6 +105,7 @@ class Pool:
                 "full_shared_C",
             ):
                 setattr(self, name, getattr(self, name).to(device))
+            self.stacks = [chunk_L.to(device) for chunk_L in self.stacks]
 
     def select(
         self,
@@ -124,6 +135,9 @@ class Pool:
             cost_N, full_cost_C = cost_N - gone * self.shared_N, full_cost_C - gone * self.full_shared_C
         cost_C = empty_C.double().index_add(0, chunk_N, cost_N)
         is_floor_C = self.is_floor_C
+        for chunk_L in self.stacks:
+            best = chunk_L.gather(0, mean_C.gather(0, chunk_L).argmax().view(1))
+            is_floor_C = is_floor_C.scatter(0, best, True)
         if open_G is not None:
             open_C = open_G[self.group_C]
             is_floor_C = is_floor_C & open_C
@@ -154,3 +168,12 @@ class Pool:
             fits_C = ~taken_C & (full_cost_C <= left)
             taken_C |= fits_C & ((cost_C * fits_C).cumsum(0) <= left)
         return taken_C
+
+
+def _layers_of_stacks(groups: Sequence[Group], starts: Tensor, spared: Collection[str]) -> list[Tensor]:
+    """Return the chunks of the layers of each stack, shape [L] each, but for those that are spared elsewhere."""
+    found: dict[str, list[int]] = {}
+    for group, start in zip(groups, starts.tolist(), strict=True):
+        if group.kind == "layers" and group.stack not in spared:
+            found.setdefault(group.stack, []).append(start)
+    return [torch.tensor(chunks) for chunks in found.values()]

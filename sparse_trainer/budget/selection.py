@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchers.groups import WIDTH_KINDS, Group, Kind
-from sparse_trainer.budget.budget import Budget, Scope, check_reachable
+from sparse_trainer.budget.budget import Budget, Scope, check_counted, check_reachable
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.budget.pool import Pool
 
@@ -32,10 +32,12 @@ class Selector:
         costs: Cost of one unit, by group name.
 
     Raises:
+        ArgumentError: units of a kind cost nothing.
         BudgetError: floors leave more than the budget allows; the message gives the feasible range.
     """
 
     def __init__(self, groups: Sequence[Group], costs: Mapping[str, int], budget: Budget) -> None:
+        check_counted(groups, costs, budget.density)
         self.budget = budget
         self.per_kind = not isinstance(budget.density, float | int)
         self.pools = [

@@ -1,11 +1,23 @@
 """What a user can ask of cheaper layers, in our words and in those of nn_pruning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import ArgumentError, one_of
 
 LAYERS: Final = ("relu", "no_norm")
+_OF_LAYER: Final = {
+    "gelu_patch_steps": "relu",
+    "layer_norm_patch_steps": "no_norm",
+    "layer_norm_patch_start_delta": "no_norm",
+    "cheaper_decay": "no_norm",
+}
+_OLD_DEFAULTS: Final = {
+    "gelu_patch_steps": 50_000,
+    "layer_norm_patch_steps": 50_000,
+    "layer_norm_patch_start_delta": 0.99,
+}
+"""Of nn_pruning: scripts that spell them out ask for nothing."""
 
 
 @dataclass(kw_only=True)
@@ -75,8 +87,7 @@ class CheaperArguments:
     def check_cheaper(self) -> None:
         """Raise `ArgumentError` for values that make no sense; also after `setattr`."""
         for name in self.cheaper:
-            if name not in LAYERS:
-                raise ArgumentError("cheaper", f"unknown value {name!r}.", nearest(name, LAYERS))
+            one_of("cheaper", name, LAYERS)
         if not 0 < self.cheaper_until <= 1:
             raise ArgumentError(
                 "cheaper_until", f"{self.cheaper_until!r} is not in (0, 1].", "Give a fraction, e.g. 0.7."
@@ -88,4 +99,27 @@ class CheaperArguments:
         if not 0 <= self.statistics_decay < 1:
             raise ArgumentError(
                 "cheaper_decay", f"{self.statistics_decay!r} is not in [0, 1).", "Give e.g. 0.99."
+            )
+        self._check_idle_cheaper()
+
+    def _check_idle_cheaper(self) -> None:
+        """Refuse options of layers that nobody asked for, and two words for one thing."""
+        defaults = {f.name: f.default for f in fields(CheaperArguments)}
+        for name, layer in _OF_LAYER.items():
+            value = getattr(self, name)
+            if layer not in self.cheaper_layers and value not in (defaults[name], _OLD_DEFAULTS.get(name)):
+                raise ArgumentError(
+                    name, f"is an option of {layer}, which is not asked for.", f"Add {layer!r} to cheaper."
+                )
+        if self.cheaper_until != defaults["cheaper_until"] and not self.cheaper_layers:
+            raise ArgumentError(
+                "cheaper_until", "no cheaper layer is asked for.", f"Set cheaper to some of {list(LAYERS)}."
+            )
+        if (
+            self.layer_norm_patch_start_delta is not None
+            and self.cheaper_decay != defaults["cheaper_decay"]
+            and self.layer_norm_patch_start_delta != self.cheaper_decay
+        ):
+            raise ArgumentError(
+                "cheaper_decay, layer_norm_patch_start_delta", "say the same thing.", "Drop one of the two."
             )

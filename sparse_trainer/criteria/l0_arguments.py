@@ -1,10 +1,13 @@
 """What a user can ask of `scoring="l0"`, of CoFi's layer map beside it, and of a second run after a first."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from sparse_trainer.errors import ArgumentError, nearest
+from patchers.groups import KINDS, Kind
+from sparse_trainer.errors import ArgumentError, one_of
 
 LAYER_MAPS = ("fixed", "learned")
+_PROTECTED: tuple[Kind, ...] = ("heads",)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +45,8 @@ class L0Arguments:
         default=None, metadata={"help": "nn_pruning's word for protect_plan: a folder with the plan in it."}
     )
     protect_kinds: list[str] = field(
-        default_factory=lambda: ["heads"], metadata={"help": "Kinds whose survivors protect_plan protects."}
+        default_factory=lambda: list(_PROTECTED),
+        metadata={"help": "Kinds whose survivors protect_plan protects."},
     )
 
     @property
@@ -62,13 +66,39 @@ class L0Arguments:
                 raise ArgumentError(
                     name, f"{getattr(self, name)!r} is not positive.", "Give a positive number."
                 )
-        if self.distil_layer_map not in LAYER_MAPS:
-            raise ArgumentError(
-                "distil_layer_map",
-                f"unknown value {self.distil_layer_map!r}.",
-                nearest(self.distil_layer_map, LAYER_MAPS),
-            )
+        one_of("distil_layer_map", self.distil_layer_map, LAYER_MAPS)
         if not 0 <= self.l0_warmup <= 1:
             raise ArgumentError(
                 "l0_warmup", f"{self.l0_warmup!r} is not in [0, 1].", "Give a fraction, e.g. 0.5."
             )
+
+    def check_protection(self, pruned: Collection[Kind], method: str) -> None:
+        """Raise `ArgumentError` where the protection asked for would come to nothing.
+
+        Args:
+            pruned: Kinds of unit that are pruned.
+            method: What prunes them, for the message.
+        """
+        if self.protect_plan is not None and self.rewind_model_name_or_path is not None:
+            raise ArgumentError(
+                "protect_plan, rewind_model_name_or_path",
+                f"{self.protect_plan!r} and {self.rewind_model_name_or_path!r}: one plan at most is protected.",
+                "Drop one of the two.",
+            )
+        for kind in self.protect_kinds:
+            one_of("protect_kinds", kind, KINDS)
+        if self.first_plan is None:
+            if list(self.protect_kinds) != list(_PROTECTED):
+                raise ArgumentError(
+                    "protect_kinds",
+                    "says whose survivors are protected, but not those of which run.",
+                    "Give its plan as protect_plan.",
+                )
+            return
+        idle = [kind for kind in self.protect_kinds if kind not in pruned]
+        if idle or not self.protect_kinds:
+            what = "names no kind, so that protect_plan protects nothing."
+            if idle:
+                what = f"{', '.join(idle)}: {method} prunes {' and '.join(pruned) or 'no such units'} only."
+            remedy = f"Name {' or '.join(pruned)}, or drop protect_plan." if pruned else "Drop protect_plan."
+            raise ArgumentError("protect_kinds", what, remedy)

@@ -49,10 +49,11 @@ def match(error_KL: Tensor, open_L: Tensor | None, *, in_order: bool) -> Tensor:
         best_L, from_L = total_L.cummin(dim=0)
         came_from.append(from_L)
         total_L = error_L + best_L
-    chosen = [total_L.argmin()]
+    chosen = [total_L.argmin().view(1)]
     for from_L in reversed(came_from):
-        chosen.append(from_L[chosen[-1]])
-    return torch.stack(chosen[::-1])
+        # An index that is a tensor without dimensions would be read by the host.
+        chosen.append(from_L.gather(0, chosen[-1]))
+    return torch.cat(chosen[::-1])
 
 
 @final

@@ -133,6 +133,7 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     model: Any = cls._from_config(config)
     # The gates stand in the weights: an earlier plan is of no use here, and may be gone.
     sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
+    sparse_args.protect_kinds = SparseTrainingArguments().protect_kinds
     ModelPatchingCoordinator(sparse_args).restore(model)
     _load_state(model, where)
     model.eval()

@@ -129,11 +129,8 @@ def _check_families(asked: Asked) -> None:
 
 def _check_part(name: str, part: PartOptions) -> None:
     for option, size in (("rows", part.rows), ("cols", part.cols)):
-        where = f"{name}_block_{option}"
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise ArgumentError(where, f"{size!r} is not a whole number.", "Give a size, or 0.")
         if size < 0:
-            raise ArgumentError(where, f"{size} is negative.", "Give a size, or 0.")
+            raise ArgumentError(f"{name}_block_{option}", f"{size} is negative.", "Give a size, or 0.")
     for option, value in zip(_THRESHOLDS, (part.initial, part.final), strict=True):
         if part.method in BY_FRACTION and not 0 < value <= 1:
             raise ArgumentError(option, f"{value!r}: {part.method} keeps a fraction in (0, 1].", "Mend it.")

@@ -42,21 +42,24 @@ def protected_units(args: Any, model: nn.Module, structure: Structure) -> dict[s
     return {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
 
 
-def put_first(scores: Mapping[str, Tensor], protected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def put_first(scores: Mapping[str, Tensor], protected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return scores that put the protected units before all others, each in its group and its pool.
+
+    `protected` moves to the device of the scores, once.
 
     >>> put_first({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([True, False])})["a"] > 2
     tensor([ True, False])
     """
-    return {
-        name: score_U.masked_fill(protected[name].to(score_U.device), _FIRST)
-        if name in protected
-        else score_U
-        for name, score_U in scores.items()
-    }
+    first = dict(scores)
+    for name, keep_U in protected.items():
+        score_U = scores[name]
+        if keep_U.device != score_U.device:
+            protected[name] = keep_U.to(score_U.device)
+        first[name] = score_U.masked_fill(protected[name], _FIRST)
+    return first
 
 
-def _check_affordable(selector: AnySelector, structure: Structure, protected: Mapping[str, Tensor]) -> None:
+def _check_affordable(selector: AnySelector, structure: Structure, protected: dict[str, Tensor]) -> None:
     scores = put_first({g.name: torch.zeros(g.num_units) for g in structure.groups}, protected)
     keep = selector.select(scores).keep
     lost = [name for name, keep_U in protected.items() if not bool(keep[name][keep_U].all())]

@@ -217,13 +217,35 @@ def _both(name: str, kept: list[int], second: GroupPlan) -> list[int]:
     """Return the units of the first model that two cuts in a row leave."""
     if len(kept) == second["size"]:
         return [kept[i] for i in second["keep"]]
-    if len(second["keep"]) == second["size"]:
-        return kept
-    raise CheckpointError(
-        f"plan: groups.{name}",
-        f"the first cut left {len(kept)} KV group, the second counts its {second['size']} query heads.",
-        "Make both cuts by one plan.",
+    if len(second["keep"]) in (0, second["size"]):
+        return kept if second["keep"] else []
+    raise _recounted(f"plan: groups.{name}", len(kept), second["size"], "Make both cuts by one plan.")
+
+
+def _recounted(where: str, kept: int, size: int, remedy: str) -> CheckpointError:
+    return CheckpointError(
+        where, f"the first cut left {kept} KV group, the second counts its {size} query heads.", remedy
     )
+
+
+def check_counts_units(model: nn.Module, structure: Structure) -> None:
+    """Raise `CheckpointError` where a second cut would count other units than the first left: no plan says both.
+
+    One KV group that is left alone is one key for several query heads, each of which is a unit then.
+    """
+    first = plan_of(model)
+    if first is None:
+        return
+    origin = _Origin(first)
+    for group in structure.of(WIDTH_KINDS):
+        earlier = first.groups.get(origin.name(group.name))
+        if earlier is not None and len(earlier["keep"]) != group.num_units:
+            raise _recounted(
+                group.name,
+                len(earlier["keep"]),
+                group.num_units,
+                f"Leave it as it is (exclude=[{group.name!r}]), or make both cuts at once, on the dense model.",
+            )
 
 
 class _Origin:

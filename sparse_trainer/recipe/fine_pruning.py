@@ -143,10 +143,14 @@ def _training(section: dict[str, Any], name: str, where: str) -> TrainingArgumen
 
 
 def _check_dense(recipe: Recipe) -> None:
-    """Refuse what needs a dense fine-tune when there is none, and a dense fine-tune with unknown options."""
+    """Refuse what needs a dense fine-tune when there is none, and a dense fine-tune with unknown options.
+
+    Without pruning nothing starts from the dense model; filled or rewound, the model that is named is the start.
+    """
     dense = recipe.dense_training()
     remedy = "Add model.dense_training (it may be {}: the options of `training`)."
-    if dense is None and recipe.model.prune_from == "dense":
+    is_start = recipe.pruning is None or recipe.model.fill or recipe.model.rewind is not None
+    if dense is None and recipe.model.prune_from == "dense" and not is_start:
         raise RecipeError(
             f"{recipe.origin}: model.prune_from", "'dense', but no dense model is trained.", remedy
         )

@@ -11,7 +11,7 @@ from patchers import discover
 from patchers.groups import BLOCK_KINDS, KINDS, Group, Kind
 from patchers.layers import LINEAR_TYPES, features
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.budget import Budget, make_selector
+from sparse_trainer.budget import Budget, Selector, make_selector
 from sparse_trainer.budget.cost import Target, feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.criteria.l0 import ExpectedSize
@@ -65,6 +65,14 @@ def macs_inside(model: nn.Module) -> int:
     return sum(o * i for o, i in sizes) + sum(attention)
 
 
+def close_inside(nesting: Nesting, keep: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a decision that closes all that lies inside what is closed."""
+    return {
+        name: keep_U * all(bool(keep[outer].any()) for outer in nesting.around[name])
+        for name, keep_U in keep.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "electra"])
 def test_what_counts_is_what_the_linears_in_blocks_hold(name: str) -> None:
     model = hidden_model(name)
@@ -73,7 +81,7 @@ def test_what_counts_is_what_the_linears_in_blocks_hold(name: str) -> None:
     for target, count in (("params", inside), ("macs", macs_inside)):
         for kinds in (FLAT, (*FLAT, *branches)):
             nesting = nesting_of(model, kinds, target)
-            keep = nesting.close_inside(some(discover(model, kinds)))
+            keep = close_inside(nesting, some(discover(model, kinds)))
             assert nesting.total == count(model)
             compact = optimize_model(model, plan=plan_of(model, keep), check=False)
             assert nesting.kept(keep) == pytest.approx(count(compact), abs=1e-6)
@@ -240,10 +248,13 @@ def test_neither_the_forward_pass_nor_the_selection_waits_for_the_device() -> No
     norm = model.bert.encoder.layer[1].output.LayerNorm
     x_BD = torch.randn(3, 32, dtype=torch.float64)
     pruner: Any = coordinator.pruner
+    groups = discover(model, ["layers"]).groups
+    layers = Selector(groups, {g.name: 3 for g in groups}, budget(0.5))
     with _NoReading():
         norm(x_BD).sum().backward()
         pruner.selector.select(scores, 0.3)
         pruner.penalty()
+        layers.select({g.name: torch.randn(1) for g in layers.pools[0].groups}, 0.3)
 
 
 def _train(name: str, steps: int = 40, **options: Any) -> tuple[Any, ModelPatchingCoordinator]:

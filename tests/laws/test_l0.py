@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 from patchers import cut, discover, patch
 from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
 from patchers.groups import BLOCK_KINDS, Group, Kind, Structure
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.criteria.l0 import ExpectedSize
+from sparse_trainer.criteria.l0 import ExpectedSize, fitting
 from tests.compact_models import batch, logits, tiny
 from tests.expected_size import counted_share, drawn_alphas
 
@@ -281,3 +282,19 @@ def test_what_lies_in_a_closed_branch_is_closed() -> None:
 def test_structure_knows_all_nested_kinds() -> None:
     structure: Structure = discover(tiny())
     assert {g.kind for g in structure.groups} == set(BLOCK_KINDS) - {"experts"}
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD, Adafactor])
+def test_the_group_of_the_gates_suits_every_optimizer(optimizer_class: Any) -> None:
+    coordinator = patched()[1]
+    own = {"scale_parameter": False, "relative_step": False} if optimizer_class is Adafactor else {}
+    optimizer = optimizer_class(coordinator.parameter_groups()[0]["params"], lr=1e-3, **own)
+    (group,) = coordinator.score_groups()
+    optimizer.add_param_group(fitting(group, optimizer.defaults))
+    assert optimizer.param_groups[1]["lr"] == 0.3
+    assert (optimizer.param_groups[1].get("eps") == 1e-12) is (optimizer_class is torch.optim.AdamW)
+    coordinator.begin(10, 5)
+    before = torch.cat([score_U.detach() for score_U in alphas(coordinator).values()])
+    coordinator.pruner.penalty().backward()
+    optimizer.step()
+    assert not torch.equal(torch.cat([*alphas(coordinator).values()]), before)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
-from sparse_trainer import SparseTrainingArguments
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"scoring": "movment"}, "scoring.*'movment'.*Did you mean 'movement'"),
@@ -31,7 +32,89 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"taylor_order": 3}, "taylor_order"),
     ({"update_every": 0}, "update_every"),
     ({"distil_temperature": 0.0}, "distil_temperature"),
+    ({"gate_epsilon_final": 0.0}, "gate_epsilon_final: 0.0 is not positive"),
+    ({"taylor_decay": 1.0}, r"taylor_decay: 1.0 is not in \[0, 1\)"),
+    ({"gate_penalty": -1.0}, "gate_penalty: -1.0 is negative"),
+    ({"distil_alpha_hidden": -0.1}, "distil_alpha_hidden: -0.1 is negative"),
+    ({"distil_alpha_ce": 0.0, "distil_alpha_teacher": 0.0}, "distil_alpha_hidden: all are 0"),
+    ({"units": []}, "units: names no kind. Name some of heads"),
+    ({"scoring": "l0", "units": ["experts"]}, "l0 cannot close them softly"),
+    ({"scoring": "layer_gate", "density": {"experts": 0.5}}, "layer_gate cannot close them softly"),
+    (
+        {"protect_plan": "p", "protect_kinds": ["head"]},
+        "protect_kinds: unknown value 'head'.*Did you mean 'heads'",
+    ),
+    ({"protect_plan": "p", "protect_kinds": "heads"}, "protect_kinds: 'heads' is text. Give a list of text"),
+    ({"protect_plan": "p", "protect_kinds": ["layers"]}, "layers: movement prunes heads and channels only"),
+    (
+        {"protect_plan": "p", "units": ["channels"]},
+        "heads: movement prunes channels only. Name channels, or drop",
+    ),
+    ({"protect_plan": "p", "protect_kinds": []}, "protect_plan protects nothing"),
+    ({"protect_kinds": ["channels"]}, "not those of which run. Give its plan as protect_plan"),
+    ({"protect_plan": "a", "rewind_model_name_or_path": "b"}, "'a' and 'b': one plan at most"),
 ]
+
+WRONG_TYPES: list[tuple[str, Any, str]] = [
+    ("warmup_ratio", "0.1", "is text. Give a number"),
+    ("sequence_length", "128", "is text. Give a whole number"),
+    ("score_learning_rate", "1e-2", "is text. Give a number"),
+    ("final_threshold", "0.5", "is text. Give a number or null"),
+    ("attention_block_rows", "8", "is text. Give a whole number"),
+    ("attention_block_rows", 8.0, "is a number. Give a whole number"),
+    ("attention_block_rows", True, "is true/false. Give a whole number"),
+    ("dense_pruning_method", 3, "is a whole number. Give text or null"),
+    ("scoring", ["l0"], "is a list. Give text"),
+    ("bias_mask", "no", "is text. Give true or false"),
+    ("update_every", 2.5, "is a number. Give a whole number"),
+    ("seed", "x", "is text. Give a whole number"),
+    ("exclude", "*.heads", "is text. Give a list of text"),
+    ("units", "heads", "is text. Give a list of text or null"),
+    ("cheaper", "relu", "is text. Give a list of text"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_TYPES)
+def test_values_of_a_wrong_type_are_named_also_when_they_are_set_later(
+    name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=f"{name}: .* {message}"):
+        SparseTrainingArguments(**{name: value})  # type: ignore[arg-type]
+    args = SparseTrainingArguments()
+    setattr(args, name, value)
+    with pytest.raises(ArgumentError, match=f"{name}: .* {message}"):
+        args.check()
+
+
+def test_old_scripts_write_1_and_0_for_true_and_false_and_tuples_are_lists() -> None:
+    args = SparseTrainingArguments(layer_norm_patch=1, gelu_patch=0, units=("heads",))  # type: ignore[arg-type]
+    assert args.cheaper_layers == ("no_norm",)
+    assert args.kinds == ("heads",)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "message"),
+    [
+        ("bert", {"units": ["heads", "experts"]}, "units: Bert.* has no experts .* out of units: it has heads, ch"),
+        ("bert", {"density": {"heads": 0.5, "experts": 0.5}}, "density: .* has no experts"),
+        ("gpt2", {"units": ["attention", "ffn"]}, "GPT2.* has no ffn that can be pruned.*it has heads"),
+        ("gpt2", {"units": ["ffn"]}, "GPT2.* has no ffn that can be pruned.*Take ffn out of units"),
+        ("deepseek_v3", {"units": ["heads", "experts"]}, "no experts.*Left alone: .*correction bias"),
+        ("bert", {"units": ["heads", "channels"], "exclude": ["*.heads"]}, "exclude leaves no heads.*Exclude less"),
+        ("bert", {"units": ["ffn"], "include": ["*.heads"]}, "include or exclude leaves no ffn"),
+    ],
+)  # fmt: skip
+def test_kinds_that_were_named_and_are_not_there_are_named(
+    model_type: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        ModelPatchingCoordinator(SparseTrainingArguments(**options)).patch_model(tiny_model(model_type))
+
+
+def test_default_kinds_may_be_absent_in_part() -> None:
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(exclude=["*.heads"]))
+    coordinator.patch_model(tiny_model("bert"))
+    assert {group.kind for group in coordinator.structure.groups} == {"channels"}
 
 
 @pytest.mark.parametrize(("options", "message"), BAD)

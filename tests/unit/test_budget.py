@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchers.groups import Group, Kind
-from sparse_trainer.budget import Budget, Selector
-from sparse_trainer.errors import BudgetError
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from sparse_trainer.budget import Budget, Selector, make_selector
+from sparse_trainer.budget.nested import NestedSelector
+from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.errors import ArgumentError, BudgetError
+from tests.compact_models import tiny
 
 COSTS: dict[str, int] = {"heads": 64, "channels": 3}
 
@@ -152,3 +156,99 @@ def test_threshold_is_the_lowest_score_kept() -> None:
     groups = [group("channels", 0, 10)]
     selection = make(0.4, groups)[0].select({groups[0].name: torch.arange(10.0)})
     assert float(selection.threshold) == 6.0
+
+
+def layers_of(stack: str, count: int) -> list[Group]:
+    return [
+        Group(
+            name=f"{stack}.{i}.layer",
+            kind="layers",
+            layer=i,
+            stack=stack,
+            block=f"{stack}.{i}",
+            num_units=1,
+            consumer=f"{stack}.{i}",
+        )
+        for i in range(count)
+    ]
+
+
+def layer_budget(density: Any, scope: Any = "global") -> Budget:
+    kinds: tuple[Kind, ...] = ("heads", "channels", "layers")
+    return Budget(
+        density=density, scope=scope, multiple_of=dict.fromkeys(kinds, 1), min_keep=dict.fromkeys(kinds, 0)
+    )
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "uniform"])
+@pytest.mark.parametrize("density", [0.3, {"layers": 0.3}])
+def test_a_budget_below_one_layer_gives_the_feasible_range(density: Any, scope: str) -> None:
+    groups = layers_of("encoder", 3)
+    costs = {g.name: 7 for g in groups}
+    with pytest.raises(BudgetError, match=r"layer that stays of every stack.*\[0\.3333, 1\]"):
+        Selector(groups, costs, layer_budget(density, scope))
+    selector = Selector(groups, costs, layer_budget(0.34, scope))
+    scores = {g.name: torch.tensor([-5.0 + g.layer]) for g in groups}
+    assert [bool(k) for k in selector.select(scores).keep.values()] == [False, False, True]
+
+
+def test_the_best_layer_of_every_stack_stays_whatever_it_costs() -> None:
+    groups = [*layers_of("encoder", 3), *layers_of("decoder", 3)]
+    costs = {g.name: 3 if g.stack == "encoder" else 1 for g in groups} | {"decoder.2.layer": 2}
+    selector = Selector(groups, costs, layer_budget(0.4))
+    scores = {g.name: torch.tensor([float(g.stack == "encoder") * 9 + g.layer]) for g in groups}
+    keep = selector.select(scores).keep
+    assert [name for name, keep_U in keep.items() if bool(keep_U)] == ["encoder.2.layer", "decoder.2.layer"]
+    with pytest.raises(BudgetError, match=r"\[0\.3846, 1\]"):
+        Selector(groups, costs, layer_budget(0.35))
+
+
+def test_layers_without_anything_inside_stay_one_a_stack_beside_nested_ones() -> None:
+    nested = [*layers_of("layers", 3), *model_groups(3)]
+    bare = layers_of("decoder", 3)
+    costs = {g.name: 700 if g.kind == "layers" else COSTS[g.kind] for g in (*nested, *bare)}
+    selector = make_selector([*nested, *bare], costs, layer_budget(0.34))
+    assert isinstance(selector, NestedSelector)
+    for seed in range(5):
+        keep = selector.select({name: s - 9 for name, s in scores_of([*nested, *bare], seed).items()}).keep
+        for stack in (nested, bare):
+            kept = [g.layer for g in stack if g.kind == "layers" and bool(keep[g.name])]
+            assert len(kept) >= 1
+        total = 6 * 700
+        own = {g.name: 700 for g in bare} | {
+            g.name: 700 - 8 * COSTS["heads"] - 50 * COSTS["channels"] for g in nested if g.kind == "layers"
+        }
+        spent = sum(
+            int(keep[g.name].sum()) * own.get(g.name, costs[g.name])
+            for g in (*nested, *bare)
+            if g.kind == "layers" or bool(keep[f"layers.{g.layer}.layer"])
+        )
+        assert spent <= 0.34 * total
+    with pytest.raises(BudgetError):
+        make_selector([*nested, *bare], costs, layer_budget(0.16))
+
+
+def test_units_that_cost_nothing_are_refused() -> None:
+    experts = group("channels", 0, 4)
+    for groups, density in (([experts], 0.5), ([experts], {"channels": 0.5}), (model_groups(), 0.5)):
+        costs = {g.name: 0 if g.kind == "channels" else 1 for g in groups}
+        with pytest.raises(ArgumentError, match=r"target: channels cost nothing.*'params'"):
+            Selector(groups, costs, layer_budget(density))
+
+
+@pytest.mark.parametrize("scoring", ["movement", "l0", "layer_gate"])
+def test_layers_are_never_all_closed(scoring: str) -> None:
+    options = {"scoring": scoring, "units": ["layers"]}
+    with pytest.raises(BudgetError, match=r"\[0\.3333, 1\]"):
+        ModelPatchingCoordinator(SparseTrainingArguments(**options, density=0.3)).patch_model(tiny())
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**options, density=0.34))
+    model = coordinator.patch_model(tiny())
+    coordinator.begin(1)
+    coordinator.step()
+    assert optimize_model(model).config.num_hidden_layers == 1
+
+
+def test_experts_have_no_macs_to_save() -> None:
+    options = {"scoring": "movement", "units": ["experts"], "target": "macs"}
+    with pytest.raises(ArgumentError, match="target: experts cost nothing"):
+        ModelPatchingCoordinator(SparseTrainingArguments(**options)).patch_model(tiny_model("mixtral"))

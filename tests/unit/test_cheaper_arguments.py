@@ -59,6 +59,18 @@ def test_blends_fall_in_a_line_each_in_its_time_and_old_words_mean_the_same() ->
             "cheaper: no_norm takes the norms away",
         ),
         ({"final_finetune": True}, r"final_finetune.*model\.fill"),
+        ({"gelu_patch_steps": 5}, "gelu_patch_steps: is an option of relu, which is not asked for"),
+        (
+            {"cheaper": ["relu"], "layer_norm_patch_steps": 5},
+            "layer_norm_patch_steps: is an option of no_norm",
+        ),
+        ({"layer_norm_patch_start_delta": 0.9}, "layer_norm_patch_start_delta: is an option of no_norm"),
+        ({"cheaper": ["relu"], "cheaper_decay": 0.9}, "cheaper_decay: .*Add 'no_norm' to cheaper"),
+        ({"cheaper_until": 0.5}, "cheaper_until: no cheaper layer is asked for"),
+        (
+            {"cheaper": ["no_norm"], "cheaper_decay": 0.9, "layer_norm_patch_start_delta": 0.8},
+            "cheaper_decay, layer_norm_patch_start_delta: say the same thing",
+        ),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

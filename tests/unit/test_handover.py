@@ -117,6 +117,20 @@ def test_an_optimizer_alone_gets_the_scores(tmp_path: Path) -> None:
     assert run.coordinator.report()["density_reached"] == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd"])
+def test_gates_learn_under_optimizers_that_are_not_adam(optimizer: str, tmp_path: Path) -> None:
+    run = PruningTrainer(
+        model=tiny(),
+        args=settings(tmp_path, optim=optimizer),
+        train_dataset=rows(),
+        sparse_args=sparse_args("l0"),
+    )
+    before = [score_U.detach().clone() for score_U in run.coordinator.score_parameters()]
+    run.train()
+    after = run.coordinator.score_parameters()
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_optimizer_and_scheduler_of_parameter_groups_are_used_as_they_are(tmp_path: Path) -> None:
     args = sparse_args("movement", score_learning_rate=0.02)
     coordinator = ModelPatchingCoordinator(args)

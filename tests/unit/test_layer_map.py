@@ -25,6 +25,12 @@ def map_args(**options: object) -> SparseTrainingArguments:
     )
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_match_never_reads_a_tensor_on_the_host(in_order: bool) -> None:
+    error_KL, open_L = torch.rand(3, 5, device="meta"), torch.ones(5, device="meta")
+    assert match(error_KL, open_L, in_order=in_order).shape == (3,)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("in_order", [True, False])
 def test_match_is_the_best_of_all_assignments(seed: int, in_order: bool) -> None:

@@ -56,8 +56,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**TOP, "initial_warmup": -1}, "initial_warmup: -1 is negative"),
     ({**TOP, "final_warmup": -2}, "final_warmup: -2 is negative"),
     ({**TOP, "initial_threshold": 0.2}, "initial_threshold, final_threshold: topK would keep 0.2 .* 0.5 in the end"),
-    ({**TOP, "dense_block_rows": True}, "dense_block_rows: True is not a whole number"),
-    ({**TOP, "attention_block_cols": 8.0}, "attention_block_cols: 8.0 is not a whole number"),
+    ({**TOP, "dense_block_rows": True}, "dense_block_rows: True is .*Give a whole number"),
+    ({**TOP, "attention_block_cols": 8.0}, "attention_block_cols: 8.0 is .*Give a whole number"),
+    ({**CHANNELS, "protect_plan": "p"}, "protect_kinds: heads: masks: topK:1d_alt, None prunes channels only"),
+    ({"ampere_pruning_method": "topK", "protect_plan": "p"}, "prunes no such units only. Drop protect_plan"),
 ]  # fmt: skip
 
 

@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import discover
+from patchers import discover, gates_of
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.checkpoint import load_patched
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.protect import put_first
 from sparse_trainer.plan.record import Request, plan_of, remember_request
+from sparse_trainer.trainer import save_state
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep
 
 
@@ -144,3 +149,54 @@ def test_branches_are_recorded() -> None:
     assert plan.groups["bert.encoder.layer.0.attention"]["keep"] == []
     assert plan.groups["bert.encoder.layer.2.layer"]["keep"] == []
     assert plan.groups["bert.encoder.layer.1.attention"]["keep"] == [0]
+
+
+def test_units_that_a_second_cut_counts_anew_are_refused_before_training() -> None:
+    model = tiny_model("llama")
+    heads = discover(model).of(["heads"])
+    assert heads[0].num_units > 1
+    compact = optimize_model(patched(model, {heads[0].name: torch.arange(heads[0].num_units) == 1}))
+    again = next(g for g in discover(compact).of(["heads"]) if g.name == heads[0].name)
+    assert again.num_units > 1
+    args = {"scoring": "random", "units": ["heads"], "density": 0.5}
+    with pytest.raises(CheckpointError, match=r"layers\.0\.heads: .*left 1 KV group.*exclude=\['model"):
+        ModelPatchingCoordinator(SparseTrainingArguments(**args)).patch_model(compact)
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**args, exclude=[again.name]))
+    coordinator.patch_model(compact)
+    coordinator.begin(1)
+    coordinator.step()
+    assert plan_of(optimize_model(compact)).groups[again.name]["keep"] == [1]
+
+
+def test_a_group_that_a_second_cut_takes_whole_is_gone_in_the_units_of_the_first() -> None:
+    model = tiny_model("llama")
+    heads = discover(model).of(["heads"])[0]
+    compact = optimize_model(patched(model, {heads.name: torch.arange(heads.num_units) == 1}))
+    again = discover(compact)[heads.name]
+    gone = torch.zeros(again.num_units, dtype=torch.bool)
+    assert plan_of(optimize_model(patched(compact, {again.name: gone}))).groups[heads.name]["keep"] == []
+
+
+def test_protected_units_move_to_the_device_of_the_scores_once() -> None:
+    protected = {"a": torch.tensor([True, False])}
+    scores = {"a": torch.zeros(2, device="meta"), "b": torch.zeros(2, device="meta")}
+    assert put_first(scores, protected)["a"].device.type == "meta"
+    moved = protected["a"]
+    assert moved.device.type == "meta"
+    put_first(scores, protected)
+    assert protected["a"] is moved
+
+
+def test_a_checkpoint_of_a_protected_run_loads_without_its_first_plan(plan: Plan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "first.json")
+    coordinator = ModelPatchingCoordinator(
+        SparseTrainingArguments(
+            density=0.9, protect_plan=str(tmp_path / "first.json"), protect_kinds=["channels"]
+        )
+    )
+    model = coordinator.patch_model(tiny())
+    assert set(coordinator.pruner.protected) == {f"bert.encoder.layer.{i}.channels" for i in range(3)}
+    model.save_pretrained(tmp_path / "checkpoint")
+    save_state(tmp_path / "checkpoint", coordinator)
+    (tmp_path / "first.json").unlink()
+    assert gates_of(load_patched(tmp_path / "checkpoint"))

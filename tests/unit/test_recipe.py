@@ -136,6 +136,23 @@ def test_a_dense_teacher_or_start_needs_a_dense_fine_tune(file: Path, override: 
     assert recipe.dense_training() is not None
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("model.fill=true", "pruning=null"),
+        ("model.rewind=there", "pruning=null"),
+        ("model.fill=true", "pruning.distil_teacher_name_or_path=null"),
+        ("model.rewind=there", "pruning.distil_teacher_name_or_path=self"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sst2-local", "quickstart"])
+def test_a_pruned_model_is_trained_on_by_the_recipe_that_pruned_it(name: str, more: tuple[str, ...]) -> None:
+    recipe = load_recipe(name, [*GIVEN, *more, "model.dense_training=null"])
+    assert isinstance(recipe, Recipe)
+    assert recipe.model.prune_from == "dense"
+    assert recipe.dense_training() is None
+
+
 def test_dense_training_changes_only_what_it_names(file: Path) -> None:
     recipe = load_recipe(file, ["model.dense_training={num_train_epochs: 1}"])
     dense = recipe.dense_training()

@@ -1,0 +1,162 @@
+"""What cannot be meant by the options of fine-pruning: by themselves, and together with a model."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from patchers import discover
+from patchers.groups import KINDS, Kind, Structure
+from patchers.parts import starred
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
+from sparse_trainer.plan.record import check_counts_units
+
+_CONTAINED: Final[Mapping[str, set[str]]] = {
+    "layers": {"attention", "ffn", "heads", "channels", "experts"},
+    "attention": {"heads"},
+    "ffn": {"channels"},
+    "experts": {"channels"},
+    "hidden": {"layers", "attention", "ffn", "heads", "channels", "experts"},
+}
+_OF_HIDDEN: Final = ("l0", "movement", "taylor", "magnitude", "random")
+"""Criteria that score hidden features."""
+_SOFT: Final = ("l0", "layer_gate")
+"""Criteria whose gates take other values than 0 and 1, which a router cannot read."""
+_POSITIVE: Final = (
+    "score_learning_rate",
+    "update_every",
+    "calibration_samples",
+    "distil_temperature",
+    "gate_epsilon",
+    "gate_epsilon_final",
+    "sequence_length",
+)
+_WEIGHTS: Final = ("distil_alpha_ce", "distil_alpha_teacher", "distil_alpha_hidden")
+_SAYS_NOTHING: Final = ("excluded, or of a kind", "outside the blocks", "not in the table")
+"""How the reasons begin that `discover` gives for what is no unit of the kind in question."""
+
+
+def check_ranges(args: Any) -> None:
+    """Raise `ArgumentError` for numbers outside their range."""
+    for name in _POSITIVE:
+        if not getattr(args, name) > 0:
+            raise ArgumentError(name, f"{getattr(args, name)!r} is not positive.", "Give a positive number.")
+    for name in ("gate_penalty", *_WEIGHTS):
+        if not getattr(args, name) >= 0:
+            raise ArgumentError(name, f"{getattr(args, name)!r} is negative.", "Give 0 or more.")
+    if not any(getattr(args, name) for name in _WEIGHTS):
+        raise ArgumentError(", ".join(_WEIGHTS), "all are 0: there is no loss.", "Raise one of them.")
+    if not 0 <= args.taylor_decay < 1:
+        raise ArgumentError("taylor_decay", f"{args.taylor_decay!r} is not in [0, 1).", "Give e.g. 0.99.")
+    for name in ("warmup_ratio", "cooldown_ratio"):
+        if not 0 <= getattr(args, name) < 1:
+            raise ArgumentError(
+                name, f"{getattr(args, name)!r} is not in [0, 1).", "Give a fraction of training."
+            )
+    if args.warmup_ratio + args.cooldown_ratio >= 1:
+        raise ArgumentError(
+            "warmup_ratio + cooldown_ratio",
+            f"{args.warmup_ratio} + {args.cooldown_ratio} leaves no time to prune.",
+            "Make the sum smaller than 1.",
+        )
+
+
+def check_density(density: object) -> None:
+    """Raise `ArgumentError` unless it is a fraction, or one per kind."""
+    values = density if isinstance(density, Mapping) else {"": density}
+    if not values:
+        raise ArgumentError("density", "no kind is named.", "Give a number, or kinds like {heads: 0.75}.")
+    for kind, value in values.items():
+        if kind:
+            one_of("density", kind, KINDS)
+        where = f"density.{kind}" if kind else "density"
+        if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 1:
+            raise ArgumentError(where, f"{value!r} is not in (0, 1].", "Give the fraction to keep, e.g. 0.5.")
+
+
+def check_units(args: Any) -> None:
+    """Raise `ArgumentError` for kinds that the criterion cannot prune, or one density cannot count together."""
+    kinds = set(args.kinds)
+    for kind in args.units or ():
+        one_of("units", kind, KINDS)
+    if not kinds:
+        raise ArgumentError("units", "names no kind.", f"Name some of {', '.join(KINDS)}, or leave it out.")
+    _check_scored(args, kinds)
+    if isinstance(args.density, Mapping):
+        missing = kinds - set(args.density)
+        if missing:
+            raise ArgumentError(
+                "density", f"says nothing of {sorted(missing)}.", "Name every kind in units, or drop units."
+            )
+        return
+    for outer in kinds:
+        inner = _CONTAINED.get(outer, set()) & kinds
+        # l0 expects the product of nested gates and counts what lies in both once.
+        if inner and not (args.scoring == "l0" and args.scope == "global"):
+            raise ArgumentError(
+                "units",
+                f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
+                f"Give one density per kind, e.g. density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}.",
+            )
+
+
+def _check_scored(args: Any, kinds: Collection[Kind]) -> None:
+    if "hidden" in kinds and (args.uses_masks or args.scoring not in _OF_HIDDEN):
+        raise ArgumentError(
+            "units",
+            f"{args.method_name} does not score hidden features.",
+            f"Take {', '.join(_OF_HIDDEN)}.",
+        )
+    if "hidden" in kinds and "no_norm" in args.cheaper_layers:
+        raise ArgumentError(
+            "cheaper",
+            "no_norm takes the norms away that hidden features are gated at.",
+            "Take 'hidden' out of units, or change the norms in a run of its own afterwards.",
+        )
+    if "experts" in kinds and args.scoring in _SOFT:
+        raise ArgumentError(
+            "units",
+            f"a router chooses among experts that are there or not: {args.scoring} cannot close them softly.",
+            "Take 'experts' out of units, or another scoring, e.g. movement.",
+        )
+
+
+def check_on_model(model: nn.Module, structure: Structure, args: Any) -> None:
+    """Refuse, before any training, what the model does not have, and cuts that could not be recorded after it.
+
+    Raises:
+        UnsupportedModelError: no unit of a kind that was asked for.
+        CheckpointError: the model was cut before, and its units are counted anew since.
+    """
+    if args.units is not None or isinstance(args.density, Mapping):
+        where = "units" if args.units is not None else "density"
+        _check_present(model, structure, args.kinds, where, bool(args.include or args.exclude))
+    check_counts_units(model, structure)
+
+
+def _check_present(
+    model: nn.Module, structure: Structure, kinds: Collection[Kind], where: str, narrowed: bool
+) -> None:
+    missing = [kind for kind in kinds if not structure.of([kind])]
+    if not missing:
+        return
+    named = ", ".join(missing)
+    whole = discover(model, missing)
+    if narrowed and all(whole.of([kind]) for kind in missing):
+        raise UnsupportedModelError(
+            where,
+            f"include or exclude leaves no {named} of {type(model).__name__}.",
+            f"Exclude less, or take {named} out of {where}.",
+        )
+    reasons = {
+        f"{starred(path)}: {reason}"
+        for path, reason in whole.untouched.items()
+        if not reason.startswith(_SAYS_NOTHING)
+    }
+    why = f" Left alone: {'; '.join(sorted(reasons)[:3])}." if reasons else ""
+    present = ", ".join(kind for kind in KINDS if discover(model).of([kind]))
+    raise UnsupportedModelError(
+        where,
+        f"{type(model).__name__} has no {named} that can be pruned.{why}",
+        f"Take {named} out of {where}: it has {present}.",
+    )
