@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from patchers.cheaper import BlendedNorm
+from patchers.modeling_pruned import is_no_norm
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
@@ -98,6 +100,12 @@ class SparseTrainer:
         """Patch each model that `model_init` makes."""
         model = super().call_model_init(trial)  # type: ignore[misc]
         return self.coordinator.patch_model(model)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Leave out the scales of cheaper norms: Trainer knows norms by class, or by a name such as LayerNorm."""
+        names: list[str] = super().get_decay_parameter_names(model)  # type: ignore[misc]
+        norms = {path for path, m in model.named_modules() if isinstance(m, BlendedNorm) or is_no_norm(m)}
+        return [name for name in names if name.rpartition(".")[0] not in norms]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give learned scores a group of their own; scores that are only read get none."""

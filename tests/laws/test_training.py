@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from patchers import gates_of
 from sparse_trainer import PruningTrainer, SparseTrainer
+from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import NonFiniteError
 from tests.compact_models import FAMILIES, tiny
 from tests.laws.training import METHODS, quiet_model, rows, sparse_args, state, trainer
@@ -73,6 +74,14 @@ def test_best_model_has_the_density_asked_for(tmp_path: Path) -> None:
     step = int(Path(run.state.best_model_checkpoint).name.removeprefix("checkpoint-"))
     assert step >= 0.8 * run.state.max_steps - 1
     assert run.coordinator.report()["density_reached"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_norms_without_statistics_do_not_decay(tmp_path: Path) -> None:
+    model = tiny_model("gpt2").float()  # its norms are called ln_1
+    settings = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    expected = set(Trainer(model, settings).get_decay_parameter_names(model))
+    run = trainer(tmp_path, sparse_args("movement", cheaper=["no_norm"]), model)
+    assert {name for name in run.get_decay_parameter_names(model) if "_gate." not in name} == expected
 
 
 def test_scores_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
