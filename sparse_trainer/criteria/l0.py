@@ -125,7 +125,8 @@ class L0(Plain):
         expected = self.expected(gates)
         share_C = expected({name: gate.score_U for name, gate in gates.items() if gate.score_U is not None})
         over_C = share_C - (expected.final_C + (1.0 - expected.final_C) * remaining)
-        self._violation_C = over_C.detach()
+        # In the dense start the gates are held open, and what their odds fall short of 1 violates nothing.
+        self._violation_C = over_C.detach() if remaining < 1.0 else None
         multipliers_C2 = torch.stack([_concrete(gates[name]).multipliers_2 for name in expected.firsts])
         return (multipliers_C2 * torch.stack([over_C, over_C.square()], dim=1)).sum()
 

@@ -179,6 +179,20 @@ def test_multipliers_climb_and_gates_descend() -> None:
     assert all(bool((gate.multipliers_2[0] == 0).all()) for gate in list(gates.values())[1:])
 
 
+def test_multipliers_wait_for_the_end_of_the_dense_start() -> None:
+    _, coordinator = patched(density=0.4, units=["heads", "channels", "attention", "ffn"], warmup_ratio=0.2)
+    coordinator.begin(10)
+    first = next(iter(coordinator.gates.values()))
+    start = first.multipliers_2.clone()
+    moved = []
+    for _ in range(4):
+        coordinator.pruner.penalty()
+        coordinator.observe()
+        moved.append(not torch.equal(first.multipliers_2, start))
+        coordinator.step()
+    assert moved == [False, False, False, True]
+
+
 def test_noise_follows_seed_and_step_and_leaves_the_global_generator_alone() -> None:
     _, coordinator = patched()
     gates = coordinator.gates
