@@ -248,9 +248,17 @@ def local(model: nn.Module, path: str) -> str:
 def _is_elsewhere(model: nn.Module, layout: dict[str, Any], path: str) -> bool:
     """Tell whether a module that a layout names lies in a task head, or a pooler, that this class lacks."""
     if _class_name(model) in layout["heads"]:
-        return path.startswith(ROOT) or local(model, path) not in dict(model.named_modules())
+        return path.startswith(ROOT) or not _has(model, local(model, path))
     children = dict(model.named_children())
     return path.startswith(ROOT) and path.removeprefix(ROOT).partition(".")[0] not in children
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def layout_in(config: Any) -> dict[str, Any]:

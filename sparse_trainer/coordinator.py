@@ -191,10 +191,7 @@ class ModelPatchingCoordinator:
         Args:
             loss_scale: What a GradScaler has multiplied the loss by, where the gradients are still so.
         """
-        if isinstance(self.pruner, Gating):
-            self.pruner.observe(loss_scale)
-        else:
-            self.pruner.observe()
+        self.pruner.observe(loss_scale)
 
     @torch.no_grad()
     def step(self, step: int | None = None) -> None:

@@ -13,7 +13,6 @@ from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.criteria import CRITERIA
-from sparse_trainer.criteria.taylor import Taylor
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.plan.protect import put_first, survivors
 from sparse_trainer.plan.record import Request, remember_request
@@ -108,15 +107,8 @@ class Gating:
         return self._has_begun and bool(self.args.schedule.frozen(self.progress))
 
     def observe(self, loss_scale: Tensor | None = None) -> None:
-        """Read the mask gradients of one optimizer step.
-
-        Args:
-            loss_scale: What they are multiplied by, under a GradScaler.
-        """
-        if loss_scale is not None and isinstance(self.criterion, Taylor):
-            self.criterion.observe_scaled(self.gates, loss_scale)
-        else:
-            self.criterion.observe(self.gates)
+        """Read the mask gradients of one optimizer step; `loss_scale` as in `Criterion.observe`."""
+        self.criterion.observe(self.gates, loss_scale)
 
     def step(self, progress: float, *, due: bool) -> None:
         """Move to the state after an optimizer step, and select anew where that is due."""

@@ -46,8 +46,12 @@ class Criterion(Protocol):
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
         """Read what was collected."""
 
-    def observe(self, gates: Gates) -> None:
-        """Read what the backward passes of one optimizer step left in the gates."""
+    def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
+        """Read what the backward passes of one optimizer step left in the gates.
+
+        Args:
+            loss_scale: What a GradScaler has multiplied the gradients by, a scalar; None = nothing.
+        """
 
     def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
         """Return the score of each unit, shape [U], higher = keep, by group name."""
@@ -85,7 +89,7 @@ class Plain:
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
         """Read nothing."""
 
-    def observe(self, gates: Gates) -> None:
+    def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
         """Read nothing."""
 
     def penalty(

@@ -131,7 +131,7 @@ class L0(Plain):
         return (multipliers_C2 * torch.stack([over_C, over_C.square()], dim=1)).sum()
 
     @torch.no_grad()
-    def observe(self, gates: Gates) -> None:
+    def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
         """Move the multipliers up the violation of this optimizer step."""
         if self._expected is None or self._violation_C is None:
             return

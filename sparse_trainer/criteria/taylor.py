@@ -26,23 +26,17 @@ class Taylor(Plain):
         """Return a gate that remembers a saliency."""
         return SaliencyGate(group.num_units)
 
-    def observe(self, gates: Gates) -> None:
-        """Move the running saliency towards |g| (order 1) or g^2 (order 2), then clear the gradient."""
-        self._move(gates, None)
-
-    def observe_scaled(self, gates: Gates, scale: Tensor) -> None:
-        """Do so for gradients multiplied by `scale`; a step that overflowed leaves the saliency of its gate alone."""
-        self._move(gates, scale)
-
     @torch.no_grad()
-    def _move(self, gates: Gates, scale: Tensor | None) -> None:
+    def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
+        """Move the running saliency towards |g| (order 1) or g^2 (order 2), then clear the gradient.
+
+        Under a GradScaler a step that overflowed leaves the saliency of its gate alone.
+        """
         for gate in gates.values():
             if isinstance(gate, SaliencyGate) and gate.score_U is not None and gate.score_U.grad is not None:
-                gradient_U = gate.score_U.grad
-                if scale is not None:
-                    gradient_U = gradient_U / scale
+                gradient_U = gate.score_U.grad if loss_scale is None else gate.score_U.grad / loss_scale
                 saliency_U = gradient_U.abs() if self.args.taylor_order == 1 else gradient_U.square()
-                if scale is not None:
+                if loss_scale is not None:
                     # Without a GradScaler NaN is no overflow: it has to show in the scores.
                     saliency_U = torch.where(saliency_U.isfinite().all(), saliency_U, gate.saliency_U)
                 gate.saliency_U.lerp_(saliency_U, 1.0 - self.args.taylor_decay)

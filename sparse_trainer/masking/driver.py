@@ -110,7 +110,7 @@ class Masking:
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Read nothing: scores are learned."""
 
-    def observe(self) -> None:
+    def observe(self, loss_scale: Tensor | None = None) -> None:
         """Read nothing: scores are learned."""
 
     def log(self) -> dict[str, float]:

@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
-    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -28,7 +27,6 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.probe import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.plan.record import plan_of
 from tests.compact_models import (
     DECISIONS,
@@ -93,30 +91,6 @@ def test_uneven_sizes_keep_the_class_name_and_say_where_to_find_it() -> None:
     assert auto_map["AutoModel"] == "modeling_pruned.BertModel"
     assert auto_map["AutoModelForSequenceClassification"] == "modeling_pruned.BertForSequenceClassification"
     assert auto_map["AutoModelForTokenClassification"] == "modeling_pruned.BertForTokenClassification"
-
-
-def test_an_uneven_folder_loads_under_another_task_head(tmp_path: Path) -> None:
-    model = tiny(dtype=torch.float32)
-    compact = optimize_model(patched(model, uneven_keep(discover(model))))
-    save_pruned(compact, tmp_path / "folder")
-    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "folder", trust_remote_code=True).eval()
-    ids_BT = torch.arange(5, 21).view(2, 8)
-    assert torch.equal(again.bert(ids_BT)[0], compact.bert(ids_BT)[0])
-    assert again(ids_BT).logits.shape == (2, 8, 99)
-
-
-@pytest.mark.parametrize(("model_type", "others"), [("t5", 0), ("bart", 0), ("gpt2", 3)])
-def test_the_other_heads_of_a_type_are_named_where_they_hold_the_whole_model(
-    model_type: str, others: int
-) -> None:
-    model = tiny_model(model_type)
-    structure = discover(model, ["channels"])
-    keep = {g.name: torch.arange(g.num_units) < 5 + g.layer for g in structure.groups}
-    auto_map = optimize_model(patched(model, keep), check=False).config.auto_map
-    own = type(model).__name__
-    heads = {ref.rpartition(".")[2] for auto, ref in auto_map.items() if auto != "AutoModel"}
-    assert own in auto_map["AutoModel"] or own in heads
-    assert len(heads - {own}) == others
 
 
 def test_float32_and_half_precision() -> None:
