@@ -12,6 +12,11 @@ from patchers.parts import Part, Refusal, join
 
 _DEFAULT_EXPERTS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts", "num_routed_experts")
+_STRIDE_BYTES = 16
+"""Grouped matrix products want rows of so many bytes, or a multiple (torch 2.13)."""
+_HALF_BYTES = 2
+_ANY_WIDTH = (None, "eager", "batched_mm")
+"""Implementations of experts in transformers that take any width; None = what the class itself does."""
 _CORRECTION = ("correction_bias", "expert_bias")
 
 
@@ -53,8 +58,23 @@ def read_experts(model: nn.Module, path: str) -> Part | Refusal:
         tensors=tuple(slices),
         edits=tuple(width_edits(model, (path, path.rpartition(".")[0]), width)),
         min_units=1,
+        multiple_of=_STRIDE_BYTES // _HALF_BYTES,
+        least_multiple=_least_multiple(experts),
         active=_active(model, path, count),
     )
+
+
+def _least_multiple(experts: Any) -> int:
+    """Return what the number of channels has to be a multiple of, so that the down projection has aligned rows.
+
+    Models trained in float32 are served in half precision, so that is what is kept by default (`multiple_of`); this is
+    what the experts cannot do without as they are now.
+    """
+    config = vars(experts).get("config")
+    if config is None or config._experts_implementation in _ANY_WIDTH:
+        return 1
+    down: Tensor = experts.down_proj
+    return max(1, _STRIDE_BYTES // down.element_size())
 
 
 def _active(model: nn.Module, path: str, count: int) -> float:

@@ -129,10 +129,18 @@ class Group:
     """Of a branch: the group of its heads or channels."""
     min_units: int = 0
     """Units that must stay: 1 where the module cannot run without any."""
+    multiple_of: int = 1
+    """Kept counts are multiples of this, or the whole group, where nobody asks for others: what fast kernels read."""
+    least_multiple: int = 1
+    """The same in the dtype and with the kernels that the model has now: its module cannot run with other counts."""
     active: float = 1.0
     """Share of the parameters in `tensors` that a token meets: experts chosen / experts."""
     norms: tuple[str, ...] = ()
     """Of hidden features: the norms behind which all that reads them stands, or the linear that first writes them."""
+
+    def fits(self, num_kept: int) -> bool:
+        """Tell whether the module can run with so many units."""
+        return num_kept % self.least_multiple == 0 or num_kept == self.num_units
 
     @property
     def consumer_slice(self) -> Features:

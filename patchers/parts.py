@@ -32,6 +32,8 @@ class Part:
     selects: tuple[Select, ...] = ()
     core: Core | None = None
     min_units: int = 0
+    multiple_of: int = 1
+    least_multiple: int = 1
     active: float = 1.0
     branch: Kind | None = None
     """The kind of the whole branch as a unit; None where it cannot go."""

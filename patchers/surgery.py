@@ -68,6 +68,14 @@ def _check_least(group: Group, keep_U: Tensor) -> None:
             f"{int(keep_U.sum())} of {group.num_units} units would stay; its module needs {group.min_units}.",
             "Keep more of them.",
         )
+    num_kept = int(keep_U.sum())
+    if not group.fits(num_kept):
+        raise UnsupportedModelError(
+            group.name,
+            f"the kernels of its experts take multiples of {group.least_multiple} {group.kind}, not {num_kept}.",
+            f"Prune with multiple_of={group.multiple_of}; or call model.set_experts_implementation('eager') first, and "
+            "load the result with experts_implementation='eager'.",
+        )
 
 
 def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:

@@ -18,9 +18,20 @@ def removable(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
     """Return, per group of heads or channels, True for the units that matter, shape [U].
 
     A unit is free when its columns in the consumer are zero. It is constant when its producer rows (value rows of a
-    head) are zero: then it adds `W_consumer @ constant`, which `fold_constants` moves into the consumer's bias.
+    head) are zero: then it adds `W_consumer @ constant`, which `fold_constants` moves into the consumer's bias. Some
+    stay where kernels want a multiple of a number.
     """
-    return {g.name: ~(_free_U(model, g) | _constant_U(model, g)) for g in structure.of(["heads", "channels"])}
+    return {
+        g.name: _rounded_up(g, ~(_free_U(model, g) | _constant_U(model, g)))
+        for g in structure.of(["heads", "channels"])
+    }
+
+
+def _rounded_up(group: Group, keep_U: Tensor) -> Tensor:
+    """Return `keep_U` with the first of the others, up to a number of units that the kernels of the group take."""
+    spare = -int(keep_U.sum()) % group.multiple_of
+    keep_U[(~keep_U).nonzero().flatten()[:spare]] = True
+    return keep_U
 
 
 def _free_U(model: nn.Module, group: Group) -> Tensor:

@@ -51,7 +51,10 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         },
     )
     multiple_of: Any = field(
-        default=1, metadata={"help": "Kept channels are multiples of this; or one number per kind."}
+        default=None,
+        metadata={
+            "help": "Kept channels are multiples of this; or one number per kind. Default: 8 in experts, else 1."
+        },
     )
     min_keep: Any = field(
         default=1, metadata={"help": "Heads and channels that every layer keeps; or one number per kind."}
@@ -140,8 +143,8 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         one_of("magnitude_norm", self.magnitude_norm, (1, 2))
         check_density(self.density)
         check_units(self)
-        for name in ("multiple_of", "min_keep"):
-            _per_kind(name, getattr(self, name), least=0 if name == "min_keep" else 1)
+        _multiples(self.multiple_of)
+        _per_kind("min_keep", self.min_keep, least=0)
         check_ranges(self)
         self.check_l0()
         self.check_protection(self._closable, self.method_name)
@@ -182,7 +185,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         return Budget(
             density=self.density,
             scope=scope,
-            multiple_of=_per_kind("multiple_of", self.multiple_of, least=1, only="channels"),
+            multiple_of=_multiples(self.multiple_of),
             min_keep={**_per_kind("min_keep", self.min_keep, least=0), "attention": 0, "ffn": 0, "layers": 0},
         )
 
@@ -199,14 +202,21 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         return CubicSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio)
 
 
-def _per_kind(where: str, value: object, *, least: int, only: Kind | None = None) -> dict[Kind, int]:
-    """Spread a number, or a mapping of kinds, over all kinds; a bare number may mean one kind only."""
+def _multiples(value: object) -> dict[Kind, int]:
+    """Return the multiples that were asked for; a bare number means channels."""
+    if value is None:
+        return {}
+    named = value if isinstance(value, Mapping) else {"channels": value}
+    numbers = _per_kind("multiple_of", named, least=1)
+    return {kind: number for kind, number in numbers.items() if kind in named}
+
+
+def _per_kind(where: str, value: object, *, least: int) -> dict[Kind, Any]:
+    """Spread a number, or a mapping of kinds, over all kinds."""
     if isinstance(value, Mapping):
         for kind in value:
             one_of(where, kind, KINDS)
-        numbers = {kind: value.get(kind, 1) for kind in KINDS}
-    else:
-        numbers = {kind: value if only in (None, kind) else 1 for kind in KINDS}
+    numbers = {kind: value.get(kind, 1) if isinstance(value, Mapping) else value for kind in KINDS}
     for kind, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ArgumentError(where, f"{number!r} for {kind} is not a whole number >= {least}.", "Mend it.")

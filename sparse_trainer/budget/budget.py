@@ -20,13 +20,29 @@ class Budget:
     """Fraction of the prunable cost to keep, in (0, 1]; or one fraction per kind, counted in units of that kind."""
     scope: Scope = "global"
     multiple_of: Mapping[Kind, int]
-    """Kept counts are multiples of this, or the whole group."""
+    """Kept counts are multiples of this, or the whole group. Kinds that are not named: what their kernels read."""
     min_keep: Mapping[Kind, int]
     """Units that every group keeps."""
 
     def density_of(self, kind: Kind) -> float:
         """Return the fraction asked of a kind."""
         return self.density if isinstance(self.density, float | int) else self.density.get(kind, 1.0)
+
+    def step_of(self, group: Group) -> int:
+        """Return how many units of a group stay or go together.
+
+        Raises:
+            ArgumentError: the kernels of the group do not take the multiples asked for.
+        """
+        step = min(self.multiple_of.get(group.kind, group.multiple_of), group.num_units)
+        if not group.fits(step):
+            raise ArgumentError(
+                "multiple_of",
+                f"{step} for {group.kind}, but the kernels of {group.name} take multiples of {group.least_multiple}.",
+                f"Leave it out, or give {group.multiple_of}; or call model.set_experts_implementation('eager') first, "
+                "and load the result with experts_implementation='eager'.",
+            )
+        return step
 
 
 def check_counted(groups: Sequence[Group], costs: Mapping[str, int], density: Density) -> None:

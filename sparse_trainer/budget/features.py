@@ -34,7 +34,7 @@ class FeatureSelector:
         whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
         self.others = tuple(g for g in nesting.groups if g is not self.group)
         self._inner = NestedSelector(nesting, whole) if self.others else None
-        size, step = self.group.num_units, min(budget.multiple_of["hidden"], self.group.num_units)
+        size, step = self.group.num_units, budget.step_of(self.group)
         least = -(-max(1, min(budget.min_keep["hidden"], size)) // step) * step
         self._counts_K = torch.tensor([*range(min(least, size), size, step), size])
         self._check()

@@ -36,7 +36,7 @@ class Pool:
         self.groups = groups
         self.density = budget.density_of(groups[0].kind)
         sizes = [g.num_units for g in groups]
-        steps = [min(budget.multiple_of[g.kind], g.num_units) for g in groups]
+        steps = [budget.step_of(g) for g in groups]
         chunks = [-(-size // step) for size, step in zip(sizes, steps, strict=True)]
         starts = torch.tensor([0, *chunks[:-1]]).cumsum(0)
         self.group_N = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes))

@@ -87,6 +87,7 @@ class Case:
             else:
                 keep_U[:] = True
             spare = group.min_units - int(keep_U.sum())
+            spare = max(spare, -int(keep_U.sum()) % group.multiple_of)
             keep_U[(~keep_U).nonzero().flatten()[: max(0, spare)]] = True
             keep[group.name] = keep_U
         return keep

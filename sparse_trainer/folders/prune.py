@@ -118,7 +118,7 @@ class PruneOptions:
     normalize: str = "zscore_layer"
     units: tuple[str, ...] | None = None
     protect: tuple[str | int, ...] = ()
-    multiple_of: int | dict[str, int] = 1
+    multiple_of: int | dict[str, int] | None = None
     min_keep: int | dict[str, int] = 1
     max_prune: float = 1.0
     steps: int = 1

@@ -45,7 +45,7 @@ def prune(
     normalize: str = "zscore_layer",
     units: Sequence[str] | None = None,
     protect: Sequence[Protect] = (),
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: int | Mapping[str, int] | None = None,
     min_keep: int | Mapping[str, int] = 1,
     max_prune: float = 1.0,
     steps: int = 1,
@@ -71,6 +71,8 @@ def prune(
         allocation: A second criterion: it shares the widths out over the layers, and `criterion` chooses inside them.
         units: Kinds to prune; default: the kinds in `density`, else heads and channels.
         protect: Layers that stay whole and do not count: first, last, 3, 3-5, or patterns of group names.
+        multiple_of: Kept channels are multiples of this, or a number per kind; default: 8 in experts, whose kernels
+            need it, else 1.
         max_prune: Share of its units that any layer may lose.
         steps: Rounds of scoring and cutting on the way to the budget.
         damping: Of the repair, relative to the mean of the moments' diagonal.

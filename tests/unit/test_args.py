@@ -132,7 +132,7 @@ def test_kinds_come_from_units_density_or_criterion() -> None:
 
 def test_bare_multiple_of_means_channels() -> None:
     budget = SparseTrainingArguments(multiple_of=32, min_keep={"heads": 2}).budget
-    assert (budget.multiple_of["channels"], budget.multiple_of["heads"]) == (32, 1)
+    assert budget.multiple_of == {"channels": 32}
     assert (budget.min_keep["heads"], budget.min_keep["channels"], budget.min_keep["layers"]) == (2, 1, 0)
 
 

@@ -38,6 +38,7 @@ def uneven(structure: Structure, *, layers: bool = True) -> dict[str, Tensor]:
     for group in structure.of(["heads", "channels", "experts"]):
         keep_U = torch.rand(group.num_units, generator=generator) > 0.4
         keep_U[: max(1, group.min_units)] = True
+        keep_U[(~keep_U).nonzero().flatten()[: -int(keep_U.sum()) % group.multiple_of]] = True
         keep[group.name] = keep_U
     closed = [
         next((g for g in structure.of(["layers"]) if g.layer == 1), None) if layers else None,
