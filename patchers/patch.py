@@ -1,10 +1,11 @@
 """Put gates and masks into a model and take them out again."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from patchers.errors import UnsupportedModelError
 from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
@@ -90,8 +91,7 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     else:
         owner.register_forward_hook(GateHook(gate, place), with_kwargs=True)
     owner.add_module(f"{group.kind}{GATE_SUFFIX}", gate)
-    if not getattr(model, _MARKED, False):
-        _mark(model)
+    _mark(model, [owner, *map(model.get_submodule, group.norms)])
     return gate
 
 
@@ -129,8 +129,7 @@ def hang_mask(model: nn.Module, paths: Sequence[str], mask: WeightMask) -> None:
             )
         vars(linear)["forward"] = MaskedForward(linear, mask)
     model.get_submodule(paths[0]).add_module(MASK_NAME, mask)
-    if not getattr(model, _MARKED, False):
-        _mark(model)
+    _mark(model, map(model.get_submodule, paths))
 
 
 def masks_of(model: nn.Module) -> dict[str, WeightMask]:
@@ -154,7 +153,7 @@ def unpatch(model: nn.Module) -> None:
             for key in [k for k, hook in hooks.items() if isinstance(hook, GateHook)]:
                 del hooks[key]
                 flags.pop(key, None)
-    _unmark(model)
+        _unmark(owner)
 
 
 def gates_of(model: nn.Module) -> dict[str, Gate]:
@@ -194,48 +193,57 @@ def _gate_names(owner: nn.Module) -> list[str]:
     return [name for name, child in owner.named_children() if isinstance(child, Gate | WeightMask)]
 
 
-# A patched checkpoint must not load as a dense model in silence: stock loaders ignore the unknown gate entries. So the
-# gated weights are stored with a leading axis of 1, which every stock loader refuses as a size mismatch.
+# A patched checkpoint must not load as a dense model in silence: stock loaders ignore the unknown gate entries. So one
+# weight of every module that a gate or mask acts on is stored with a leading axis of 1, whichever module of the tree is
+# saved: stock loaders refuse that as a size mismatch.
 _MARKED = "_stores_gated_weights"
+_CONVERSIONS, _OTHER_CONVERSIONS = "_weight_conversions", "_weight_conversions_when_not_patched"
 
 
-def _mark(model: nn.Module) -> None:
-    save = model.register_state_dict_post_hook(_add_axis)
-    load = model.register_load_state_dict_pre_hook(_drop_axis)
-    object.__setattr__(model, _MARKED, (save, load))
+def _mark(model: nn.Module, owners: Iterable[nn.Module]) -> None:
+    """Let modules store a weight as no stock loader reads it, and the models around them keep their names."""
+    for owner in owners:
+        if _MARKED not in vars(owner):
+            save = owner.register_state_dict_post_hook(_add_axis)
+            load = owner.register_load_state_dict_pre_hook(_drop_axis)
+            object.__setattr__(owner, _MARKED, (save, load))
+    for part in model.modules():
+        fresh = isinstance(part, PreTrainedModel) and _OTHER_CONVERSIONS not in vars(part)
+        if fresh and any(_MARKED in vars(m) for m in part.modules()):
+            # `save_pretrained` writes many types under older names, which `load_state_dict`, and so a Trainer that
+            # resumes, does not know (transformers 5.24). No conversion = the names of the model in memory.
+            vars(part)[_OTHER_CONVERSIONS] = vars(part).get(_CONVERSIONS)
+            vars(part)[_CONVERSIONS] = []
 
 
-def _unmark(model: nn.Module) -> None:
-    handles = getattr(model, _MARKED, None)
-    if handles is not None:
-        for handle in handles:
-            handle.remove()
-        object.__delattr__(model, _MARKED)
+def _unmark(module: nn.Module) -> None:
+    for handle in vars(module).pop(_MARKED, ()):
+        handle.remove()
+    if _OTHER_CONVERSIONS in vars(module):
+        before = vars(module).pop(_OTHER_CONVERSIONS)
+        del vars(module)[_CONVERSIONS]
+        if before is not None:
+            vars(module)[_CONVERSIONS] = before
 
 
-def gated_weight_names(names: Any) -> set[str]:
-    """Return the weights beside a gate or a mask, from the entry names of a state dict.
-
-    >>> sorted(gated_weight_names(["a.weight", "b.weight", "b.bias", "b.channels_gate.keep_U"]))
-    ['b.weight']
-    """
-    present = sorted(names)
-    owners = {n.rpartition(".")[0].rpartition(".")[0] for n in present if n.endswith(PATCH_ENTRIES)}
-    tensors = [n for n in present if GATE_SUFFIX not in n and f".{MASK_NAME}." not in n]
-    tensors.sort(key=lambda name: not name.endswith(".weight"))
-    first_below = (next((t for t in tensors if t.startswith(f"{owner}.")), None) for owner in owners)
-    return {weight for weight in first_below if weight is not None}
+def _own_dims(owner: nn.Module) -> dict[str, int]:
+    """Return the number of axes of each parameter below a module, without those of gates and masks."""
+    ours = {id(p) for m in owner.modules() if isinstance(m, Gate | WeightMask) for p in m.parameters()}
+    return {name: p.dim() for name, p in owner.named_parameters() if id(p) not in ours}
 
 
-def _add_axis(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for name in gated_weight_names(state):
-        if name.startswith(prefix):
-            state[name] = state[name].unsqueeze(0)
+def _add_axis(owner: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Mark one weight of `owner`, if a module inside has not done so already."""
+    dims = _own_dims(owner)
+    name = min(dims, key=lambda name: (name.rpartition(".")[2] != "weight", name))
+    stored = state.get(prefix + name)
+    if stored is not None and stored.dim() == dims[name]:
+        state[prefix + name] = stored.unsqueeze(0)
 
 
-def _drop_axis(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    own = dict(module.named_parameters())
-    for name in gated_weight_names(state):
-        weight = own.get(name.removeprefix(prefix))
-        if weight is not None and state[name].dim() == weight.dim() + 1:
-            state[name] = state[name].squeeze(0)
+def _drop_axis(owner: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Take off the marks of all weights below `owner`."""
+    for name, dim in _own_dims(owner).items():
+        stored = state.get(prefix + name)
+        if stored is not None and stored.dim() == dim + 1:
+            state[prefix + name] = stored.squeeze(0)

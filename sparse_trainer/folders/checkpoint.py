@@ -3,13 +3,12 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
@@ -25,6 +24,7 @@ from sparse_trainer.folders.nn_pruning_format import (
     loading_options,
     removed_heads,
 )
+from sparse_trainer.folders.stored import Stored, named_as_in
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
 from sparse_trainer.trainer import STATE_FILE
@@ -141,17 +141,18 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
 
 
 def _load_state(model: Any, folder: Path) -> None:
-    files = _weight_files(folder)
-    state = {name: tensor for file in files for name, tensor in _entries(file)}
+    """Load weights and gates as they are stored: in their dtype, which need not be that of the config."""
+    file = str(_weight_files(folder)[0])
+    state = named_as_in(model, Stored(folder))
     try:
-        problems = model.load_state_dict(state, strict=False)
+        problems = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(str(files[0]), f"does not fit the model ({error}).", _DAMAGED) from error
+        raise CheckpointError(file, f"does not fit the model ({error}).", _DAMAGED) from error
     model.tie_weights()
     tied = set(model.all_tied_weights_keys)
     lost = [*problems.unexpected_keys, *(name for name in problems.missing_keys if name not in tied)]
     if lost:
-        raise CheckpointError(str(files[0]), f"{lost[0]!r} is missing or unknown.", _DAMAGED)
+        raise CheckpointError(file, f"{lost[0]!r} is missing or unknown.", _DAMAGED)
 
 
 def _read_sparse_args(file: Path) -> SparseTrainingArguments:
@@ -275,12 +276,6 @@ def _weight_files(folder: Path) -> list[Path]:
 def _entry_names(file: Path) -> list[str]:
     with _opened(file) as content:
         return list(content.keys())
-
-
-def _entries(file: Path) -> Iterator[tuple[str, Tensor]]:
-    with _opened(file) as content:
-        for name in content.keys():  # noqa: SIM118 - not a dict
-            yield name, content.get_tensor(name)
 
 
 def _opened(file: Path) -> Any:

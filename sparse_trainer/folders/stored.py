@@ -162,6 +162,20 @@ def origins(stored: Stored, dense: PreTrainedModel) -> tuple[list[Origin], list[
     return ordered, [t for t in transforms if t.was_used()]
 
 
+def named_as_in(model: PreTrainedModel, stored: Stored) -> dict[str, Tensor]:
+    """Return the stored tensors, in memory of their own, under the names they have in `model`.
+
+    Checkpoints with gates hold these names; older ones hold those under which transformers saves the type.
+
+    Raises:
+        CheckpointError: a stored tensor has no place in the model; names it.
+    """
+    if stored.entries.keys() <= model.state_dict().keys():
+        return {name: stored.read(name).clone() for name in stored.entries}
+    found, _ = origins(stored, model)
+    return {name: tensor.clone() for each in found for name, tensor in each.load(model, stored.read).items()}
+
+
 def _refuse_unless_ignored(name: str, target: str, stored: Stored, dense: PreTrainedModel) -> None:
     ignored: Iterable[str] = dense._keys_to_ignore_on_load_unexpected or []
     if not any(re.search(pattern, target) for pattern in ignored):
