@@ -1,7 +1,5 @@
 """`SparseTrainer`: the mixin that makes any `Trainer` prune while it fine-tunes."""
 
-import dataclasses
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,11 +18,11 @@ from patchers.modeling_pruned import is_no_norm
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.files import write_text
 from sparse_trainer.handover import check_match, place_scores
 from sparse_trainer.losses import PruningLoss, share_of_step
+from sparse_trainer.pruning_state import STATE_FILE, check_resumed, find_checkpoint, save_state
 
-STATE_FILE = "pruning_state.json"
+__all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
 
 
 class SparseTrainer:
@@ -116,6 +114,20 @@ class SparseTrainer:
     def _place_scores(self) -> None:
         """Give the scores the optimizer groups they belong to, once."""
         place_scores(self.optimizer, self.lr_scheduler, self.coordinator)  # type: ignore[attr-defined]
+
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train; a checkpoint to go on from must be complete, and pruned by the same arguments.
+
+        Raises:
+            CheckpointError: It is not; the arguments that differ are named.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
+        if checkpoint is not None:
+            check_resumed(checkpoint, self.coordinator.args)
+        resumed = None if checkpoint is None else str(checkpoint)
+        return super().train(resumed, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train on one batch; read the mask gradients after the last batch of an optimizer step, before clipping."""
@@ -210,17 +222,6 @@ class SparseTrainer:
 
 class PruningTrainer(SparseTrainer, Trainer):
     """`Trainer` that prunes while it fine-tunes."""
-
-
-def save_state(folder: str | os.PathLike[str], coordinator: ModelPatchingCoordinator) -> None:
-    """Write what `load_patched` needs to hang the same gates again."""
-    state = {
-        "format": 1,
-        "sparse_args": dataclasses.asdict(coordinator.args),
-        "step": coordinator.current_step,
-        "total_steps": coordinator.total_steps,
-    }
-    write_text(Path(folder) / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
 
 class _Schedule(TrainerCallback):

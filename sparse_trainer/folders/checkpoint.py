@@ -17,7 +17,7 @@ from patchers.modeling_pruned import LayoutError, pruned_class
 from patchers.patch import PATCH_ENTRIES
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.nn_pruning_format import (
     complete,
     is_of_nn_pruning,
@@ -27,7 +27,7 @@ from sparse_trainer.folders.nn_pruning_format import (
 from sparse_trainer.folders.stored import Stored, named_as_in
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
-from sparse_trainer.trainer import STATE_FILE
+from sparse_trainer.pruning_state import read_sparse_args
 
 CONFIG_FILE = "config.json"
 _HUB_OPTIONS = (
@@ -126,7 +126,7 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     where = Path(folder)
     if not is_patched_checkpoint(where):
         raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
-    sparse_args = _read_sparse_args(where / STATE_FILE)
+    sparse_args = read_sparse_args(where, _DAMAGED)
     values = _config_values(str(where), {})
     cls: Any = _class_of(str(where), values, None)
     config = cls.config_class.from_pretrained(where)
@@ -153,16 +153,6 @@ def _load_state(model: Any, folder: Path) -> None:
     lost = [*problems.unexpected_keys, *(name for name in problems.missing_keys if name not in tied)]
     if lost:
         raise CheckpointError(file, f"{lost[0]!r} is missing or unknown.", _DAMAGED)
-
-
-def _read_sparse_args(file: Path) -> SparseTrainingArguments:
-    values = _read_json(file)
-    if values.get("format") != 1 or not isinstance(values.get("sparse_args"), dict):
-        raise CheckpointError(str(file), "is not a pruning state of format 1.", _DAMAGED)
-    try:
-        return SparseTrainingArguments(**values["sparse_args"])
-    except (TypeError, ArgumentError) as error:
-        raise CheckpointError(f"{file}: sparse_args", f"cannot be used ({error}).", _DAMAGED) from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

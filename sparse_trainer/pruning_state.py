@@ -1,0 +1,134 @@
+"""What a checkpoint of a pruning training records beside its weights, and whether a resumed training asks for the same.
+
+The gates themselves (scores, masks) stand in the weights. `pruning_state.json` holds the arguments that hang the same
+gates on a fresh model; `trainer_state.json` is Trainer's own record, which it writes last.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.files import write_text
+
+STATE_FILE = "pruning_state.json"
+_FORMAT = 1
+_EARLIER = "Resume from an earlier checkpoint, or train from the start."
+
+
+def save_state(folder: str | os.PathLike[str], coordinator: ModelPatchingCoordinator) -> None:
+    """Write what hangs the same gates again: the pruning arguments, and how far the training is."""
+    state = {
+        "format": _FORMAT,
+        "sparse_args": dataclasses.asdict(coordinator.args),
+        "step": coordinator.current_step,
+        "total_steps": coordinator.total_steps,
+    }
+    write_text(Path(folder) / STATE_FILE, json.dumps(state, indent=2) + "\n")
+
+
+def read_sparse_args(folder: str | os.PathLike[str], remedy: str) -> SparseTrainingArguments:
+    """Return the pruning arguments that a checkpoint was trained with.
+
+    Args:
+        remedy: What the user can do about a file that is missing or damaged.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    file = Path(folder) / STATE_FILE
+    values = _json_object(file, remedy)
+    if values.get("format") != _FORMAT or not isinstance(values.get("sparse_args"), dict):
+        raise CheckpointError(str(file), f"is not a pruning state of format {_FORMAT}.", remedy)
+    try:
+        return SparseTrainingArguments(**values["sparse_args"])
+    except (TypeError, ArgumentError) as error:
+        raise CheckpointError(f"{file}: sparse_args", f"cannot be used ({error}).", remedy) from error
+
+
+def check_resumed(checkpoint: Path, asked: SparseTrainingArguments) -> None:
+    """Raise `CheckpointError` unless the checkpoint was trained with the pruning arguments that are asked for now."""
+    then = _plain(read_sparse_args(checkpoint, _EARLIER))
+    now = _plain(asked)
+    changed = [name for name in now if now[name] != then[name]]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint / STATE_FILE}: {', '.join(changed)}",
+            "; ".join(f"{name} was {then[name]!r} and is {now[name]!r} now" for name in changed) + ".",
+            "Resume with the arguments of the checkpoint, or train from the start.",
+        )
+
+
+def find_checkpoint(
+    resume_from_checkpoint: str | os.PathLike[str] | bool | None, output_dir: str | os.PathLike[str]
+) -> Path | None:
+    """Return the checkpoint that a training goes on from; None where it starts afresh.
+
+    Args:
+        resume_from_checkpoint: As `Trainer.train` takes it: a folder; True = the last complete one in `output_dir`.
+
+    Raises:
+        CheckpointError: There is none, or its save was interrupted.
+    """
+    if resume_from_checkpoint is None or resume_from_checkpoint is False:
+        return None
+    if resume_from_checkpoint is True:
+        found = last_checkpoint(output_dir)
+        if found is None:
+            raise CheckpointError(
+                f"resume_from_checkpoint: {output_dir}",
+                "holds no complete checkpoint.",
+                "Train from the start.",
+            )
+        return found
+    folder = Path(resume_from_checkpoint)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"resume_from_checkpoint: {folder}",
+            "is no folder.",
+            f"Name a folder {PREFIX_CHECKPOINT_DIR}-STEP that an earlier training wrote.",
+        )
+    _json_object(folder / TRAINER_STATE_NAME, _EARLIER)
+    return folder
+
+
+def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    """Return the newest complete checkpoint in a training folder: Trainer writes its own state last."""
+    complete = {
+        int(match[1]): folder.parent
+        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.parent.name)) and _is_json(folder)
+    }
+    return complete[max(complete)] if complete else None
+
+
+def _plain(args: SparseTrainingArguments) -> dict[str, Any]:
+    """Return the arguments as they come back from JSON: lists for tuples, text for the keys of mappings."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(args)))
+    return values
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        _json_object(file, "")
+    except CheckpointError:
+        return False
+    return True
+
+
+def _json_object(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(file), f"cannot be read ({error}).", remedy) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(str(file), "does not hold an object.", remedy)
+    return values
