@@ -1,5 +1,12 @@
 """Errors that say where, what, and the remedy."""
 
+_MOST = 1000
+"""Characters of a place, and of what is wrong there: names and values may come from a file that nobody here wrote."""
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _MOST else f"{text[: _MOST - 200]} [...] {text[-200:]}"
+
 
 class SparseTrainerError(ValueError):
     """A mistake in the input that the user can mend.
@@ -11,6 +18,7 @@ class SparseTrainerError(ValueError):
     """
 
     def __init__(self, where: str, what: str, remedy: str) -> None:
+        where, what = _clipped(where), _clipped(what)
         super().__init__(f"{where}: {what} {remedy}")
         self.where, self.what, self.remedy = where, what, remedy
 

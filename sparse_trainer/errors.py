@@ -1,5 +1,6 @@
 """User errors: where, what, and the remedy. One root, `SparseTrainerError`."""
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -30,6 +31,21 @@ class NonFiniteError(SparseTrainerError):
     """NaN or infinite scores."""
 
 
+def shown(value: object) -> str:
+    """Return a value as messages show it: as Python writes it, long and deep ones cut short.
+
+    >>> shown("a" * 500), shown([[1, 2], {"a": None}])
+    ("'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'", "[[1, 2], {'a': None}]")
+    """
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a remedy that names the nearest known name and lists all of them.
 
@@ -39,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'Known: density.'
     """
     names = list(known)
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(name[:200], names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names)}."
 
@@ -51,7 +67,7 @@ def one_of(where: str, value: object, known: Iterable[object]) -> None:
     """
     names = list(known)
     if value not in names:
-        raise ArgumentError(where, f"unknown value {value!r}.", nearest(str(value), map(str, names)))
+        raise ArgumentError(where, f"unknown value {shown(value)}.", nearest(str(value), map(str, names)))
 
 
 __all__ = [
@@ -65,4 +81,5 @@ __all__ = [
     "UnsupportedModelError",
     "nearest",
     "one_of",
+    "shown",
 ]

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_trainer.errors import ArgumentError, RecipeError, nearest
+from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
 
 _UNIONS = (typing.Union, types.UnionType)
 
@@ -73,7 +73,7 @@ def check_types(options: Any, cls: type) -> None:
 def _complaint(value: Any, hint: Any) -> tuple[str, str]:
     """Return what is wrong with a value, and what would do."""
     wanted = " or ".join(dict.fromkeys(_spelled(option) for option in _options(hint)))
-    return f"{value!r} is {_article(type(value).__name__)}.", f"Give {wanted}."
+    return f"{shown(value)} is {_article(type(value).__name__)}.", f"Give {wanted}."
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from sparse_trainer.errors import ArgumentError, RecipeError, nearest
+from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
 from sparse_trainer.fields import checked
 from sparse_trainer.width_criteria import WIDTH_CRITERIA, WidthCriterion
+from sparse_trainer.yaml_text import parse_yaml
 
 _TERM = re.compile(
     r"(?:(?P<weight>\d+\.?\d*|\.\d+)\s*\*?\s*)?(?P<name>[A-Za-z][\w-]*)\s*(?:\((?P<options>.*)\))?"
@@ -24,11 +23,11 @@ def read_criterion(text: str) -> WidthCriterion:
     Raises:
         ArgumentError: an unknown name or option; the nearest known one is given.
     """
-    name, options = _split(text)
-    if name not in WIDTH_CRITERIA:
-        raise ArgumentError("criterion", f"unknown value {name!r}.", nearest(name, WIDTH_CRITERIA))
-    cls = WIDTH_CRITERIA[name]
     try:
+        name, options = _split(text)
+        if name not in WIDTH_CRITERIA:
+            raise ArgumentError("criterion", f"unknown value {shown(name)}.", nearest(name, WIDTH_CRITERIA))
+        cls = WIDTH_CRITERIA[name]
         return cls(**checked(cls, options, f"criterion {name}"))
     except RecipeError as error:
         raise ArgumentError(error.where, error.what, error.remedy) from error
@@ -58,4 +57,9 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     if term is None or term["weight"] is not None:
         return text, {}
     pairs = [pair.partition("=") for pair in (term["options"] or "").split(",") if pair.strip()]
-    return term["name"].replace("-", "_"), {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    options: dict[str, Any] = {}
+    for key, _, value in pairs:
+        if key.strip() in options:
+            raise ArgumentError(f"criterion {text}", f"{key.strip()!r} stands here twice.", "Drop one.")
+        options[key.strip()] = parse_yaml(value, f"criterion {text}: {key.strip()}")
+    return term["name"].replace("-", "_"), options

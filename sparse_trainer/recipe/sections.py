@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from sparse_trainer.errors import RecipeError, SparseTrainerError, nearest
+from sparse_trainer.errors import RecipeError, SparseTrainerError, nearest, shown
 from sparse_trainer.fields import checked
+from sparse_trainer.yaml_text import MOST_DEPTH, parse_yaml, read_yaml
 
 Sections = dict[str, Any]
 T = TypeVar("T")
@@ -36,12 +38,12 @@ def find_recipe(name: str) -> Path:
     Raises:
         RecipeError: Neither; the nearest name is given.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # unlike Path.is_file, no error for a name that no file can have
         return Path(name)
     known = shipped()
     if name in known:
         return known[name]
-    raise RecipeError(f"recipe {name!r}", "neither a file nor a shipped recipe.", nearest(name, known))
+    raise RecipeError(f"recipe {shown(name)}", "neither a file nor a shipped recipe.", nearest(name, known))
 
 
 def read_sections(path: Path) -> Sections:
@@ -50,10 +52,7 @@ def read_sections(path: Path) -> Sections:
     Raises:
         RecipeError: The file is no YAML mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(str(path), f"cannot be read as YAML: {error}.", "Mend the file.") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise RecipeError(str(path), "is not a mapping of sections.", "Write `section:` and keys under it.")
     return content
@@ -65,24 +64,21 @@ def override(sections: Sections, text: str, known: Sequence[str]) -> None:
     Raises:
         RecipeError: No KEY=VALUE, an unknown section, or a key below something that holds none.
     """
-    where = f"override {text!r}"
+    where = f"override {shown(text)}"
     key, equals, written = text.partition("=")
     parts = key.split(".")
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > MOST_DEPTH:
         raise RecipeError(where, "is not KEY=VALUE.", "Write e.g. training.num_train_epochs=1.")
     if parts[0] not in (*known, DESCRIPTION):
-        raise RecipeError(where, f"unknown section {parts[0]!r}.", nearest(parts[0], known))
-    try:
-        value = yaml.safe_load(written)
-    except yaml.YAMLError as error:
-        raise RecipeError(where, f"value is not YAML: {error}.", "Quote it.") from error
+        raise RecipeError(where, f"unknown section {shown(parts[0])}.", nearest(parts[0], known))
+    value = parse_yaml(written, where)
     place = sections
     for part in parts[:-1]:
         if place.get(part) is None:
             place[part] = {}
         place = place[part]
         if not isinstance(place, dict):
-            raise RecipeError(where, f"{part!r} holds no keys.", "Override the whole value.")
+            raise RecipeError(where, f"{shown(part)} holds no keys.", "Override the whole value.")
     place[parts[-1]] = value
 
 
@@ -102,7 +98,7 @@ def section(sections: Mapping[str, Any], key: str, origin: str) -> dict[str, Any
         return {}
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{origin}: {key}", f"{content!r} is not a mapping.", "Write keys and values under it."
+            f"{origin}: {key}", f"{shown(content)} is not a mapping.", "Write keys and values under it."
         )
     return content
 
