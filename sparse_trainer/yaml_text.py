@@ -78,12 +78,12 @@ class _Loader(yaml.SafeLoader):
         self._nodes = self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         is_alias = isinstance(event, yaml.AliasEvent)
         self._depth += 1
         if self._depth > MOST_DEPTH:
             raise yaml.constructor.ConstructorError(None, None, "nested too deeply", event.start_mark)
-        node: Any = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias:
             self._count(node, event.start_mark)
