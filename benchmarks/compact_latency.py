@@ -35,7 +35,7 @@ def compact_model(density: float, options: argparse.Namespace) -> BertForSequenc
             density=density,
             scope=options.scope,
             multiple_of=options.multiple_of,
-            warmup_ratio=0.0,
+            pruning_warmup_ratio=0.0,
             cooldown_ratio=0.0,
         )
     )

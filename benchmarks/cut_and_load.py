@@ -25,7 +25,9 @@ def patched_model(density: float, layers: int) -> BertForSequenceClassification:
     """Return a BERT-base whose gates are closed down to `density`, at random."""
     model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers)).eval()
     coordinator = ModelPatchingCoordinator(
-        SparseTrainingArguments(scoring="random", density=density, warmup_ratio=0.0, cooldown_ratio=0.0)
+        SparseTrainingArguments(
+            scoring="random", density=density, pruning_warmup_ratio=0.0, cooldown_ratio=0.0
+        )
     )
     coordinator.patch_model(model)
     coordinator.begin(total_steps=1)

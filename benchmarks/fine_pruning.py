@@ -128,7 +128,11 @@ def pruning_command(options: argparse.Namespace, cell: Cell) -> list[str]:
         "model.dense_training=null",
         "model.prune_from=pretrained",
         *shared(options),
-        *([] if is_filled else [f"pruning.distil_teacher_name_or_path={dense}", f"pruning.seed={cell.seed}"]),
+        *(
+            []
+            if is_filled
+            else [f"pruning.distil_teacher_name_or_path={dense}", f"pruning.pruning_seed={cell.seed}"]
+        ),
         *(override.format(density=cell.density) for override in METHODS[cell.method]),
         f"training.seed={cell.seed}",
         f"training.output_dir={options.out}/{cell.folder}-run",

@@ -13,11 +13,14 @@ from sparse_trainer.cheaper.arguments import CheaperArguments
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.criteria.l0_arguments import L0Arguments
 from sparse_trainer.errors import ArgumentError, nearest, one_of
-from sparse_trainer.fields import check_types
+from sparse_trainer.fields import PerKind, check_types, understands_old_names
 from sparse_trainer.masking import MaskArguments
 from sparse_trainer.schedule import CubicSchedule, LinearSchedule, Schedule
 
 
+# Renamed, so that HfArgumentParser reads them beside any TrainingArguments: `seed` is Trainer's, `warmup_ratio` that of
+# sentence-transformers.
+@understands_old_names(seed="pruning_seed", warmup_ratio="pruning_warmup_ratio")
 @dataclass(kw_only=True)
 class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
@@ -32,10 +35,10 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     target: str = field(
         default="params", metadata={"help": "What density counts: params, macs (per token) or units."}
     )
-    density: Any = field(
+    density: PerKind = field(
         default=0.5,
         metadata={
-            "help": "Fraction of the prunable part to keep, in (0, 1]; or of the units of each kind: {heads: 0.75}."
+            "help": 'Fraction of the prunable part to keep, in (0, 1]; or of the units of each kind: {"heads": 0.75}.'
         },
     )
     units: list[str] | None = field(
@@ -50,13 +53,13 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             "help": "global (over the whole model), layer (each layer meets it) or uniform (equal widths)."
         },
     )
-    multiple_of: Any = field(
+    multiple_of: PerKind | None = field(
         default=None,
         metadata={
             "help": "Kept channels are multiples of this; or one number per kind. Default: 8 in experts, else 1."
         },
     )
-    min_keep: Any = field(
+    min_keep: PerKind = field(
         default=1, metadata={"help": "Heads and channels that every layer keeps; or one number per kind."}
     )
     exclude: list[str] = field(
@@ -76,7 +79,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         },
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens per sequence, for target macs."})
-    warmup_ratio: float = field(
+    pruning_warmup_ratio: float = field(
         default=0.1, metadata={"help": "Fraction of training, at its start, in which all is kept."}
     )
     cooldown_ratio: float = field(
@@ -100,7 +103,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             "help": "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of what random and l0 draw."})
+    pruning_seed: int = field(default=42, metadata={"help": "Seed of what random and l0 draw."})
     distil_teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher: a path or hub id, or 'self' = the model before pruning."}
     )
@@ -198,8 +201,10 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     def schedule(self) -> Schedule:
         """How the budget tightens."""
         if self.scoring == "l0":
-            return LinearSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio, ramp=self.l0_warmup)
-        return CubicSchedule(warmup=self.warmup_ratio, cooldown=self.cooldown_ratio)
+            return LinearSchedule(
+                warmup=self.pruning_warmup_ratio, cooldown=self.cooldown_ratio, ramp=self.l0_warmup
+            )
+        return CubicSchedule(warmup=self.pruning_warmup_ratio, cooldown=self.cooldown_ratio)
 
 
 def _multiples(value: object) -> dict[Kind, int]:

@@ -48,15 +48,15 @@ def check_ranges(args: Any) -> None:
         raise ArgumentError(", ".join(_WEIGHTS), "all are 0: there is no loss.", "Raise one of them.")
     if not 0 <= args.taylor_decay < 1:
         raise ArgumentError("taylor_decay", f"{args.taylor_decay!r} is not in [0, 1).", "Give e.g. 0.99.")
-    for name in ("warmup_ratio", "cooldown_ratio"):
+    for name in ("pruning_warmup_ratio", "cooldown_ratio"):
         if not 0 <= getattr(args, name) < 1:
             raise ArgumentError(
                 name, f"{getattr(args, name)!r} is not in [0, 1).", "Give a fraction of training."
             )
-    if args.warmup_ratio + args.cooldown_ratio >= 1:
+    if args.pruning_warmup_ratio + args.cooldown_ratio >= 1:
         raise ArgumentError(
-            "warmup_ratio + cooldown_ratio",
-            f"{args.warmup_ratio} + {args.cooldown_ratio} leaves no time to prune.",
+            "pruning_warmup_ratio + cooldown_ratio",
+            f"{args.pruning_warmup_ratio} + {args.cooldown_ratio} leaves no time to prune.",
             "Make the sum smaller than 1.",
         )
 

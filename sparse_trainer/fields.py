@@ -1,17 +1,95 @@
-"""Check a mapping against the fields of a dataclass: names, types, what is missing."""
+"""Fields of a dataclass: checked against a mapping (names, types, what is missing), read off command lines, renamed."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
+import functools
+import json
+import logging
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
 
 _UNIONS = (typing.Union, types.UnionType)
+_OLD_NAMES: dict[type, Mapping[str, str]] = {}
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    PerKind: TypeAlias = Any
+else:
+
+    class _NumberOrMapping(type):
+        """Counts numbers and mappings among the instances of `PerKind`."""
+
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, float | int | Mapping) and not isinstance(value, bool)
+
+    class PerKind(metaclass=_NumberOrMapping):
+        """A number, or one per kind of unit. As a function it is what argparse calls on the text of an option.
+
+        >>> PerKind("0.5"), PerKind('{"heads": 0.75}')
+        (0.5, {'heads': 0.75})
+        """
+
+        def __new__(cls, text: str) -> Any:
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = None
+            if not isinstance(value, PerKind):
+                raise argparse.ArgumentTypeError(
+                    f"{text!r} is neither a number nor one per kind, as JSON: '{{\"heads\": 0.75}}'."
+                )
+            return value
+
+
+def understands_old_names(**old: str) -> Callable[[type[T]], type[T]]:
+    """Return a decorator of dataclasses whose fields were renamed: `old_name="new_name"`.
+
+    Instances can still be made, read and set by the old names; new files and parsers know the new ones only.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = cls.__init__
+
+        @functools.wraps(made)
+        def __init__(self: T, **values: Any) -> None:
+            made(self, **renamed(cls, values, cls.__name__))
+
+        setattr(cls, "__init__", __init__)  # noqa: B010 - mypy: a method is not assigned to
+        for name, new in old.items():
+            setattr(cls, name, _alias(new))
+        _OLD_NAMES[cls] = old
+        return cls
+
+    return decorate
+
+
+def renamed(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return values for the fields of a dataclass, those under old names under their new ones.
+
+    Raises:
+        ArgumentError: a field has two values.
+    """
+    current = dict(values)
+    for name, new in _OLD_NAMES.get(cls, {}).items():
+        if name in current and new in current:
+            raise ArgumentError(f"{where}: {name}, {new}", "are one option, renamed.", f"Drop {name}.")
+        if name in current:
+            logger.warning("%s: %s is called %s now.", where, name, new)
+            current[new] = current.pop(name)
+    return current
+
+
+def _alias(new: str) -> property:
+    """Return a property that stands for another attribute."""
+    return property(lambda self: getattr(self, new), lambda self, value: setattr(self, new, value))
 
 
 def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -28,6 +106,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     >>> checked(Options, {"rate": "1e-5"}, "r.yaml: training")
     {'rate': 1e-05}
     """
+    values = renamed(cls, values, where)
     hints = typing.get_type_hints(cls)
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
@@ -120,7 +199,10 @@ def _is_number(text: str) -> bool:
 
 def _spelled(hint: Any) -> str:
     """Name a type as a recipe's author knows it."""
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    names = {
+        str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
+        PerKind: "a number, or a mapping with one per kind",
+    }  # fmt: skip
     if hint in names:
         return names[hint]
     origin, args = typing.get_origin(hint), typing.get_args(hint)

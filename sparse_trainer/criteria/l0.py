@@ -154,9 +154,9 @@ class L0(Plain):
         if frozen:
             for gate in concrete:
                 gate.hold()
-        elif progress >= self.args.warmup_ratio:
+        elif progress >= self.args.pruning_warmup_ratio:
             sizes = [gate.noise_U.numel() for gate in concrete]
-            noise_N = drawn(sum(sizes), f"{self.args.seed}/{progress}", concrete[0].noise_U.device)
+            noise_N = drawn(sum(sizes), f"{self.args.pruning_seed}/{progress}", concrete[0].noise_U.device)
             for gate, noise_U in zip(concrete, noise_N.split(sizes), strict=True):
                 gate.noise_U.copy_(noise_U)
 

@@ -34,5 +34,5 @@ class Random(Plain):
         return {name: self._drawn[name] for name in gates}
 
     def _draw(self, name: str, gate: Gate) -> Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.args.seed}/{name}".encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.args.pruning_seed}/{name}".encode()))
         return torch.rand(gate.keep_U.shape, generator=generator).to(gate.keep_U.device)

@@ -77,7 +77,8 @@ class MaskArguments:
         metadata={"help": "In the end; default: 0.5 where it is the fraction to keep, else 0.1."},
     )
     initial_warmup: float | None = field(
-        default=None, metadata={"help": "Dense start, in warmup_steps; default: warmup_ratio of training."}
+        default=None,
+        metadata={"help": "Dense start, in warmup_steps; default: pruning_warmup_ratio of training."},
     )
     final_warmup: float | None = field(
         default=None,

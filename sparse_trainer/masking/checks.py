@@ -13,7 +13,7 @@ _ASKERS: Final = ("preset", "dense_pruning_method", "attention_pruning_method", 
 _THRESHOLDS: Final = ("initial_threshold", "final_threshold")
 _BY_SCORE: Final = ("threshold", "sigmoid_threshold")
 _IN_STEPS: Final = ("initial_warmup", "final_warmup")
-_IN_FRACTIONS: Final = ("warmup_ratio", "cooldown_ratio")
+_IN_FRACTIONS: Final = ("pruning_warmup_ratio", "cooldown_ratio")
 _TEMPERATURES: Final = ("initial_ampere_temperature", "final_ampere_temperature")
 _LAMBDAS: Final = (
     "regularization_final_lambda",
@@ -86,7 +86,7 @@ def _check_rivals(touched: frozenset[str]) -> None:
         raise ArgumentError(
             f"{steps}, {fraction}",
             f"beside {steps}, in warmup_steps, no fraction of training is read.",
-            "Say both stretches as initial_warmup and final_warmup, or both as warmup_ratio and cooldown_ratio.",
+            f"Say both stretches as {' and '.join(_IN_STEPS)}, or both as {' and '.join(_IN_FRACTIONS)}.",
         )
     if "score_learning_rate" in touched:
         raise ArgumentError(

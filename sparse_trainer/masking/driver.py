@@ -98,7 +98,7 @@ class Masking:
             # Values of 0 and 1 pass no gradient of the loss to the scores of l0: they have nothing to say any more.
             if fixed and site.method == "l0":
                 continue
-            draw = None if self.finished else f"{self.args.seed}/{self.progress}/{number}"
+            draw = None if self.finished else f"{self.args.pruning_seed}/{self.progress}/{number}"
             _rebuild(self.model, site, self.args, remaining, draw)
             if number in self._protected:
                 keep = site.holder.keep_U if isinstance(site.holder, Gate) else site.holder.keep_RC

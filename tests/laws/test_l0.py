@@ -180,7 +180,9 @@ def test_multipliers_climb_and_gates_descend() -> None:
 
 
 def test_multipliers_wait_for_the_end_of_the_dense_start() -> None:
-    _, coordinator = patched(density=0.4, units=["heads", "channels", "attention", "ffn"], warmup_ratio=0.2)
+    _, coordinator = patched(
+        density=0.4, units=["heads", "channels", "attention", "ffn"], pruning_warmup_ratio=0.2
+    )
     coordinator.begin(10)
     first = next(iter(coordinator.gates.values()))
     start = first.multipliers_2.clone()
@@ -209,7 +211,7 @@ def test_noise_follows_seed_and_step_and_leaves_the_global_generator_alone() -> 
 
 
 def test_dense_start_is_dense() -> None:
-    model, coordinator = patched(warmup_ratio=0.5, cooldown_ratio=0.2)
+    model, coordinator = patched(pruning_warmup_ratio=0.5, cooldown_ratio=0.2)
     coordinator.begin(10)
     for step in range(4):
         coordinator.step(step + 1)

@@ -108,7 +108,7 @@ def test_random_scores_follow_seed_and_place() -> None:
     structure = discover(model, ["heads"])
 
     def draw(seed: int) -> dict[str, torch.Tensor]:
-        criterion = CRITERIA["random"](SparseTrainingArguments(scoring="random", seed=seed))
+        criterion = CRITERIA["random"](SparseTrainingArguments(scoring="random", pruning_seed=seed))
         gates = patch(model, structure, criterion.make_gate)
         scores = criterion.scores(model, structure, gates)
         unpatch(model)

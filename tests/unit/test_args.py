@@ -24,7 +24,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"units": ["heads", "channels"], "density": {"heads": 0.5}}, "says nothing of.*channels"),
     ({"multiple_of": 0}, "multiple_of"),
     ({"min_keep": -1}, "min_keep"),
-    ({"warmup_ratio": 0.6, "cooldown_ratio": 0.4}, "leaves no time"),
+    ({"pruning_warmup_ratio": 0.6, "cooldown_ratio": 0.4}, "leaves no time"),
     ({"standardize": "zscore"}, "Did you mean 'zscore_"),
     ({"scoring": "l0", "units": ["layers", "heads"], "scope": "uniform"}, "one density per kind"),
     ({"scoring": "l0", "l0_learning_rate": 0.0}, "l0_learning_rate: 0.0 is not positive"),
@@ -56,7 +56,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 WRONG_TYPES: list[tuple[str, Any, str]] = [
-    ("warmup_ratio", "0.1", "is text. Give a number"),
+    ("pruning_warmup_ratio", "0.1", "is text. Give a number"),
     ("sequence_length", "128", "is text. Give a whole number"),
     ("score_learning_rate", "1e-2", "is text. Give a number"),
     ("final_threshold", "0.5", "is text. Give a number or null"),
@@ -67,7 +67,7 @@ WRONG_TYPES: list[tuple[str, Any, str]] = [
     ("scoring", ["l0"], "is a list. Give text"),
     ("bias_mask", "no", "is text. Give true or false"),
     ("update_every", 2.5, "is a number. Give a whole number"),
-    ("seed", "x", "is text. Give a whole number"),
+    ("pruning_seed", "x", "is text. Give a whole number"),
     ("exclude", "*.heads", "is text. Give a list of text"),
     ("units", "heads", "is text. Give a list of text or null"),
     ("cheaper", "relu", "is text. Give a list of text"),

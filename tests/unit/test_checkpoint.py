@@ -212,7 +212,7 @@ def training_checkpoint(folder: Path, **options: Any) -> PreTrainedModel:
     model = tiny(**options)
     coordinator = ModelPatchingCoordinator(
         SparseTrainingArguments(
-            density=0.5, warmup_ratio=0, cooldown_ratio=0.9, distil_teacher_name_or_path="self"
+            density=0.5, pruning_warmup_ratio=0, cooldown_ratio=0.9, distil_teacher_name_or_path="self"
         )
     )
     coordinator.patch_model(model)

@@ -245,7 +245,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 
 def test_teacher_computes_in_the_precision_of_the_student(tmp_path: Path) -> None:
     """Under bf16 a teacher in full precision would differ from its own copy."""
-    args = sparse_args("movement-distilled", warmup_ratio=0.5)
+    args = sparse_args("movement-distilled", pruning_warmup_ratio=0.5)
     run = trainer(tmp_path, args, quiet_model().float(), bf16=True, max_steps=1, logging_steps=1)
     run.train()
     logged = [entry["distillation_loss"] for entry in run.state.log_history if "distillation_loss" in entry]

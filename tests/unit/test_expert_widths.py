@@ -115,7 +115,7 @@ def test_a_budget_that_the_multiples_do_not_reach_names_the_range() -> None:
 def test_fine_pruning_selects_aligned_widths(options: dict[str, Any]) -> None:
     model = mixture()
     arguments = SparseTrainingArguments(
-        **{"density": 0.6, **options}, warmup_ratio=0.0, cooldown_ratio=0.0, seed=1
+        **{"density": 0.6, **options}, pruning_warmup_ratio=0.0, cooldown_ratio=0.0, pruning_seed=1
     )
     coordinator = ModelPatchingCoordinator(arguments)
     coordinator.patch_model(model)

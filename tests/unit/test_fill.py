@@ -85,14 +85,14 @@ def test_protected_heads_stay_in_a_second_run(tmp_path: object) -> None:
     plan = optimize_model(trained).pruning_plan
     plan.save(f"{tmp_path}/plan.json")
     args = SparseTrainingArguments(
-        scoring="random", density=0.5, protect_plan=f"{tmp_path}/plan.json", seed=7
+        scoring="random", density=0.5, protect_plan=f"{tmp_path}/plan.json", pruning_seed=7
     )
     _, second = loop(args)
     kept = plan.keep_for(second.structure)
     heads = [g.name for g in second.structure.groups if g.kind == "heads"]
     for name in heads:
         assert bool(second.gates[name].keep_U.bool()[kept[name]].all()), name
-    _, free = loop(SparseTrainingArguments(scoring="random", density=0.5, seed=7))
+    _, free = loop(SparseTrainingArguments(scoring="random", density=0.5, pruning_seed=7))
     assert not all(bool(free.gates[name].keep_U.bool()[kept[name]].all()) for name in heads)
     assert second.density_reached() == pytest.approx(0.5, abs=0.02)
     with pytest.raises(BudgetError, match="protect_plan"):

@@ -223,7 +223,7 @@ def test_random_is_that_of_fine_pruning() -> None:
     model = model_of("llama")
     structure = widths(model)
     gates = {g.name: Gate(g.num_units, scored=False) for g in structure.groups}
-    trained = TrainingRandom(SparseTrainingArguments(scoring="random", seed=7)).scores(
+    trained = TrainingRandom(SparseTrainingArguments(scoring="random", pruning_seed=7)).scores(
         model, structure, gates
     )
     found = Random(seed=7).scores(Evidence(model=model, structure=structure, statistics=Statistics()))
