@@ -25,6 +25,8 @@ class Gate(nn.Module):
 
     keep_U: Tensor
     """1 = keep, 0 = closed. Floating point, so that the value needs no conversion in the forward pass."""
+    is_applied: bool = False
+    """True while an adapter around the gated linear runs and has multiplied by the gate for it."""
 
     def __init__(self, num_units: int, *, scored: bool, device: torch.device | None = None) -> None:
         super().__init__()
@@ -37,6 +39,11 @@ class Gate(nn.Module):
         if self.score_U is None:
             return self.keep_U
         return self.keep_U + (self.score_U - self.score_U.detach())
+
+    def thaw(self) -> None:
+        """Let the score learn, whatever froze it: peft freezes all parameters that are not its own."""
+        if self.score_U is not None:
+            self.score_U.requires_grad_(True)
 
     @torch.no_grad()
     def set_keep(self, keep_U: Tensor) -> None:
@@ -100,19 +107,30 @@ class GateHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
         """Serve as forward pre-hook (input) or as forward hook with keyword arguments (output, block)."""
-        value_U = self.gate()
+        if self.gate.is_applied:
+            return None
         if self.place == "input":
-            x_BTI = args[0]
-            return (x_BTI * _over_features(value_U, self.width).to(x_BTI.dtype), *args[1:])
+            return self.on_input(args)
         kwargs, output = rest
         if self.place == "output":
-            return output * value_U.to(output.dtype)
+            return self.on_output(output)
+        value_U = self.gate()
         x_BTD = kwargs.get(
             "hidden_states", next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         )
         if isinstance(output, tuple | list):
             return type(output)([_between(x_BTD, output[0], value_U), *output[1:]])
         return _between(x_BTD, output, value_U)
+
+    def on_input(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments of a linear, the first of them gated."""
+        x_BTI = args[0]
+        return (x_BTI * _over_features(self.gate(), self.width).to(x_BTI.dtype), *args[1:])
+
+    def on_output(self, output: Tensor) -> Tensor:
+        """Return the gated output."""
+        value_U: Tensor = self.gate()
+        return output * value_U.to(output.dtype)
 
 
 @final
@@ -127,6 +145,8 @@ class GatedForward:
 
     def __call__(self, x_BTI: Tensor) -> Tensor:
         """Return the linear's output for the gated input."""
+        if self.gate.is_applied:
+            return F.linear(x_BTI, self.linear.weight, self.linear.bias)
         gate_I = _over_features(self.gate(), self.width)
         y_BTO: Tensor = _GatedLinear.apply(x_BTI, gate_I, self.linear.weight, self.linear.bias)  # type: ignore[no-untyped-call]
         return y_BTO

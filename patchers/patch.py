@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from patchers.adapters import BASE, WrapperHook, chain, follow, watch
 from patchers.errors import UnsupportedModelError
 from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
 from patchers.groups import Group, Structure
-from patchers.layers import LINEAR_TYPES, linear_at
+from patchers.layers import LINEAR_TYPES
 from patchers.masks import MASK_NAME, MaskedForward, WeightMask
 from patchers.norms import GatedNorm, is_plain_norm
 
@@ -36,7 +37,7 @@ def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], G
 
     The modules stay what and where they are: names, types and tensors do not change. Each consumer gets a child with
     the gate, and a forward hook; of a plain linear whose input is gated the `forward` is replaced instead, which spares
-    memory. `unpatch` is the exact inverse.
+    memory. Adapters around a consumer, now or later, are gated with it. `unpatch` is the exact inverse.
 
     Args:
         make_gate: Called once per group.
@@ -61,6 +62,13 @@ def _refuse_wrapped(model: nn.Module, group: Group) -> None:
     replaced = group.norms if group.kind == "hidden" else (group.consumer,)
     if _PLACES[group.kind] not in ("norm", "router") and group.consumer_tensor is None:
         return
+    adapted = next((path for path in replaced if path.rpartition(".")[2] == BASE), None)
+    if adapted is not None:
+        raise UnsupportedModelError(
+            adapted,
+            f"is wrapped by an adapter, beside which {group.kind} cannot be gated.",
+            f"Leave it out of the adapter (target_parameters), or take {group.kind!r} out of units.",
+        )
     wrapped = next((path for path in replaced if "forward" in vars(model.get_submodule(path))), None)
     if wrapped is not None:
         raise UnsupportedModelError(
@@ -71,7 +79,7 @@ def _refuse_wrapped(model: nn.Module, group: Group) -> None:
 
 
 def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
-    owner = model.get_submodule(group.consumer)
+    *wrappers, owner = chain(model, group.consumer)
     reference = next(owner.parameters())
     gate.to(device=reference.device)
     place = _PLACES[group.kind]
@@ -90,6 +98,9 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
         owner.register_forward_pre_hook(GateHook(gate, place, width))
     else:
         owner.register_forward_hook(GateHook(gate, place), with_kwargs=True)
+    for wrapper in reversed(wrappers):
+        follow(owner, wrapper)
+    watch()
     owner.add_module(f"{group.kind}{GATE_SUFFIX}", gate)
     _mark(model, [owner, *map(model.get_submodule, group.norms)])
     return gate
@@ -120,14 +131,19 @@ def hang_mask(model: nn.Module, paths: Sequence[str], mask: WeightMask) -> None:
     Masks go on before gates: a gate finds its place in front of a masked linear.
     """
     for path in paths:
-        linear = linear_at(model, path)
-        if type(linear) not in LINEAR_TYPES or "forward" in vars(linear):
+        linear = model.get_submodule(path)
+        if (
+            not isinstance(linear, LINEAR_TYPES)
+            or type(linear) not in LINEAR_TYPES
+            or "forward" in vars(linear)
+        ):
             raise UnsupportedModelError(
                 path,
                 f"is no plain linear ({type(linear).__name__}), or is patched already.",
                 "Merge adapters first, prune before quantizing, and call unpatch(model) before patching again.",
             )
         vars(linear)["forward"] = MaskedForward(linear, mask)
+    watch()
     model.get_submodule(paths[0]).add_module(MASK_NAME, mask)
     _mark(model, map(model.get_submodule, paths))
 
@@ -150,9 +166,10 @@ def unpatch(model: nn.Module) -> None:
             (owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
             (owner._forward_hooks, owner._forward_hooks_with_kwargs),
         ):
-            for key in [k for k, hook in hooks.items() if isinstance(hook, GateHook)]:
+            for key in [k for k, hook in hooks.items() if isinstance(hook, GateHook | WrapperHook)]:
                 del hooks[key]
                 flags.pop(key, None)
+                owner._forward_hooks_always_called.pop(key, None)
         _unmark(owner)
 
 
@@ -168,9 +185,12 @@ def is_patched(model: nn.Module) -> bool:
 
 def gates_by_group(model: nn.Module, structure: Structure) -> dict[str, Gate]:
     """Return the gates of a patched model by group name; groups without a gate are left out."""
-    hung = gates_of(model)
-    paths = {group.name: f"{group.consumer}.{group.kind}{GATE_SUFFIX}" for group in structure.groups}
-    return {name: hung[path] for name, path in paths.items() if path in hung}
+    found = {}
+    for group in structure.groups:
+        gate = chain(model, group.consumer)[-1]._modules.get(f"{group.kind}{GATE_SUFFIX}")
+        if isinstance(gate, Gate):
+            found[group.name] = gate
+    return found
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchers import cut, discover, gated, gates_by_group, is_patched, masks_of, unpatch
+from patchers.merging import base_model, has_adapters, merge_adapters
 from patchers.zeros import fold_constants
 from sparse_trainer.cut.adopt import record, take_class
 from sparse_trainer.cut.changes import Cut
@@ -32,7 +33,7 @@ def optimize_model(
     Args:
         model: A patched model (its gates decide, soft ones by their mask; weight masks become zeros); or a plain model
             and a `plan`; or a plain model that contains zeros: units that do nothing, or nothing but add a constant,
-            are removed.
+            are removed. Active adapters of peft, around or inside the model, are merged.
         mode: `dense` removes heads, channels and all else that is closed; `heads` only heads, and leaves zeros instead.
         plan: A plan, its JSON values, or a file or folder that holds one.
         inplace: Change `model` itself and spare the copy. If this raises, the model is not to be used.
@@ -40,15 +41,18 @@ def optimize_model(
 
     Raises:
         SelfCheckError: the cut model does not compute what the masked one does.
-        UnsupportedModelError: no model we can cut, e.g. one with adapters, or with cheaper layers half blended in.
+        UnsupportedModelError: no model we can cut, e.g. one with adapters that do not merge, or with cheaper layers
+            half blended in; or one that was patched for pruning and has nothing to cut.
         CheckpointError: the plan is damaged or was made for another model.
     """
     if mode not in MODES:
         raise ArgumentError("mode", f"unknown value {mode!r}.", nearest(mode, MODES))
     _check_model(model)
     refuse_blends(model)
-    compact = model if inplace else copy.deepcopy(model)
+    compact: Any = model if inplace else copy.deepcopy(model)
     _drop_autocast(compact)
+    if has_adapters(compact):
+        compact = merge_adapters(compact)
     cheaper = fold_cheaper(compact)
     check = check and next(compact.parameters()).device.type != "meta"
     zeroed = plan is None and (mode == "heads" or bool(masks_of(compact)))
@@ -67,22 +71,16 @@ def optimize_model(
     if expected is not None:
         what = "the outputs before and after the cut"
         check_same(expected, compact, what=what, kept_K=decision.hidden_K)
-    return compact
+    result: M = compact
+    return result
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, PreTrainedModel):
+def _check_model(model: Any) -> None:
+    if not isinstance(base_model(model), PreTrainedModel):
         raise UnsupportedModelError(
             type(model).__name__,
             "is no transformers model.",
-            "Unwrap it first: accelerator.unwrap_model(model), or merge_and_unload() of a peft model.",
-        )
-    adapters = [p for p, m in model.named_modules() if type(m).__module__.partition(".")[0] == "peft"]
-    if adapters:
-        raise UnsupportedModelError(
-            adapters[0],
-            "is a peft adapter, which would not fit the smaller layer.",
-            "Call merge_and_unload() first.",
+            "Unwrap it first: accelerator.unwrap_model(model).",
         )
 
 

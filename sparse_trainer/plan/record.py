@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from patchers import Structure, discover
 from patchers.groups import WIDTH_KINDS
@@ -50,14 +51,25 @@ class Measures:
 
 
 def remember_request(model: nn.Module, request: Request) -> None:
-    """Leave a note on a patched model, for the plan that `optimize_model` writes."""
-    vars(model)[_REQUEST] = request
+    """Leave a note on a patched model and on each model inside, for the plan that `optimize_model` writes.
+
+    What is cut may be the inner one: adapters and other wrappers are taken off first.
+    """
+    for part in _models(model):
+        vars(part)[_REQUEST] = request
 
 
 def take_request(model: nn.Module) -> Request | None:
     """Return the note on a model, and take it off."""
-    request: Request | None = vars(model).pop(_REQUEST, None)
-    return request
+    notes: list[Request | None] = [vars(part).pop(_REQUEST, None) for part in _models(model)]
+    return notes[0]
+
+
+def _models(model: nn.Module) -> list[nn.Module]:
+    return [
+        model,
+        *(part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not model),
+    ]
 
 
 def attach_plan(model: nn.Module, plan: Plan) -> None:
