@@ -57,6 +57,17 @@ def _is_role(function: ast.expr) -> bool:
     )
 
 
+def raises_if(function: Callable[..., Any], argument: str) -> bool:
+    """Tell whether a function does nothing but raise when an argument is true, as its source says."""
+    return any(
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == argument
+        and isinstance(node.body[0], ast.Raise)
+        for node in ast.walk(_tree(function))
+    )
+
+
 def called_around(forward: Callable[..., Any], first: str, last: str) -> frozenset[str] | None:
     """Return the children that a function calls, none of those between two of them; None where its source is silent."""
     calls = _children_called(forward)

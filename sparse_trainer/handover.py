@@ -1,6 +1,7 @@
 """What a Trainer is handed: a coordinator that belongs to its model, an optimizer that the scores have a place in."""
 
 import dataclasses
+import os
 from typing import Any
 
 from torch import nn
@@ -38,6 +39,18 @@ def check_match(
                 f"{value!r} for the Trainer, {used.get(name)!r} for the coordinator.",
                 "Give both the same sparse_args.",
             )
+
+
+def check_loads_names(trainer: type, mixin: type, model: object) -> None:
+    """Raise `ArgumentError` for the name of a model that the Trainer next to the mixin does not load, as trl's do."""
+    bases = trainer.__mro__[trainer.__mro__.index(mixin) + 1 :]
+    loads = next(base for base in bases if "__init__" in vars(base))
+    if loads.__module__.partition(".")[0] == "transformers" or not isinstance(model, str | os.PathLike):
+        raise ArgumentError(
+            "model",
+            f"{model!r} is no model, and {loads.__name__} loads none.",
+            "Load it first: AutoModelFor….from_pretrained(folder).",
+        )
 
 
 def place_scores(optimizer: Any, scheduler: Any, coordinator: ModelPatchingCoordinator) -> None:

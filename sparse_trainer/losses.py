@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from patchers.sources import raises_if
 from sparse_trainer.distillation.teacher import IGNORED
 from sparse_trainer.errors import ArgumentError
 
@@ -50,7 +51,8 @@ class PruningLoss:
         asked = dict(inputs)
         if coordinator.needs_hidden_states:
             asked["output_hidden_states"] = True
-        result = self.written(model, asked, True, **more)
+        # Some losses return none, and say so by an error (GRPO, RLOO of trl): only distillation asks for outputs.
+        result = self.written(model, asked, return_outputs or coordinator.distiller is not None, **more)
         task_loss, outputs = result if isinstance(result, tuple) else (result, None)
         if outputs is None and coordinator.distiller is not None:
             raise ArgumentError(
@@ -67,6 +69,15 @@ class PruningLoss:
         if extra.penalty is not None:
             loss = loss + extra.penalty * even
         return (loss, outputs) if return_outputs else loss
+
+    def check_returns_outputs(self) -> None:
+        """Raise `ArgumentError` where a teacher is to be compared with outputs that the loss does not return."""
+        if self.trainer.coordinator.distiller is not None and raises_if(self.written, "return_outputs"):
+            raise ArgumentError(
+                f"{type(self.trainer).__name__}.compute_loss",
+                "returns no outputs, and a teacher is compared with them.",
+                "Train without a teacher.",
+            )
 
 
 def divides(trainer: Any, num_items: Any) -> bool:

@@ -18,7 +18,7 @@ from patchers.modeling_pruned import is_no_norm
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.handover import check_match, place_scores
+from sparse_trainer.handover import check_loads_names, check_match, place_scores
 from sparse_trainer.losses import PruningLoss, share_of_step
 from sparse_trainer.pruning_state import STATE_FILE, check_resumed, find_checkpoint, save_state
 
@@ -34,7 +34,8 @@ class SparseTrainer:
     Args:
         sparse_args: What to prune and how.
         teacher: A model to learn from.
-        args, kwargs: Go to the Trainer. The model is patched before the Trainer sees it.
+        args, kwargs: Go to the Trainer. The model is patched before the Trainer sees it; one that the Trainer loads
+            itself, by name (trl), right afterwards.
     """
 
     _coordinator: ModelPatchingCoordinator | None = None
@@ -60,9 +61,13 @@ class SparseTrainer:
         coordinator = ModelPatchingCoordinator(sparse_args, teacher=teacher)
         self._coordinator = coordinator
         model = args[0] if args else kwargs.get("model")
-        if model is not None:
+        if isinstance(model, nn.Module):
             coordinator.patch_model(model)
+        elif model is not None:
+            check_loads_names(type(self), SparseTrainer, model)
         super().__init__(*args, **kwargs)
+        if isinstance(model, str | os.PathLike):
+            coordinator.patch_model(self.model)  # type: ignore[attr-defined]
         vars(self)["compute_loss"] = PruningLoss(self)
         self.set_patch_coordinator(coordinator)
 
@@ -83,6 +88,7 @@ class SparseTrainer:
         """
         check_match(coordinator, self.model, self.sparse_args)  # type: ignore[attr-defined]
         self._coordinator = coordinator
+        vars(self)["compute_loss"].check_returns_outputs()
         coordinator.teacher_context = self.accelerator.autocast  # type: ignore[attr-defined]
         if self.args.n_gpu > 1:  # type: ignore[attr-defined]
             raise ArgumentError(

@@ -36,9 +36,19 @@ def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -
         teacher: One that was passed as a model.
     """
     name = args.distil_teacher_name_or_path
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise ArgumentError("teacher", f"{teacher!r} is no model.", f"Give a name as {_TEACHER}.")
     if teacher is not None and name is not None:
         raise ArgumentError(
             f"teacher, {_TEACHER}", f"both a model and {name!r} are to be the teacher.", "Give one of them."
+        )
+    if (teacher is not None or name is not None) and not (
+        args.distil_alpha_teacher > 0 or args.distil_alpha_hidden > 0
+    ):
+        raise ArgumentError(
+            "distil_alpha_teacher, distil_alpha_hidden",
+            "both are 0, and the teacher would teach nothing.",
+            "Raise one of them, or train without a teacher.",
         )
     if args.distil_layer_map == "learned" and not args.distil_alpha_hidden > 0:
         raise ArgumentError(
@@ -73,6 +83,7 @@ def check_teacher(student: nn.Module, teacher: nn.Module, args: Any) -> None:
         return
     if "Classification" in type(student).__name__:
         _same("num_labels", student.config, teacher.config, "Take a teacher with the same labels.")
+        _same("problem_type", student.config, teacher.config, "Take a teacher of the same task.")
     texts = _text_config(student), _text_config(teacher)
     _same("vocab_size", *texts, "Take a teacher with the same tokenizer.")
     if args.distil_alpha_hidden > 0:

@@ -1,4 +1,4 @@
-"""Learn from a teacher: logits by temperature-scaled KL, hidden states by mean squared error."""
+"""Learn from a teacher: answers by the divergence of their task, hidden states by mean squared error."""
 
 import copy
 import functools
@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from patchers import Gate, Structure
 from sparse_trainer.distillation.comparable import bare, check_teacher, is_encoder_decoder
+from sparse_trainer.distillation.divergences import Divergence, divergence_for
 from sparse_trainer.distillation.layer_map import LayerMap
 from sparse_trainer.errors import ArgumentError
 
@@ -27,41 +28,25 @@ IGNORED = -100
 
 
 def valid_distributions(logits: Tensor, inputs: Mapping[str, Any], *, shifted: bool) -> Tensor:
-    """Return the mask of the distributions in [B, T, C] logits that count, shape [B, T].
+    """Return the mask of the distributions in [..., C] logits that count, shape [...].
 
-    Positions with an ignored label, or, without labels, padding, do not count. A causal model's position t is judged by
-    the label at t + 1, so its last position never counts.
+    Those with an ignored label, or, of tokens without labels of their own, padding, do not count. A causal model's
+    position t is judged by the label at t + 1, so its last position never counts.
     """
-    labels = inputs.get("labels")
-    if labels is not None and labels.shape == logits.shape[:2]:
-        counts_BT: Tensor = labels != IGNORED
-    elif inputs.get("attention_mask") is not None:
-        counts_BT = inputs["attention_mask"].bool()
+    each = logits.shape[:-1]
+    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+    if isinstance(labels, Tensor) and labels.shape == each:
+        counts: Tensor = labels != IGNORED
+    elif isinstance(mask, Tensor) and mask.shape == each:
+        counts = mask.bool()
+    elif isinstance(mask, Tensor) and {"input_values", "input_features"} & set(inputs) and len(each) == 2:
+        # The mask is over the samples of a sound; a frame of logits stands for a run of them.
+        counts = F.interpolate(mask[:, None].float(), size=each[1])[:, 0].bool()
     else:
-        counts_BT = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    if shifted:
-        counts_BT = F.pad(counts_BT[:, 1:], (0, 1), value=False)
-    return counts_BT
-
-
-def logit_loss(student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
-    """Return T^2 * KL(teacher || student), averaged over the distributions that count (Hinton et al., 1503.02531).
-
-    Args:
-        student: Logits [..., C].
-        teacher: Logits of the same shape.
-        counts: Mask over the leading dimensions, or None = all.
-
-    >>> z = torch.tensor([[1.0, 2.0]])
-    >>> float(logit_loss(z, z, temperature=2.0))
-    0.0
-    """
-    student_log = F.log_softmax(student.float() / temperature, dim=-1)
-    teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
-    kl = F.kl_div(student_log, teacher_log, log_target=True, reduction="none").sum(-1)
-    if counts is None:
-        return kl.mean() * temperature**2
-    return (kl * counts).sum() / counts.sum().clamp_min(1) * temperature**2
+        counts = torch.ones(each, dtype=torch.bool, device=logits.device)
+    if shifted and len(each) > 1:
+        counts = F.pad(counts[..., 1:], (0, 1), value=False)
+    return counts
 
 
 def hidden_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -87,12 +72,14 @@ class Distiller:
     Args:
         teacher: Put into evaluation mode; its parameters stop asking for gradients.
         args: `SparseTrainingArguments`.
-        shifted: Whether the model is causal (labels are shifted).
+        student: The model that learns: its task says how answers are compared.
+        shifted: Whether it is causal (labels are shifted).
     """
 
-    def __init__(self, teacher: nn.Module, args: Any, *, shifted: bool) -> None:
+    def __init__(self, teacher: nn.Module, args: Any, *, student: nn.Module, shifted: bool) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.args, self.shifted = args, shifted
+        self.args, self.student, self.shifted = args, student, shifted
+        self._divergences: dict[str, Divergence] = {}
         self.layer_map: LayerMap | None = None
 
     @property
@@ -116,12 +103,16 @@ class Distiller:
             open_L: 1 for the layers that are kept, 0 for closed ones, whose outputs are not compared; None = all are.
             context: In which the teacher is called.
         """
+        if self.args.distil_alpha_teacher > 0:
+            _check_learns(outputs)
         with torch.no_grad(), context():
             taught = self.teacher(**self._questions(inputs), output_hidden_states=self.needs_hidden_states)
-        total: Tensor = self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught)
+        parts = []
+        if self.args.distil_alpha_teacher > 0:
+            parts.append(self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught))
         if self.needs_hidden_states:
-            total = total + self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L)
-        return total
+            parts.append(self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L))
+        return torch.stack(parts).sum()
 
     def _questions(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs without answers; a decoder beside an encoder reads the answer so far."""
@@ -155,10 +146,10 @@ class Distiller:
                     f"the teacher's {name} have shape {tuple(teacher.shape)}, the student's {tuple(student.shape)}.",
                     "Take a teacher with the same labels and vocabulary.",
                 )
-            counts = (
-                valid_distributions(student, inputs, shifted=self.shifted) if student.dim() == 3 else None
-            )
-            losses.append(logit_loss(student, teacher, self.args.distil_temperature, counts))
+            if name not in self._divergences:
+                self._divergences[name] = divergence_for(self.student, name, student, inputs.get("labels"))
+            counts = valid_distributions(student, inputs, shifted=self.shifted)
+            losses.append(self._divergences[name](student, teacher, self.args.distil_temperature, counts))
         return torch.stack(losses).mean()
 
     def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
@@ -198,7 +189,7 @@ def make_distiller(
     if teacher is None:
         return None
     check_teacher(model, teacher, args)
-    return Distiller(teacher, args, shifted=shifts_labels(model))
+    return Distiller(teacher, args, student=model, shifted=shifts_labels(model))
 
 
 def shifts_labels(model: nn.Module) -> bool:
@@ -226,6 +217,18 @@ def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:
             "Give a folder with a saved model, an id on the hub, or 'self'.",
         ) from error
     return teacher
+
+
+def _check_learns(outputs: Any) -> None:
+    """Raise `ArgumentError` for logits that carry no gradient: nothing would be learned from the teacher, silently."""
+    values = outputs.items() if isinstance(outputs, Mapping) else ()
+    logits = [v for name, v in values if name.endswith("logits") and isinstance(v, Tensor)]
+    if logits and torch.is_grad_enabled() and not any(v.requires_grad for v in logits):
+        raise ArgumentError(
+            "distil_alpha_teacher",
+            "the logits that compute_loss returned carry no gradient: they teach the student nothing.",
+            "Return the outputs that the loss was computed from, or train without a teacher.",
+        )
 
 
 def _output(outputs: Any, name: str) -> Any:

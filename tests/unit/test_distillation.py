@@ -20,10 +20,10 @@ from transformers import (
 
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.distillation.divergences import logit_loss
 from sparse_trainer.distillation.teacher import (
     Distiller,
     hidden_loss,
-    logit_loss,
     shifts_labels,
     valid_distributions,
 )
@@ -89,7 +89,7 @@ def test_own_copy_as_teacher_costs_nothing_while_gates_are_open(family: str) -> 
 
 def test_teacher_is_frozen_and_in_evaluation_mode() -> None:
     teacher = tiny().train()
-    distiller = Distiller(teacher, distil_args(), shifted=False)
+    distiller = Distiller(teacher, distil_args(), student=tiny(), shifted=False)
     assert not distiller.teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
 
