@@ -7,6 +7,7 @@ name, so that `AutoModelFor….from_pretrained(folder, trust_remote_code=True)` 
 """
 
 import copy
+import inspect
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
@@ -31,19 +32,48 @@ class LayoutError(ValueError):
     """A `config.pruning` that does not describe a pruned form of the model at hand."""
 
 
-class Skip(nn.Module):
-    """Takes the place of attention where no head is left: nothing, or a constant, for every token."""
+_OTHER_STATES = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+"""Arguments that only cross-attention is given: keys and values of other tokens than those that pass."""
+_LAYER_NUMBERS = ("layer_idx", "layer_id")
+"""Attributes of what lies in a block: its place in the cache."""
 
-    def __init__(self, outputs: int, width: int, bias: bool, layer_idx: int | None = None) -> None:
+
+class Skip(nn.Module):
+    """Takes the place of attention where no head is left: nothing, or a constant, for every token.
+
+    Args:
+        outputs: How many values the attention returned; 0 stands for a bare tensor.
+        width: Features of the result.
+        bias: Whether the result is a constant that is learned, not zero.
+        layer_idx: Place in the cache; None where the model keeps none.
+        arguments: What the attention called its positional arguments.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        width: int,
+        bias: bool,
+        layer_idx: int | None = None,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
-        self.outputs, self.width, self.layer_idx = outputs, width, layer_idx
+        self.outputs, self.width = outputs, width
+        self.layer_idx, self.arguments = layer_idx, arguments
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    @classmethod
+    def of(cls, attention: nn.Module, outputs: int, width: int, bias: bool) -> "Skip":
+        """Return the no-op for this attention: it keeps its place in the cache, and the names of its arguments."""
+        numbers = (vars(attention).get(name) for name in _LAYER_NUMBERS)
+        layer_idx = next((number for number in numbers if number is not None), None)
+        return cls(outputs, width, bias, layer_idx, tuple(inspect.signature(attention.forward).parameters))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return [..., width] zeros or the bias, in the form of the module it replaces."""
         hidden_states: Tensor = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         hidden_states = kwargs.get("hidden_states", hidden_states)
-        self._count_tokens(hidden_states, kwargs)
+        self._count_tokens(hidden_states, args, kwargs)
         out = hidden_states.new_zeros((*hidden_states.shape[:-1], self.width))
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
@@ -53,15 +83,22 @@ class Skip(nn.Module):
         )
         return out if self.outputs == 0 else (out,) + (None,) * (outputs - 1)
 
-    def _count_tokens(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> None:
-        """Tell the cache how many tokens passed: masks and positions of all layers may be counted at this one."""
-        cache = kwargs.get("past_key_values")
-        other = (kwargs.get(name) for name in ("key_value_states", "encoder_hidden_states"))
-        if cache is None or self.layer_idx is None or any(states is not None for states in other):
+    def _count_tokens(self, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the cache how many tokens passed: masks and positions of all layers may be counted at this one.
+
+        The cache is known by its type: transformers has called it past_key_values, layer_past and cache.
+        """
+        cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+        if cache is None or self.layer_idx is None:
             return
-        cache = getattr(cache, "self_attention_cache", cache)
-        nothing = hidden_states.new_zeros((hidden_states.shape[0], 1, hidden_states.shape[1], 1))
-        cache.update(nothing, nothing, self.layer_idx)
+        named = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        others = next((named[n] for n in _OTHER_STATES if named.get(n) is not None), None)
+        if others is None:
+            own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+            _write_nothing(own, self.layer_idx, hidden_states)
+        elif isinstance(cache, EncoderDecoderCache) and not cache.is_updated.get(self.layer_idx):
+            _write_nothing(cache.cross_attention_cache, self.layer_idx, others)
+            cache.is_updated[self.layer_idx] = True
 
     def stand_for(self, name: str, reference: Tensor) -> None:
         """Hold an empty entry under the name of a weight that is gone.
@@ -74,6 +111,18 @@ class Skip(nn.Module):
             owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
         owner.register_buffer(leaf, reference.new_empty(0))
+
+
+def _write_nothing(cache: Any, layer_idx: int, states: Tensor) -> None:
+    """Write an entry of no content for these tokens: one head of width 1, or what room was made for ahead."""
+    keys = values = states.new_empty(1, 1, 1, 1)
+    layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+    if layer is not None and isinstance(layer.keys, Tensor) and layer.keys.dim() == 4:
+        keys, values = layer.keys, layer.values
+    entries = (
+        states.new_zeros(states.shape[0], kv.shape[1], states.shape[1], kv.shape[3]) for kv in (keys, values)
+    )
+    cache.update(*entries, layer_idx)
 
 
 def is_skip(module: nn.Module) -> bool:
@@ -204,8 +253,6 @@ def set_attribute(module: Any, name: str, value: Any) -> None:
 
 _LAYER_COUNTS = ("n_layers", "n_layer", "num_layers", "num_hidden_layers", "num_blocks")
 """Attributes beside a list of blocks that count them."""
-_LAYER_NUMBERS = ("layer_idx", "layer_id")
-"""Attributes of what lies in a block: its place in the cache."""
 
 
 def keep_layers(model: nn.Module, stack: str, kept: list[int]) -> None:
@@ -308,9 +355,7 @@ def _apply_skip(model: nn.Module, path: str, value: list[Any]) -> None:
     outputs, width, bias = value
     replaced = model.get_submodule(path)
     name, reference = next(replaced.named_parameters())
-    skip = Skip(outputs, width, bias, vars(replaced).get("layer_idx")).to(
-        device=reference.device, dtype=reference.dtype
-    )
+    skip = Skip.of(replaced, outputs, width, bias).to(device=reference.device, dtype=reference.dtype)
     skip.stand_for(name, reference)
     model.set_submodule(path, skip)
 

@@ -151,18 +151,18 @@ def _cut_branch(model: nn.Module, group: Group) -> None:
 def _skip_attention(model: nn.Module, group: Group, *, with_bias: bool) -> None:
     """Replace the attention of a block by a no-op, or by the constant that its output linear adds."""
     assert group.core is not None
+    attention = model.get_submodule(group.core.path)
     consumer = bare_linear_at(model, group.consumer)
     if group.core.owns_output:
         constant = consumer.bias if with_bias else None
-        skip = Skip(group.core.outputs, features(consumer)[0], constant is not None)
+        skip = Skip.of(attention, group.core.outputs, features(consumer)[0], constant is not None)
         if constant is not None:
             skip.bias = parameter_like(constant, constant)
     else:
         keep_features(consumer, "in", torch.empty(0, dtype=torch.long))
         if not with_bias:
             _silence(consumer)
-        skip = Skip(group.core.outputs, 0, bias=False)
-    skip.layer_idx = vars(model.get_submodule(group.core.path)).get("layer_idx")
+        skip = Skip.of(attention, group.core.outputs, 0, bias=False)
     model.set_submodule(group.core.path, skip)
 
 
