@@ -84,7 +84,7 @@ def read_hub(
     options: dict[str, Any] = {} if files is None else {"data_files": dict(files)}
     try:
         return load_dataset(source, config, split=split, **options)
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: it would need code
         raise DataError(
             where, f"split {split!r} cannot be loaded from the hub: {error}.",
             f"Check the name and the connection, or give {remedy}.",

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from sparse_trainer.errors import DataError
 
 _PROBE = "a"
@@ -69,7 +71,7 @@ def as_user_message(tokenizer: Any, text: str) -> list[int]:
     """Return a text as what a user says to an instruct model, by the tokenizer's own template.
 
     Raises:
-        DataError: The tokenizer has no chat template.
+        DataError: The tokenizer has no chat template, or a broken one.
     """
     if tokenizer.chat_template is None:
         raise DataError(
@@ -78,5 +80,10 @@ def as_user_message(tokenizer: Any, text: str) -> list[int]:
             "Calibrate without it, or give an instruct model's tokenizer.",
         )
     message = [{"role": "user", "content": text}]
-    ids: list[int] = tokenizer.apply_chat_template(message, tokenize=True, return_dict=True)["input_ids"]
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(message, tokenize=True, return_dict=True)["input_ids"]
+    except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise DataError(
+            "chat_template", f"of the tokenizer cannot be applied ({error}).", "Calibrate without it, or mend it."
+        ) from error  # fmt: skip
     return ids

@@ -23,6 +23,7 @@ from sparse_trainer.cut.changes import (
     inner_name,
     layer_changes,
 )
+from sparse_trainer.foreign_code import drop_code_names
 
 Shapes = dict[str, tuple[int, ...]]
 T = TypeVar("T")
@@ -157,9 +158,7 @@ def _channels(built: PreTrainedModel, stack: str, inner: str) -> int:
 
 def _drop_ours(config: PreTrainedConfig) -> None:
     vars(config).pop("pruning", None)
-    auto_map = vars(config).get("auto_map")
-    if isinstance(auto_map, dict) and all("modeling_pruned." in str(ref) for ref in auto_map.values()):
-        del vars(config)["auto_map"]
+    drop_code_names(config)
 
 
 def _misses(want: Shapes, have: Shapes) -> int:

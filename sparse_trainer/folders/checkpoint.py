@@ -25,6 +25,7 @@ from sparse_trainer.folders.nn_pruning_format import (
     removed_heads,
 )
 from sparse_trainer.folders.stored import Stored, named_as_in
+from sparse_trainer.foreign_code import drop_code_names
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
 from sparse_trainer.pruning_state import read_sparse_args
@@ -249,6 +250,7 @@ def _load(
             f"{len(lost)} entries are missing, unknown or of the wrong size, the first of them {min(lost)!r}.",
             f"{_DAMAGED} For a fresh task head pass ignore_mismatched_sizes=True.",
         )
+    drop_code_names(model.config)
     return model  # type: ignore[no-any-return]
 
 

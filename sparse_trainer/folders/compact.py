@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
@@ -12,10 +12,9 @@ from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patche
 from sparse_trainer.folders.export import export_form, save_pruned
 from sparse_trainer.folders.loading import load_model, resolve
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
+from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.plan import Plan
 from sparse_trainer.plan.record import plan_of
-
-TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def compact_folder(
@@ -52,9 +51,9 @@ def compact_folder(
         raise CheckpointError(
             source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
         )
-    has_tokenizer = Path(resolve(source), TOKENIZER_FILE).is_file()
-    tokenizer = AutoTokenizer.from_pretrained(resolve(source)) if has_tokenizer else None
-    return save_pruned(compact, folder, processor=tokenizer, export=form, overwrite=overwrite), done
+    return save_pruned(
+        compact, folder, processor=find_tokenizer(source), export=form, overwrite=overwrite
+    ), done
 
 
 def _load(source: str) -> PreTrainedModel:

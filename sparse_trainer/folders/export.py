@@ -21,6 +21,7 @@ from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
 from sparse_trainer.files import write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.padded import padded
+from sparse_trainer.foreign_code import clean_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 
@@ -153,6 +154,7 @@ def new_folder(target: Path, *, overwrite: bool, ours: str = PLAN_FILE) -> Itera
     draft.mkdir()
     try:
         yield draft
+        clean_folder(draft)
         _take_place(draft, target)
     except (OSError, SafetensorError) as error:
         if not _is_full(error):

@@ -12,6 +12,7 @@ from patchers.modeling_pruned import pruned_class
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders import checkpoint
 from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
+from sparse_trainer.foreign_code import drop_code_names
 from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
 
 
@@ -43,12 +44,13 @@ def load_shape(name: str) -> PreTrainedModel:
     """
     source = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             source, f"no readable config: {error}.", "Give a model folder or a hub id."
         ) from error
     cls, values = _model_class(config), config.to_dict()
+    drop_code_names(config)
     if is_of_nn_pruning(values, source):
         shape = cut_shape(cls, config, removed_heads(values, source), source)
         complete(shape.model, shape)

@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer import pictures
 from sparse_trainer.bench import find_device, find_dtype
 from sparse_trainer.corpora import calibration_batches
 from sparse_trainer.errors import CheckpointError, DataError
 from sparse_trainer.folders.export import check_target, export_form, save_pruned
-from sparse_trainer.folders.loading import load_model, resolve
+from sparse_trainer.folders.loading import load_model
+from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.oneshot import Decision, prune
 from sparse_trainer.oneshot.mixture import name_of
 from sparse_trainer.oneshot.options import Options, options_of
@@ -64,13 +65,12 @@ class SourceOptions:
         return found or torch.device("cpu")
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Load the tokenizer; None where there is none."""
-        try:
-            loaded = AutoTokenizer.from_pretrained(resolve(self.name_or_path), revision=self.revision)
-        except (OSError, ValueError):
-            return None
-        found: PreTrainedTokenizerBase = loaded
-        return found
+        """Load the tokenizer; None where there is none.
+
+        Raises:
+            CheckpointError: It is damaged, or needs code of its own.
+        """
+        return find_tokenizer(self.name_or_path, self.revision)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,8 @@ from sparse_trainer.plan.record import attach_plan, plan_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
-_OWN_FILES = (CONFIG_FILE, GENERATION_CONFIG_NAME, PLAN_FILE, CARD_FILE, "modeling_pruned.py")
+_OWN_FILES = (CONFIG_FILE, GENERATION_CONFIG_NAME, PLAN_FILE, CARD_FILE)
+_CODE = (".py", ".pyc", ".so")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _WEIGHTS_PATTERN = "model{suffix}.safetensors"
 
@@ -184,7 +185,7 @@ def _check_disk(target: Path, steps: list[_Step]) -> None:
 
 
 def _write_beside(folder: Path, draft: Path, compact: PreTrainedModel) -> None:
-    """Write config, code, plan and card, and copy the tokenizer and other small files."""
+    """Write config, code, plan and card, and copy the tokenizer and other small files, but no code."""
     plan = plan_of(compact)
     assert plan is not None
     compact.save_pretrained(draft, state_dict={})
@@ -194,7 +195,12 @@ def _write_beside(folder: Path, draft: Path, compact: PreTrainedModel) -> None:
     write_text(draft / CARD_FILE, model_card(compact, plan, {}, "self-contained" if uneven else "native"))
     for file in sorted(folder.iterdir()):
         ours = file.name in _OWN_FILES and file.name != GENERATION_CONFIG_NAME
-        if file.is_file() and not ours and not file.name.startswith(".") and not file.name.endswith(_WEIGHTS):
+        if (
+            file.is_file()
+            and not ours
+            and not file.name.startswith(".")
+            and not file.name.endswith(_WEIGHTS + _CODE)
+        ):
             shutil.copy(file, draft / file.name)
 
 

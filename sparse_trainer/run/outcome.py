@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from sparse_trainer.bench import bench
 from sparse_trainer.budget.cost import parameter_count
 from sparse_trainer.files import write_text
+from sparse_trainer.foreign_code import needs_our_code
 from sparse_trainer.pictures import WIDTH_FILES, write_widths
 from sparse_trainer.plan import Plan
 from sparse_trainer.recipe.sections import ExportOptions
@@ -110,9 +111,9 @@ def model_lines(folder: Path, auto_class: str) -> tuple[str, ...]:
 
 
 def _trust(folder: Path) -> str:
-    """Return the argument that loads code in the folder, where there is some."""
+    """Return the argument that loads our file in the folder, where it is needed."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return ", trust_remote_code=True" if "auto_map" in config else ""
+    return ", trust_remote_code=True" if needs_our_code(folder, config) else ""
 
 
 def _file_bytes(model: PreTrainedModel) -> int:

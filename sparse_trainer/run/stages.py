@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -23,9 +22,10 @@ from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.distillation.comparable import check_distillation, check_teacher
-from sparse_trainer.errors import RecipeError
+from sparse_trainer.errors import CheckpointError, RecipeError
 from sparse_trainer.fill import fill, rewind
 from sparse_trainer.folders.loading import resolve
+from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.tasks import Prepared, Task, find_task
 from sparse_trainer.trainer import PruningTrainer
@@ -77,13 +77,9 @@ def prepare(recipe: Recipe) -> Setting:
     source = resolve(recipe.model.name_or_path)
     task = find_task(recipe.task.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=recipe.model.revision)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"model.name_or_path: {recipe.model.name_or_path}",
-            f"no tokenizer can be loaded: {error}.",
-            "Give a model folder or a hub id.",
-        ) from error
+        tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.revision)
+    except CheckpointError as error:
+        raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
     if recipe.data.max_length > tokenizer.model_max_length:
         raise RecipeError(
             f"data.max_length: {recipe.data.max_length}",

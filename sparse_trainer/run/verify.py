@@ -1,4 +1,7 @@
-"""Load a finished folder in a new process that knows only torch and transformers, and compare what it predicts."""
+"""Load a finished folder in a new process that knows only torch and transformers, and compare what it predicts.
+
+That process sees config, weights and our own file, so that there is no other code that it could run.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.foreign_code import CODE_FILE, needs_our_code
 
 # Shape legend: C = classes, or the vocabulary.
 
+_SEEN = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 _SCRIPT = """
 import json, sys
 import torch, transformers
 from safetensors.torch import load_file, save_file
-auto_class, folder, inputs, outputs = sys.argv[1:]
-model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+auto_class, folder, trust, inputs, outputs = sys.argv[1:]
+model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=trust == "ours").eval()
 with torch.inference_mode():
     logits = model(**load_file(inputs)).logits
 save_file({"logits": logits.contiguous()}, outputs)
@@ -89,8 +94,19 @@ def _predict_elsewhere(folder: Path, auto_class: str, inputs: Mapping[str, Tenso
     with tempfile.TemporaryDirectory() as scratch:
         batch, logits = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
         save_file({name: value.cpu().contiguous() for name, value in inputs.items()}, batch)
+        trust = _lay_out(folder, Path(scratch, "model"))
         # -I keeps the working directory and PYTHONPATH out: what it finds is what is installed.
-        command = [sys.executable, "-I", "-c", _SCRIPT, auto_class, str(folder), str(batch), str(logits)]
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            _SCRIPT,
+            auto_class,
+            f"{scratch}/model",
+            trust,
+            str(batch),
+            str(logits),
+        ]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode != 0:
             reason = process.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -100,3 +116,14 @@ def _predict_elsewhere(folder: Path, auto_class: str, inputs: Mapping[str, Tenso
                 "Export it in another form.",
             )
         return load_file(logits)["logits"], json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def _lay_out(folder: Path, view: Path) -> str:
+    """Make a folder of links to what the new process may see; return whether it may run code: `ours` or `none`."""
+    view.mkdir()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    is_ours = needs_our_code(folder, config)
+    for pattern in (*_SEEN, *([CODE_FILE] if is_ours else [])):
+        for file in folder.glob(pattern):
+            (view / file.name).symlink_to(file.resolve())
+    return "ours" if is_ours else "none"

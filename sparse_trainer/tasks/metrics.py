@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -63,7 +64,8 @@ def load_metric(name: str) -> Score:
     """
     if name not in FALLBACKS:
         raise RecipeError(f"task.metrics: {name!r}", "unknown metric.", nearest(name, FALLBACKS))
-    if not hub_reachable():
+    # evaluate would run a script of this name that lies beside the user rather than its own.
+    if os.path.exists(name) or not hub_reachable():
         logger.warning(
             "metric %s: the hub is out of reach, scikit-learn computes it instead of evaluate", name
         )
