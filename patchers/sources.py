@@ -57,6 +57,12 @@ def _is_role(function: ast.expr) -> bool:
     )
 
 
+def calls_super(function: Callable[..., Any]) -> bool:
+    """Tell whether a method calls `super()`, as its source says."""
+    calls = (node.func for node in ast.walk(_tree(function)) if isinstance(node, ast.Call))
+    return any(isinstance(called, ast.Name) and called.id == "super" for called in calls)
+
+
 def raises_if(function: Callable[..., Any], argument: str) -> bool:
     """Tell whether a function does nothing but raise when an argument is true, as its source says."""
     return any(

@@ -6,7 +6,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from patchers.sources import raises_if
+from patchers.sources import calls_super, raises_if
 from sparse_trainer.distillation.teacher import IGNORED
 from sparse_trainer.errors import ArgumentError
 
@@ -72,7 +72,12 @@ class PruningLoss:
 
     def check_returns_outputs(self) -> None:
         """Raise `ArgumentError` where a teacher is to be compared with outputs that the loss does not return."""
-        if self.trainer.coordinator.distiller is not None and raises_if(self.written, "return_outputs"):
+        written = [
+            vars(base)["compute_loss"] for base in type(self.trainer).__mro__ if "compute_loss" in vars(base)
+        ]
+        own = next((n for n, loss in enumerate(written) if not calls_super(loss)), len(written) - 1)
+        returns_none = any(raises_if(loss, "return_outputs") for loss in written[: own + 1])
+        if self.trainer.coordinator.distiller is not None and returns_none:
             raise ArgumentError(
                 f"{type(self.trainer).__name__}.compute_loss",
                 "returns no outputs, and a teacher is compared with them.",

@@ -21,6 +21,7 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.handover import check_loads_names, check_match, place_scores
 from sparse_trainer.losses import PruningLoss, share_of_step
 from sparse_trainer.pruning_state import STATE_FILE, check_resumed, find_checkpoint, save_state
+from sparse_trainer.wrapped_model import has_whole, load_whole, save_whole
 
 __all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
 
@@ -224,6 +225,22 @@ class SparseTrainer:
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
         if self.args.should_save:  # type: ignore[attr-defined]
             save_state(folder, self.coordinator)
+            save_whole(folder, self.model)  # type: ignore[attr-defined]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        """Load a checkpoint; a library whose model wraps another one cannot read the inner one back with its gates."""
+        if has_whole(resume_from_checkpoint):
+            load_whole(resume_from_checkpoint, self.model)  # type: ignore[attr-defined]
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, likewise."""
+        best = self.state.best_model_checkpoint  # type: ignore[attr-defined]
+        if has_whole(best):
+            load_whole(best, self.model)  # type: ignore[attr-defined]
+        else:
+            super()._load_best_model()  # type: ignore[misc]
 
 
 class PruningTrainer(SparseTrainer, Trainer):

@@ -76,12 +76,17 @@ def optimize_model(
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(base_model(model), PreTrainedModel):
-        raise UnsupportedModelError(
-            type(model).__name__,
-            "is no transformers model.",
-            "Unwrap it first: accelerator.unwrap_model(model).",
-        )
+    if isinstance(base_model(model), PreTrainedModel):
+        return
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    inside = next((path for path, part in parts if isinstance(part, PreTrainedModel)), "")
+    outer, _, name = inside.rpartition(".")
+    wraps = f"Cut the one it wraps: part = model.get_submodule({outer!r}); part.{name} = optimize_model(part.{name})."
+    raise UnsupportedModelError(
+        type(model).__name__,
+        "is no transformers model.",
+        wraps if inside else "Unwrap it first: accelerator.unwrap_model(model).",
+    )
 
 
 def _drop_autocast(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ from sparse_trainer.folders.stored import Stored, named_as_in
 from sparse_trainer.foreign_code import drop_code_names
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
-from sparse_trainer.pruning_state import read_sparse_args
+from sparse_trainer.pruning_state import STATE_FILE, read_sparse_args
 
 CONFIG_FILE = "config.json"
 _HUB_OPTIONS = (
@@ -41,6 +41,7 @@ _HUB_OPTIONS = (
     "token",
 )
 _DAMAGED = "Save the model again, or restore the folder."
+_UNSAVED = "Save through the Trainer, or call save_state(folder, coordinator) too; else restore the folder."
 logger = logging.getLogger(__name__)
 
 
@@ -127,7 +128,9 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     where = Path(folder)
     if not is_patched_checkpoint(where):
         raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
-    sparse_args = read_sparse_args(where, _DAMAGED)
+    # Libraries that save the model they wrap may do so in a subfolder.
+    beside = where if (where / STATE_FILE).is_file() else where.parent
+    sparse_args = read_sparse_args(beside if (beside / STATE_FILE).is_file() else where, _UNSAVED)
     values = _config_values(str(where), {})
     cls: Any = _class_of(str(where), values, None)
     config = cls.config_class.from_pretrained(where)
