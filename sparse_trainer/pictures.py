@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.files import write_text
+from sparse_trainer.files import new_file, write_text
 from sparse_trainer.oneshot import Decision
 from sparse_trainer.plan.document import GroupPlan, Plan
 
@@ -151,9 +150,8 @@ def _panels(count: int) -> tuple[Any, Sequence[Any]]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with new_file(path) as draft:
+        figure.savefig(draft, format="png", dpi=120)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

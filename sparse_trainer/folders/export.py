@@ -1,16 +1,10 @@
 """`save_pruned`: the folder of a pruned model, with its plan and card, all or nothing."""
 
-import errno
-import logging
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from patchers import is_patched
@@ -18,17 +12,18 @@ from patchers.cheaper import blended
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
-from sparse_trainer.files import write_text
+from sparse_trainer.files import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.padded import padded
-from sparse_trainer.foreign_code import clean_folder
+from sparse_trainer.folders.replace import check_target, new_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 
 Export = Literal["auto", "native", "padded", "self-contained"]
 EXPORTS: tuple[Export, ...] = ("auto", "native", "padded", "self-contained")
 CARD_FILE = "README.md"
-logger = logging.getLogger(__name__)
+
+__all__ = ["CARD_FILE", "EXPORTS", "Export", "Processor", "check_target", "export_form", "save_pruned"]
 
 
 class Processor(Protocol):
@@ -59,11 +54,12 @@ def save_pruned(
         export: `native` (a stock checkpoint, where the shapes allow it), `self-contained` (any shapes, with the file
             that builds them), `padded` (a stock checkpoint with zeros: compatible, less gain); `auto` = the first that
             fits.
-        overwrite: Replace a folder that `save_pruned` wrote before.
+        overwrite: Replace what `save_pruned` wrote there before; your own files beside it stay.
         beside: Called with the folder before it takes its place, to write further files.
 
     Raises:
-        CheckpointError: the folder is not ours to replace, or the model is not finished or does not fit the export.
+        CheckpointError: the folder is not ours to replace or cannot be written, or the model is not finished or does
+            not fit the export.
     """
     export = export_form(export)
     plan = plan or plan_of(model)
@@ -72,10 +68,10 @@ def save_pruned(
             type(model).__name__, "carries no plan.", "Save the result of optimize_model, or pass plan=."
         )
     form = _form(model, export)
+    check_target(directory, overwrite=overwrite)
     saved = padded(model) if form == "padded" else model
     card = model_card(saved, plan, metrics or {}, form)
-    target = Path(directory).resolve()
-    with new_folder(target, overwrite=overwrite) as folder:
+    with new_folder(directory, overwrite=overwrite, need=bytes_of(saved)) as folder:
         saved.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(str(folder))
@@ -83,7 +79,12 @@ def save_pruned(
         write_text(folder / CARD_FILE, card)
         if beside is not None:
             beside(folder)
-    return target
+    return place_of(directory)
+
+
+def bytes_of(model: PreTrainedModel) -> int:
+    """Return how large the weights of a model are, those that are shared counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def export_form(name: str) -> Export:
@@ -136,74 +137,3 @@ def _form(model: PreTrainedModel, export: Export) -> Export:
     if export == "padded" and uneven:
         return "padded"
     return "self-contained" if uneven else "native"
-
-
-@contextmanager
-def new_folder(target: Path, *, overwrite: bool, ours: str = PLAN_FILE) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `target` when the block ends well, and vanishes when it does not.
-
-    Args:
-        ours: The file by which a folder is known as ours to replace.
-
-    Raises:
-        CheckpointError: `target` is there and is not ours, or `overwrite` is not set; or the disk is full.
-    """
-    check_target(target, overwrite=overwrite, ours=ours)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    draft.mkdir()
-    try:
-        yield draft
-        clean_folder(draft)
-        _take_place(draft, target)
-    except (OSError, SafetensorError) as error:
-        if not _is_full(error):
-            raise
-        raise CheckpointError(
-            str(target), f"cannot be written ({error}).", "Make room, or name a folder elsewhere."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _is_full(error: Exception) -> bool:
-    """Tell whether a disk or a quota is full; safetensors says it in words only."""
-    is_code = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return is_code or os.strerror(errno.ENOSPC) in str(error)
-
-
-def check_target(directory: str | os.PathLike[str], *, overwrite: bool = True, ours: str = PLAN_FILE) -> None:
-    """Raise `CheckpointError` where `save_pruned` would: ask before a long run.
-
-    Args:
-        overwrite: Whether a folder that we wrote may be replaced.
-        ours: The file by which it is known.
-    """
-    target = Path(directory).resolve()
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not target.is_dir():
-        raise CheckpointError(str(target), "is a file.", "Name a folder.")
-    if not (target / ours).is_file():
-        raise CheckpointError(
-            str(target), f"is not empty and holds no {ours}: not ours to replace.", "Name another folder."
-        )
-    if not overwrite:
-        raise CheckpointError(
-            str(target), "holds a result already.", "Pass overwrite=True, or name another folder."
-        )
-
-
-def _take_place(draft: Path, target: Path) -> None:
-    """Rename `draft` to `target`; what was there steps aside first, and comes back if the rename fails."""
-    if not target.exists():
-        draft.rename(target)
-        return
-    aside = target.with_name(f"{draft.name}.old")
-    target.rename(aside)
-    try:
-        draft.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside)

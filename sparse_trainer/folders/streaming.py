@@ -21,12 +21,13 @@ from sparse_trainer.cut.decision import PlanLike
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Piece, Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import write_text
+from sparse_trainer.files import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.checkpoint import CONFIG_FILE, refuse_patched
-from sparse_trainer.folders.export import CARD_FILE, check_target, new_folder
+from sparse_trainer.folders.export import CARD_FILE
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
+from sparse_trainer.folders.replace import check_target, new_folder
 from sparse_trainer.folders.stored import Origin, Stored, origins
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan, plan_of
@@ -75,7 +76,7 @@ def cut_checkpoint(
     Raises:
         CheckpointError: a stored tensor or the plan does not fit the model; the disk is too small; the target is there.
     """
-    folder, where = Path(source), Path(target).resolve()
+    folder, where = Path(source), place_of(target)
     check_target(where, overwrite=overwrite)
     _check_source(folder)
     stored, dense, compact = Stored(folder), load_shape(str(folder)), load_shape(str(folder))
@@ -84,8 +85,8 @@ def cut_checkpoint(
         attach_plan(compact, Plan.load(folder))
     compact = optimize_model(compact, plan=plan, inplace=True, check=False)
     steps = _steps(stored, dense, compact, names)
-    _check_disk(where, steps)
-    with new_folder(where, overwrite=overwrite) as draft:
+    need = sum(_bytes(step.outputs) for step in steps)
+    with new_folder(where, overwrite=overwrite, need=need) as draft:
         _write_beside(folder, draft, compact)
         _write_weights(draft, stored, dense, compact, steps, max_shard_size, progress)
     return where
@@ -172,16 +173,6 @@ def _shape(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _bytes(outputs: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in outputs.values())
-
-
-def _check_disk(target: Path, steps: list[_Step]) -> None:
-    place = next(parent for parent in target.parents if parent.exists())
-    need, free = sum(_bytes(step.outputs) for step in steps), shutil.disk_usage(place).free
-    if need > free:
-        raise CheckpointError(
-            str(target), f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
-            "Make room, or name a folder on another disk.",
-        )  # fmt: skip
 
 
 def _write_beside(folder: Path, draft: Path, compact: PreTrainedModel) -> None:

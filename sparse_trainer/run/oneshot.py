@@ -12,8 +12,9 @@ from sparse_trainer import pictures
 from sparse_trainer.auto_classes import auto_classes_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.evaluation import Perplexity, evaluate
-from sparse_trainer.folders.export import check_target, save_pruned
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.prune import Pruned, Tell, prune_model
+from sparse_trainer.folders.replace import check_target
 from sparse_trainer.inputs import inputs_for
 from sparse_trainer.recipe.oneshot import MeasureOptions, OneShotRecipe
 from sparse_trainer.run import outcome

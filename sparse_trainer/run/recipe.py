@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.files import write_text
-from sparse_trainer.folders.export import check_target, new_folder, save_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.replace import check_target, new_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.recipe import OneShotRecipe
