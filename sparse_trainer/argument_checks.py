@@ -9,7 +9,6 @@ from patchers import discover
 from patchers.groups import KINDS, Kind, Structure
 from patchers.parts import starred
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
-from sparse_trainer.plan.record import check_counts_units
 
 _CONTAINED: Final[Mapping[str, set[str]]] = {
     "layers": {"attention", "ffn", "heads", "channels", "experts"},
@@ -122,16 +121,14 @@ def _check_scored(args: Any, kinds: Collection[Kind]) -> None:
 
 
 def check_on_model(model: nn.Module, structure: Structure, args: Any) -> None:
-    """Refuse, before any training, what the model does not have, and cuts that could not be recorded after it.
+    """Refuse, before any training, what the model does not have.
 
     Raises:
         UnsupportedModelError: no unit of a kind that was asked for.
-        CheckpointError: the model was cut before, and its units are counted anew since.
     """
     if args.units is not None or isinstance(args.density, Mapping):
         where = "units" if args.units is not None else "density"
         _check_present(model, structure, args.kinds, where, bool(args.include or args.exclude))
-    check_counts_units(model, structure)
 
 
 def _check_present(

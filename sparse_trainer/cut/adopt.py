@@ -17,7 +17,7 @@ from sparse_trainer.cut.layout import (
     mark_skips,
 )
 from sparse_trainer.plan import Plan
-from sparse_trainer.plan.record import Request, attach_plan, compose, make_plan, measure, plan_of
+from sparse_trainer.plan.record import Request, attach_plan, compose, counts_anew, make_plan, measure, plan_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,14 @@ def adopt(model: Any, method: str) -> None:
 
 
 def record(model: Any, plan: Plan) -> None:
-    """Attach a plan to a model, after those of earlier cuts."""
+    """Attach a plan to a model: over the units of the first model of several cuts, where one plan can say them all."""
     earlier = plan_of(model)
+    if earlier is not None and counts_anew(earlier, plan):
+        logger.warning(
+            "The units of %s are counted anew since its last cut: the plan is that of this cut alone.",
+            type(model).__name__,
+        )
+        earlier = None
     attach_plan(model, plan if earlier is None else compose(earlier, plan))
 
 

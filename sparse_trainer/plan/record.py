@@ -21,7 +21,6 @@ from sparse_trainer.budget.cost import (
     unit_cost,
 )
 from sparse_trainer.budget.nesting import Nesting
-from sparse_trainer.errors import CheckpointError
 from sparse_trainer.plan.document import Density, GroupPlan, Plan
 
 # Shape legend: U = units of a group.
@@ -229,35 +228,22 @@ def _both(name: str, kept: list[int], second: GroupPlan) -> list[int]:
     """Return the units of the first model that two cuts in a row leave."""
     if len(kept) == second["size"]:
         return [kept[i] for i in second["keep"]]
-    if len(second["keep"]) in (0, second["size"]):
-        return kept if second["keep"] else []
-    raise _recounted(f"plan: groups.{name}", len(kept), second["size"], "Make both cuts by one plan.")
+    assert len(second["keep"]) in (0, second["size"]), f"{name}: ask counts_anew"
+    return kept if second["keep"] else []
 
 
-def _recounted(where: str, kept: int, size: int, remedy: str) -> CheckpointError:
-    return CheckpointError(
-        where, f"the first cut left {kept} KV group, the second counts its {size} query heads.", remedy
-    )
-
-
-def check_counts_units(model: nn.Module, structure: Structure) -> None:
-    """Raise `CheckpointError` where a second cut would count other units than the first left: no plan says both.
+def counts_anew(first: Plan, second: Plan) -> bool:
+    """Tell whether a second cut chose among other units than the first left, so that no one plan says both.
 
     One KV group that is left alone is one key for several query heads, each of which is a unit then.
     """
-    first = plan_of(model)
-    if first is None:
-        return
     origin = _Origin(first)
-    for group in structure.of(WIDTH_KINDS):
-        earlier = first.groups.get(origin.name(group.name))
-        if earlier is not None and len(earlier["keep"]) != group.num_units:
-            raise _recounted(
-                group.name,
-                len(earlier["keep"]),
-                group.num_units,
-                f"Leave it as it is (exclude=[{group.name!r}]), or make both cuts at once, on the dense model.",
-            )
+    for name, group in second.groups.items():
+        earlier = first.groups.get(origin.name(name))
+        recounted = earlier is not None and len(earlier["keep"]) != group["size"]
+        if recounted and 0 < len(group["keep"]) < group["size"]:
+            return True
+    return False
 
 
 class _Origin:

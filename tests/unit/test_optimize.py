@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -21,11 +22,14 @@ from transformers import (
 import sparse_trainer.cut.optimize
 from patchers import Gate, PolarGate, discover, gates_by_group, gates_of, patch, unpatch
 from patchers.modeling_pruned import _index_on, stock_class_of
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.probe import SelfCheckError
-from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.plan.record import plan_of
 from tests.compact_models import (
     DECISIONS,
@@ -372,8 +376,33 @@ def test_a_second_cut_where_one_kv_group_was_left() -> None:
     unpatch(model)
     assert same_weights(optimize_model(model, plan=plan), twice)
     unpatch(twice)
-    with pytest.raises(CheckpointError, match=r"left 1 KV group, the second counts its 2 query heads"):
-        close(twice, "model.layers.0.heads", [True, False])
+    # Its query heads are counted now, and no plan over the first model says which of them stay.
+    thrice = close(twice, "model.layers.0.heads", [True, False])
+    last = plan_of(thrice)
+    assert last is not None
+    assert last.groups["model.layers.0.heads"] == {"kind": "heads", "layer": 0, "size": 2, "keep": [0]}
+    assert last.params == {"dense": twice.num_parameters(), "compact": thrice.num_parameters()}
+    unpatch(twice)
+    assert same_weights(optimize_model(twice, plan=last), thrice)
+
+
+def test_a_second_cut_is_the_same_in_memory_and_after_loading(tmp_path: Path) -> None:
+    def halved(model: PreTrainedModel) -> PreTrainedModel:
+        coordinator = ModelPatchingCoordinator(SparseTrainingArguments(scoring="magnitude", density=0.5))
+        coordinator.patch_model(model)
+        coordinator.begin(1)
+        coordinator.step(1)
+        return optimize_model(model)
+
+    once = halved(tiny_model("llama"))
+    once.save_pretrained(tmp_path / "plain")
+    folder = save_pruned(once, tmp_path / "ours")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", trust_remote_code=True)
+    ours = load_pruned(folder)
+    twice, *others = [halved(model) for model in (once, stock, ours)]
+    assert all(same_weights(twice, other) for other in others)
+    plans = [plan_of(model) for model in (twice, *others)]
+    assert plans[0] == plans[1] == plans[2]
 
 
 def test_the_check_of_a_cut_reads_no_word_that_a_small_vocabulary_lacks() -> None:

@@ -1,5 +1,6 @@
 """The record of a decision: round trip, damage, order of writing."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -151,21 +152,28 @@ def test_branches_are_recorded() -> None:
     assert plan.groups["bert.encoder.layer.1.attention"]["keep"] == [0]
 
 
-def test_units_that_a_second_cut_counts_anew_are_refused_before_training() -> None:
+def test_a_plan_of_both_cuts_needs_units_that_a_second_cut_does_not_count_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = tiny_model("llama")
     heads = discover(model).of(["heads"])
     assert heads[0].num_units > 1
     compact = optimize_model(patched(model, {heads[0].name: torch.arange(heads[0].num_units) == 1}))
     again = next(g for g in discover(compact).of(["heads"]) if g.name == heads[0].name)
     assert again.num_units > 1
-    args = {"scoring": "random", "units": ["heads"], "density": 0.5}
-    with pytest.raises(CheckpointError, match=r"layers\.0\.heads: .*left 1 KV group.*exclude=\['model"):
-        ModelPatchingCoordinator(SparseTrainingArguments(**args)).patch_model(compact)
-    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**args, exclude=[again.name]))
-    coordinator.patch_model(compact)
-    coordinator.begin(1)
-    coordinator.step()
-    assert plan_of(optimize_model(compact)).groups[again.name]["keep"] == [1]
+    args: dict[str, Any] = {"scoring": "random", "units": ["heads"], "density": 0.5}
+
+    def cut(**options: Any) -> Plan:
+        coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**args, **options))
+        smaller = coordinator.patch_model(copy.deepcopy(compact))
+        coordinator.begin(1)
+        coordinator.step()
+        return plan_of(optimize_model(smaller))
+
+    assert cut(exclude=[again.name]).groups[again.name]["keep"] == [1]
+    assert "counted anew" not in caplog.text
+    assert cut().groups[again.name]["size"] == again.num_units
+    assert "counted anew" in caplog.text
 
 
 def test_a_group_that_a_second_cut_takes_whole_is_gone_in_the_units_of_the_first() -> None:
