@@ -61,6 +61,9 @@ class ModelPatchingCoordinator:
         teacher: nn.Module | None = None,
     ) -> None:
         self.args = SparseTrainingArguments() if sparse_args is None else sparse_args
+        if not isinstance(self.args, SparseTrainingArguments):
+            given = type(self.args).__name__
+            raise ArgumentError("sparse_args", f"is a {given}.", "Give SparseTrainingArguments(density=…).")
         self.args.check()
         self.teacher = teacher
         self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)

@@ -1,16 +1,19 @@
 """What pruning adds to a loss, whoever computes that loss, in the share that gradient accumulation demands."""
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from patchers.sources import calls_super, raises_if
-from sparse_trainer.distillation.teacher import IGNORED
+from sparse_trainer.distillation.comparable import bare
+from sparse_trainer.distillation.teacher import IGNORED, carries_gradient
 from sparse_trainer.errors import ArgumentError
 
 _COUNT = "num_items_in_batch"
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -28,6 +31,8 @@ class PruningLoss:
         known = inspect.signature(self.written).parameters
         forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()) and not of_nn_pruning
         self.takes_count = _COUNT in known or forwards
+        self.runs_again = False
+        """Whether the teacher is compared with a forward pass of its own: the loss returns nothing to learn from."""
         if not self.takes_count:
             # Such a loss is an average over its batch: Trainer then has to divide it by the accumulation count.
             trainer.model_accepts_loss_kwargs = False
@@ -52,8 +57,11 @@ class PruningLoss:
         if coordinator.needs_hidden_states:
             asked["output_hidden_states"] = True
         # Some losses return none, and say so by an error (GRPO, RLOO of trl): only distillation asks for outputs.
-        result = self.written(model, asked, return_outputs or coordinator.distiller is not None, **more)
+        asks = coordinator.distiller is not None and not self.runs_again
+        result = self.written(model, asked, return_outputs or asks, **more)
         task_loss, outputs = result if isinstance(result, tuple) else (result, None)
+        if coordinator.distiller is not None and (self.runs_again or not carries_gradient(outputs)):
+            outputs = self._outputs_again(model, asked, outputs)
         if outputs is None and coordinator.distiller is not None:
             raise ArgumentError(
                 f"{type(self.trainer).__name__}.compute_loss",
@@ -69,6 +77,21 @@ class PruningLoss:
         if extra.penalty is not None:
             loss = loss + extra.penalty * even
         return (loss, outputs) if return_outputs else loss
+
+    def _outputs_again(self, model: nn.Module, asked: Mapping[str, Any], outputs: Any) -> Any:
+        """Return outputs that carry gradient, if the batch is one that the model reads (SFT of trl); else those given.
+
+        A fused loss builds no logits, and what it returns beside itself was computed for metrics.
+        """
+        inner = bare(self.trainer.accelerator.unwrap_model(model))
+        if not set(asked) <= inspect.signature(inner.forward).parameters.keys():
+            return outputs
+        if not self.runs_again:
+            logger.warning(
+                "The loss builds no logits: a forward pass of its own is compared with the teacher."
+            )
+        self.runs_again = True
+        return model(**asked)
 
     def check_returns_outputs(self) -> None:
         """Raise `ArgumentError` where a teacher is to be compared with outputs that the loss does not return."""

@@ -104,6 +104,8 @@ class SparseTrainer:
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Patch each model that `model_init` makes."""
         model = super().call_model_init(trial)  # type: ignore[misc]
+        if not isinstance(model, nn.Module):
+            raise ArgumentError("model_init", f"returned {model!r}, which is no model.", "Return a model.")
         return self.coordinator.patch_model(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -103,8 +103,12 @@ class Distiller:
             open_L: 1 for the layers that are kept, 0 for closed ones, whose outputs are not compared; None = all are.
             context: In which the teacher is called.
         """
-        if self.args.distil_alpha_teacher > 0:
-            _check_learns(outputs)
+        if self.args.distil_alpha_teacher > 0 and not carries_gradient(outputs):
+            raise ArgumentError(
+                "distil_alpha_teacher",
+                "the logits that compute_loss returned carry no gradient: they teach the student nothing.",
+                "Return the outputs that the loss was computed from, or train without a teacher.",
+            )
         with torch.no_grad(), context():
             taught = self.teacher(**self._questions(inputs), output_hidden_states=self.needs_hidden_states)
         parts = []
@@ -219,16 +223,11 @@ def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:
     return teacher
 
 
-def _check_learns(outputs: Any) -> None:
-    """Raise `ArgumentError` for logits that carry no gradient: nothing would be learned from the teacher, silently."""
+def carries_gradient(outputs: Any) -> bool:
+    """Tell whether a student can learn from its logits; True where there are none, which is told elsewhere."""
     values = outputs.items() if isinstance(outputs, Mapping) else ()
     logits = [v for name, v in values if name.endswith("logits") and isinstance(v, Tensor)]
-    if logits and torch.is_grad_enabled() and not any(v.requires_grad for v in logits):
-        raise ArgumentError(
-            "distil_alpha_teacher",
-            "the logits that compute_loss returned carry no gradient: they teach the student nothing.",
-            "Return the outputs that the loss was computed from, or train without a teacher.",
-        )
+    return not (logits and torch.is_grad_enabled()) or any(v.requires_grad for v in logits)
 
 
 def _output(outputs: Any, name: str) -> Any:

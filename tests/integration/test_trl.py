@@ -100,8 +100,10 @@ def test_a_model_that_the_trainer_loads_by_its_name_is_patched(name: str, tmp_pa
     assert run.coordinator.density_reached() == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_reward_model_learns_from_a_teacher(tmp_path: Path) -> None:
-    run = training("Reward", tmp_path, distil_teacher_name_or_path="self")
+@pytest.mark.parametrize("name", ["Reward", "SFT"])
+def test_a_teacher_is_heard(name: str, tmp_path: Path) -> None:
+    """The fused loss of SFT builds no logits: they come from a forward pass of their own."""
+    run = training(name, tmp_path, distil_teacher_name_or_path="self")
     run.train()
     losses = [entry["distillation_loss"] for entry in run.state.log_history if "distillation_loss" in entry]
     assert losses[-1] > 0

@@ -224,3 +224,43 @@ def test_a_trainer_with_a_gradient_scaler_scores_as_one_without(tmp_path: Path) 
         torch.testing.assert_close(
             runs[1].coordinator.gates[name].saliency_U, gate.saliency_U, rtol=1e-4, atol=1e-12
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "bert-base-uncased"}, "model: 'bert-base-uncased' is no model, and Trainer loads none"),
+        ({"model": Path("folder")}, "is no model, and Trainer loads none.*from_pretrained"),
+        ({"model": 3}, "model: 3 is no model"),
+        ({"model_init": lambda: "folder"}, "model_init: returned 'folder', which is no model"),
+        (
+            {"model": tiny(), "teacher": "folder"},
+            "teacher: 'folder' is no model.*distil_teacher_name_or_path",
+        ),
+        ({"model": tiny(), "sparse_args": {"density": 0.5}}, r"sparse_args: is a dict\. Give Sparse"),
+    ],
+)
+def test_what_is_no_model_is_refused_by_name(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    values = {"sparse_args": sparse_args("movement"), "train_dataset": rows(), **options}
+    with pytest.raises(ArgumentError, match=message):
+        PruningTrainer(args=settings(tmp_path), **values)
+
+
+def test_a_trainer_that_loads_models_by_name_has_them_patched(tmp_path: Path) -> None:
+    class Loads(Trainer):
+        def __init__(self, model: Any, **others: Any) -> None:
+            super().__init__(model=type(tiny()).from_pretrained(model), **others)
+
+    class Prunes(SparseTrainer, Loads):
+        pass
+
+    tiny().save_pretrained(tmp_path / "model")
+    run = Prunes(
+        str(tmp_path / "model"),
+        args=settings(tmp_path),
+        train_dataset=rows(),
+        sparse_args=sparse_args("magnitude"),
+    )
+    run.train()
+    assert gates_of(run.model)
+    assert run.coordinator.finished
