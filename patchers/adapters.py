@@ -94,6 +94,30 @@ def chain(model: nn.Module, path: str) -> list[nn.Module]:
     return found
 
 
+def adapter_dims(model: nn.Module) -> dict[str, int]:
+    """Return the number of axes of each parameter that wrappers inside a model hold beside what they wrap.
+
+    Adapters that slice their own parameters when they are saved, as AdaLoRA does by rank, are left out.
+    """
+    found = {}
+    for path, wrapper in model.named_modules():
+        if BASE not in wrapper._modules or "ranknum" in wrapper._modules:
+            continue
+        for name, parameter in wrapper.named_parameters():
+            if not name.startswith(f"{BASE}."):
+                found[f"{path}.{name}"] = parameter.dim()
+    return found
+
+
+def without_wrappers(path: str) -> str:
+    """Return the path that something inside a wrapped module has once the wrapper is gone.
+
+    >>> without_wrappers("layers.0.down_proj.base_layer.channels_gate")
+    'layers.0.down_proj.channels_gate'
+    """
+    return ".".join(part for part in path.split(".") if part != BASE)
+
+
 def watch() -> None:
     """From now on follow every gated linear of this process that gets wrapped. Calling it again changes nothing."""
     if not _WATCHING:

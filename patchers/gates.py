@@ -40,11 +40,6 @@ class Gate(nn.Module):
             return self.keep_U
         return self.keep_U + (self.score_U - self.score_U.detach())
 
-    def thaw(self) -> None:
-        """Let the score learn, whatever froze it: peft freezes all parameters that are not its own."""
-        if self.score_U is not None:
-            self.score_U.requires_grad_(True)
-
     @torch.no_grad()
     def set_keep(self, keep_U: Tensor) -> None:
         """Open the units where `keep_U` is True and close the others, without a host sync."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.adapters import BASE, WrapperHook, chain, follow, watch
+from patchers.adapters import BASE, WrapperHook, adapter_dims, chain, follow, watch
 from patchers.errors import UnsupportedModelError
 from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
 from patchers.groups import Group, Structure
@@ -215,7 +215,7 @@ def _gate_names(owner: nn.Module) -> list[str]:
 
 # A patched checkpoint must not load as a dense model in silence: stock loaders ignore the unknown gate entries. So one
 # weight of every module that a gate or mask acts on is stored with a leading axis of 1, whichever module of the tree is
-# saved: stock loaders refuse that as a size mismatch.
+# saved: stock loaders refuse that as a size mismatch. peft stores adapters alone, so their weights are marked as well.
 _MARKED = "_stores_gated_weights"
 _CONVERSIONS, _OTHER_CONVERSIONS = "_weight_conversions", "_weight_conversions_when_not_patched"
 
@@ -227,6 +227,10 @@ def _mark(model: nn.Module, owners: Iterable[nn.Module]) -> None:
             save = owner.register_state_dict_post_hook(_add_axis)
             load = owner.register_load_state_dict_pre_hook(_drop_axis)
             object.__setattr__(owner, _MARKED, (save, load))
+    if _MARKED not in vars(model):
+        save = model.register_state_dict_post_hook(_add_axis_to_adapters)
+        load = model.register_load_state_dict_pre_hook(_drop_axis_of_adapters)
+        object.__setattr__(model, _MARKED, (save, load))
     for part in model.modules():
         fresh = isinstance(part, PreTrainedModel) and _OTHER_CONVERSIONS not in vars(part)
         if fresh and any(_MARKED in vars(m) for m in part.modules()):
@@ -264,6 +268,20 @@ def _add_axis(owner: nn.Module, state: dict[str, Any], prefix: str, metadata: An
 def _drop_axis(owner: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Take off the marks of all weights below `owner`."""
     for name, dim in _own_dims(owner).items():
+        stored = state.get(prefix + name)
+        if stored is not None and stored.dim() == dim + 1:
+            state[prefix + name] = stored.squeeze(0)
+
+
+def _add_axis_to_adapters(model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name, dim in adapter_dims(model).items():
+        stored = state.get(prefix + name)
+        if stored is not None and stored.dim() == dim:
+            state[prefix + name] = stored.unsqueeze(0)
+
+
+def _drop_axis_of_adapters(model: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    for name, dim in adapter_dims(model).items():
         stored = state.get(prefix + name)
         if stored is not None and stored.dim() == dim + 1:
             state[prefix + name] = stored.squeeze(0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from patchers import Gate, Structure, discover
 from patchers.groups import Kind
+from patchers.merging import base_model, check_mergeable
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.argument_checks import check_on_model
 from sparse_trainer.cheaper import Blending
@@ -81,6 +82,7 @@ class ModelPatchingCoordinator:
             BudgetError: the budget cannot be met.
         """
         self.args.check()
+        check_mergeable(model)
         check_distillation(model, self.args, self.teacher)
         return self._hang(model, make_distiller(model, self.args, self.teacher, self._load_teacher))
 
@@ -99,7 +101,7 @@ class ModelPatchingCoordinator:
                 f"no prunable group of kind {', '.join(args.kinds)} is left.",
                 "Exclude less, or name other units.",
             )
-        self.blending = Blending(model, args)
+        self.blending = Blending(base_model(model), args)
         self._hung = (model, (Masking if args.uses_masks else Gating)(model, self.structure, args))
         if args.learns_layer_map:
             projection = hang_projection(model, self.gates)
@@ -107,6 +109,27 @@ class ModelPatchingCoordinator:
                 distiller.layer_map = LayerMap(projection, in_order=args.distil_in_order)
         self._asked = asdict(args)
         return model
+
+    def follow_adapters(self, model: nn.Module) -> None:
+        """Go on with adapters that were put on the patched model, or around it: they must merge, and scores must learn.
+
+        Libraries freeze everything that is not their own. Called by a Trainer that is handed the model, and by `begin`.
+
+        Args:
+            model: The patched model, or one that wraps it.
+
+        Raises:
+            UnsupportedModelError: adapters that cannot be merged into the weights.
+        """
+        check_mergeable(model)
+        self._thaw()
+
+    def _thaw(self) -> None:
+        """Let scores learn, and what hangs under gates."""
+        for gate in self.gates.values():
+            gate.requires_grad_(True)
+        for score in self.score_parameters():
+            score.requires_grad_(True)
 
     def _patched(self) -> tuple[nn.Module, Gating | Masking]:
         if self._hung is None:
@@ -171,6 +194,7 @@ class ModelPatchingCoordinator:
         self._check_unchanged()
         if total_steps < 1:
             raise ArgumentError("total_steps", f"{total_steps} is not positive.", "Give the optimizer steps.")
+        self.follow_adapters(self.model)
         self.total_steps, self.current_step = total_steps, step
         self.blending.begin(total_steps, step)
         pruner.begin(total_steps, step, warmup_steps)
@@ -200,6 +224,7 @@ class ModelPatchingCoordinator:
     def step(self, step: int | None = None) -> None:
         """Move to the state after optimizer step number `step` (counted from 1), and select anew."""
         self.current_step = self.current_step + 1 if step is None else step
+        self._thaw()
         self.blending.step(self.current_step)
         self.pruner.step(self.progress, due=self.current_step % self.args.update_every == 0)
 

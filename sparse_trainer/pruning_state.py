@@ -1,7 +1,7 @@
 """What a checkpoint of a pruning training records beside its weights, and whether a resumed training asks for the same.
 
-The gates themselves (scores, masks) stand in the weights. `pruning_state.json` holds the arguments that hang the same
-gates on a fresh model; `trainer_state.json` is Trainer's own record, which it writes last.
+The gates themselves (scores, masks) stand in the weights, or in a file beside an adapter. `pruning_state.json` holds
+the arguments that hang the same gates on a fresh model; `trainer_state.json` is Trainer's own record, written last.
 """
 
 import dataclasses
@@ -11,27 +11,42 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from patchers.merging import base_model, has_adapters
+from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files import write_text
+from sparse_trainer.gate_file import read_gates, save_gates
 
 STATE_FILE = "pruning_state.json"
 _FORMAT = 1
-_EARLIER = "Resume from an earlier checkpoint, or train from the start."
+EARLIER = "Resume from an earlier checkpoint, or train from the start."
+"""What can be done about a checkpoint that is damaged."""
 
 
 def save_state(folder: str | os.PathLike[str], coordinator: ModelPatchingCoordinator) -> None:
-    """Write what hangs the same gates again: the pruning arguments, and how far the training is."""
-    state = {
+    """Write what hangs the same gates again: the pruning arguments, and how far the training is.
+
+    Beside adapters, whose `save_pretrained` writes neither gates nor the config of the model, these are written too.
+    """
+    state: dict[str, Any] = {
         "format": _FORMAT,
         "sparse_args": dataclasses.asdict(coordinator.args),
         "step": coordinator.current_step,
         "total_steps": coordinator.total_steps,
     }
+    if has_adapters(coordinator.model):
+        save_gates(folder, coordinator.model)
+        base: Any = base_model(coordinator.model)
+        state["model"] = {
+            "class": stock_class_of(base).__name__,
+            "config": json.loads(base.config.to_json_string(use_diff=False)),
+        }
     write_text(Path(folder) / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
 
@@ -54,9 +69,30 @@ def read_sparse_args(folder: str | os.PathLike[str], remedy: str) -> SparseTrain
         raise CheckpointError(f"{file}: sparse_args", f"cannot be used ({error}).", remedy) from error
 
 
-def check_resumed(checkpoint: Path, asked: SparseTrainingArguments) -> None:
-    """Raise `CheckpointError` unless the checkpoint was trained with the pruning arguments that are asked for now."""
-    then = _plain(read_sparse_args(checkpoint, _EARLIER))
+def read_model(folder: str | os.PathLike[str], remedy: str) -> tuple[str, dict[str, Any]]:
+    """Return the class of the model under an adapter, by name, and its config.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or says nothing about a model.
+    """
+    file = Path(folder) / STATE_FILE
+    model = _json_object(file, remedy).get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("class"), str):
+        raise CheckpointError(f"{file}: model", "does not name the class under the adapter.", remedy)
+    config = model.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{file}: model", "holds no config.", remedy)
+    return model["class"], config
+
+
+def check_resumed(checkpoint: Path, model: nn.Module, asked: SparseTrainingArguments) -> None:
+    """Raise `CheckpointError` unless the checkpoint was trained with the pruning arguments that are asked for now.
+
+    Beside an adapter the gates of `model` have to be there too.
+    """
+    if has_adapters(model):
+        read_gates(checkpoint, model, EARLIER)
+    then = _plain(read_sparse_args(checkpoint, EARLIER))
     now = _plain(asked)
     changed = [name for name in now if now[name] != then[name]]
     if changed:
@@ -96,7 +132,7 @@ def find_checkpoint(
             "is no folder.",
             f"Name a folder {PREFIX_CHECKPOINT_DIR}-STEP that an earlier training wrote.",
         )
-    _json_object(folder / TRAINER_STATE_NAME, _EARLIER)
+    _json_object(folder / TRAINER_STATE_NAME, EARLIER)
     return folder
 
 

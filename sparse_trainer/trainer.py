@@ -14,13 +14,15 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from patchers.cheaper import BlendedNorm
+from patchers.merging import has_adapters
 from patchers.modeling_pruned import is_no_norm
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.gate_file import restore_gates
 from sparse_trainer.handover import check_loads_names, check_match, place_scores
 from sparse_trainer.losses import PruningLoss, share_of_step
-from sparse_trainer.pruning_state import STATE_FILE, check_resumed, find_checkpoint, save_state
+from sparse_trainer.pruning_state import EARLIER, STATE_FILE, check_resumed, find_checkpoint, save_state
 from sparse_trainer.wrapped_model import has_whole, load_whole, save_whole
 
 __all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
@@ -88,6 +90,7 @@ class SparseTrainer:
             ArgumentError: it has patched no model or another one, or was made of other arguments.
         """
         check_match(coordinator, self.model, self.sparse_args)  # type: ignore[attr-defined]
+        coordinator.follow_adapters(self.model)  # type: ignore[attr-defined]
         self._coordinator = coordinator
         vars(self)["compute_loss"].check_returns_outputs()
         coordinator.teacher_context = self.accelerator.autocast  # type: ignore[attr-defined]
@@ -134,7 +137,7 @@ class SparseTrainer:
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
         if checkpoint is not None:
-            check_resumed(checkpoint, self.coordinator.args)
+            check_resumed(checkpoint, self.model, self.coordinator.args)  # type: ignore[attr-defined]
         resumed = None if checkpoint is None else str(checkpoint)
         return super().train(resumed, *args, **kwargs)  # type: ignore[misc]
 
@@ -235,6 +238,7 @@ class SparseTrainer:
             load_whole(resume_from_checkpoint, self.model)  # type: ignore[attr-defined]
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+            self._restore_gates(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, likewise."""
@@ -243,6 +247,12 @@ class SparseTrainer:
             load_whole(best, self.model)  # type: ignore[attr-defined]
         else:
             super()._load_best_model()  # type: ignore[misc]
+            self._restore_gates(best)
+
+    def _restore_gates(self, checkpoint: str) -> None:
+        """Bring back the gates beside an adapter, which is all that a Trainer loads."""
+        if has_adapters(self.model):  # type: ignore[attr-defined]
+            restore_gates(checkpoint, self.coordinator.model, EARLIER)
 
 
 class PruningTrainer(SparseTrainer, Trainer):

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from patchers.merging import base_model
 from patchers.patch import PATCH_ENTRIES
 from sparse_trainer.errors import CheckpointError
 
@@ -51,7 +52,9 @@ def load_whole(folder: str | os.PathLike[str], model: nn.Module) -> None:
 
 def _is_wrapper(model: nn.Module) -> bool:
     inner: Any = (part for part in model.modules() if isinstance(part, PreTrainedModel))
-    return not isinstance(model, PreTrainedModel) and next(inner, None) is not None
+    # A peft model has its gates saved beside the adapter, without the weights that it does not train.
+    alone = base_model(model) is model and not isinstance(model, PreTrainedModel)
+    return alone and next(inner, None) is not None
 
 
 def _gates(model: nn.Module) -> set[str]:

@@ -102,7 +102,7 @@ def outputs(model: Any) -> Tensor:
 def slopes(model: Any, gates: dict[str, Gate]) -> dict[str, Tensor]:
     """Return the gradient of every score for a loss that no symmetry hides."""
     for gate in gates.values():
-        gate.thaw()
+        gate.requires_grad_(True)
     says = outputs(model)
     weights = torch.randn(says.shape, generator=torch.Generator().manual_seed(9)).to(says.dtype)
     scores = {name: gate.score_U for name, gate in gates.items()}
