@@ -62,11 +62,12 @@ class PruningLoss:
         task_loss, outputs = result if isinstance(result, tuple) else (result, None)
         if coordinator.distiller is not None and (self.runs_again or not carries_gradient(outputs)):
             outputs = self._outputs_again(model, asked, outputs)
-        if outputs is None and coordinator.distiller is not None:
+        without = outputs is None or (isinstance(outputs, Mapping) and not outputs)
+        if without and coordinator.distiller is not None:
             raise ArgumentError(
                 f"{type(self.trainer).__name__}.compute_loss",
                 "returned a loss without the outputs, which are compared with the teacher's.",
-                "Return (loss, outputs) when return_outputs is true.",
+                "Return (loss, outputs) when return_outputs is true, or train without a teacher.",
             )
         extra = coordinator.extra_losses(inputs, outputs)
         even = 1.0 if divides(self.trainer, num_items_in_batch) else 1.0 / _steps(self.trainer)

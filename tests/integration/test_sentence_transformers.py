@@ -17,7 +17,7 @@ from transformers import (
 from patchers import gates_of
 from sparse_trainer import SparseTrainer, SparseTrainingArguments, optimize_model
 from sparse_trainer.conformance.tiny import perturb
-from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched
 from sparse_trainer.wrapped_model import WHOLE_FILE
 from tests.character_tokenizer import character_tokenizer
@@ -165,3 +165,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (checkpoint / WHOLE_FILE).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=WHOLE_FILE):
         judge(tmp_path, max_steps=4).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_teacher_is_refused_for_its_losses_return_no_outputs(tmp_path: Path) -> None:
+    run = judge(tmp_path, max_steps=2)
+    args = SparseTrainingArguments(density=0.5, distil_teacher_name_or_path="self")
+    taught = type(run)(
+        model=sentence_transformers.CrossEncoder(str(tmp_path / "base"), device="cpu"),
+        args=run.args,
+        train_dataset=rows("label"),
+        sparse_args=args,
+    )
+    with pytest.raises(ArgumentError, match="returned a loss without the outputs"):
+        taught.train()

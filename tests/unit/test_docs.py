@@ -18,7 +18,7 @@ from sparse_trainer.conformance.tiny import tiny_model
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDED = {"quantization.md": "torchao"}
+NEEDED = {"quantization.md": ("torchao",), "with-other-trainers.md": ("trl", "sentence_transformers")}
 """What a page needs beyond the extra `dev`."""
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
@@ -73,16 +73,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
+    )
 
 
-def count_right(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the accuracy."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-def given() -> dict[str, Any]:
-    """Return the names the pages take as given: a tiny model, its tokenizer, data and a metric."""
+def classifier() -> BertForSequenceClassification:
+    """Return a tiny model for the words of `tiny_tokenizer`."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=8,
@@ -92,8 +89,31 @@ def given() -> dict[str, Any]:
         intermediate_size=64,
         max_position_embeddings=16,
     )
+    return BertForSequenceClassification(config)
+
+
+def embedder(folder: Path) -> Any:
+    """Return a tiny text embedding model."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    classifier().bert.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(folder)
+    return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(32)], device="cpu")
+
+
+def count_right(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the accuracy."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def given() -> dict[str, Any]:
+    """Return the names the pages take as given: a tiny model, its tokenizer, data and a metric."""
     return {
-        "model": BertForSequenceClassification(config),
+        "model": classifier(),
+        "classifier": classifier(),
         "tokenizer": tiny_tokenizer(),
         "train": Pairs(64, seed=1),
         "validation": Pairs(16, seed=2),
@@ -105,13 +125,17 @@ def given() -> dict[str, Any]:
 
 # A line of a script that the porting page quotes as it is: `float(loss)`.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
+# Of other libraries, when they are imported or train.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
 def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is one story: its blocks run in order, in one namespace, in an empty folder."""
-    if page.name in NEEDED:
-        pytest.importorskip(NEEDED[page.name])
+    for library in NEEDED.get(page.name, ()):
+        pytest.importorskip(library, reason=f"{library} is not installed")
     monkeypatch.chdir(tmp_path)
     namespace = given()
+    if page.name == "with-other-trainers.md":
+        namespace["embedder"] = embedder(tmp_path / "tiny")
     for block in blocks(page):
         if block.language == "python":
             code = "\n" * (block.line - 1) + block.text
