@@ -169,12 +169,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_teacher_is_refused_for_its_losses_return_no_outputs(tmp_path: Path) -> None:
     run = judge(tmp_path, max_steps=2)
-    args = SparseTrainingArguments(density=0.5, distil_teacher_name_or_path="self")
     taught = type(run)(
         model=sentence_transformers.CrossEncoder(str(tmp_path / "base"), device="cpu"),
         args=run.args,
         train_dataset=rows("label"),
-        sparse_args=args,
+        eval_dataset=rows("label"),
+        sparse_args=SparseTrainingArguments(density=0.5, distil_teacher_name_or_path="self"),
     )
     with pytest.raises(ArgumentError, match="returned a loss without the outputs"):
         taught.train()
