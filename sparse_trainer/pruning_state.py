@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -136,14 +137,28 @@ def find_checkpoint(
     return folder
 
 
-def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """Return the newest complete checkpoint in a training folder: Trainer writes its own state last."""
+def last_checkpoint(output_dir: str | os.PathLike[str], since: int = 0) -> Path | None:
+    """Return the newest complete checkpoint in a training folder: Trainer writes its own state last.
+
+    Args:
+        since: Time, in nanoseconds as the file system counts, before which checkpoints are not looked at.
+    """
     complete = {
-        int(match[1]): folder.parent
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.parent.name)) and _is_json(folder)
+        int(match[1]): file.parent
+        for file in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", file.parent.name))
+        and file.stat().st_mtime_ns >= since
+        and _is_json(file)
     }
     return complete[max(complete)] if complete else None
+
+
+def is_over(state: TrainerState) -> bool:
+    """Tell whether a training has taken all of its steps.
+
+    Transformers 5.24 takes one more when it resumes in the middle of an epoch from the checkpoint of its last step.
+    """
+    return state.global_step >= state.max_steps
 
 
 def _plain(args: SparseTrainingArguments) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.gate_file import restore_gates
 from sparse_trainer.handover import check_loads_names, check_match, place_scores
 from sparse_trainer.losses import PruningLoss, share_of_step
-from sparse_trainer.pruning_state import EARLIER, STATE_FILE, check_resumed, find_checkpoint, save_state
+from sparse_trainer.pruning_state import (
+    EARLIER,
+    STATE_FILE,
+    check_resumed,
+    find_checkpoint,
+    is_over,
+    save_state,
+)
 from sparse_trainer.wrapped_model import has_whole, load_whole, save_whole
 
 __all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
@@ -140,6 +147,10 @@ class SparseTrainer:
             check_resumed(checkpoint, self.model, self.coordinator.args)  # type: ignore[attr-defined]
         resumed = None if checkpoint is None else str(checkpoint)
         return super().train(resumed, *args, **kwargs)  # type: ignore[misc]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of the next step: none where all steps are taken, as in a checkpoint of the last one."""
+        return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)  # type: ignore[attr-defined,misc]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train on one batch; read the mask gradients after the last batch of an optimizer step, before clipping."""

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from sparse_trainer.quickstart.generated import generate
+from sparse_trainer.recipe import Recipe, load_recipe
 
 
 def write_tiny_model(folder: Path) -> Path:
@@ -106,3 +107,38 @@ def _vocabulary() -> list[str]:
 
 def _words(text: str) -> list[str]:
     return text.lower().replace(".", " ").replace(",", " ").split()
+
+
+STEPS = 4
+"""Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
+
+
+def write_small_files(folder: Path) -> Path:
+    """Write a tiny model and rows for every recipe that trains."""
+    write_tiny_model(folder / "model")
+    write_rows(folder / "boolq.jsonl.gz", boolq_rows(24))
+    write_rows(folder / "sst2.jsonl", sst2_rows(24))
+    return folder
+
+
+def small(name: str, files: Path, out: Path, *overrides: str) -> Recipe:
+    """Load a recipe with a tiny model, local files and a few steps."""
+    data = files / ("sst2.jsonl" if name == "sst2-local" else "boolq.jsonl.gz")
+    return load_recipe(
+        name,
+        [
+            f"model.name_or_path={files / 'model'}",
+            f"data.train_file={data}",
+            f"data.validation_file={data}",
+            "data.label_column=label",
+            "data.max_length=48",
+            f"training.output_dir={out}",
+            f"training.max_steps={STEPS}",
+            f"model.dense_training.max_steps={STEPS}",
+            "training.per_device_train_batch_size=4",
+            "training.use_cpu=true",
+            "export.latency_rounds=1",
+            "export.latency_sequence_length=8",
+            *overrides,
+        ],
+    )

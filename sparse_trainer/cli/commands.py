@@ -43,12 +43,18 @@ app.command("evaluate")(evaluate)
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="E.g. training.num_train_epochs=1.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier result; your own files beside it stay.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped, from its last checkpoint.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
     loaded = load_recipe(recipe, overrides or [])
     with redirect_stdout(sys.stderr):
-        result = run_recipe(loaded, tell)
+        result = run_recipe(loaded, tell, overwrite=overwrite, resume=resume)
     print_result(as_json, result.to_json(), show.run_result(result))
 
 

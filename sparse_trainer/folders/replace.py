@@ -83,6 +83,8 @@ def _check_replaceable(target: Path, overwrite: bool, ours: str) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
+        if not target.exists():
+            raise
         raise CheckpointError(str(target), "is a file.", "Name a folder.") from error
     check_mounts(target)
     if target.exists() and not os.access(target, os.W_OK | os.X_OK):

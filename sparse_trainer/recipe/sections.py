@@ -136,6 +136,8 @@ class ExportOptions:
     """Folder of the finished model; default: `pruned` (of a dense run: `model`) in the folder of the run."""
     export: Literal["auto", "native", "padded", "self-contained"] = "auto"
     """Form of the saved model; auto = native where the shapes allow it, else self-contained."""
+    overwrite: bool = False
+    """Replace the result of an earlier run; your own files beside it stay."""
     verify: bool = True
     """Reload the result in a new process with nothing but transformers, and compare its predictions."""
     verify_samples: int = 64

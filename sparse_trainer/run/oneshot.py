@@ -20,10 +20,11 @@ from sparse_trainer.recipe.oneshot import MeasureOptions, OneShotRecipe
 from sparse_trainer.run import outcome
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import PERPLEXITY, Comparison
+from sparse_trainer.run.rescue import rescuing, spare_folder
 from sparse_trainer.run.verify import Reloaded, verify_reload
 
 
-def run_one_shot(recipe: OneShotRecipe, tell: Tell) -> RunResult:
+def run_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool = False) -> RunResult:
     """Run a recipe from start to end.
 
     Raises:
@@ -31,18 +32,21 @@ def run_one_shot(recipe: OneShotRecipe, tell: Tell) -> RunResult:
     """
     start = time.monotonic()
     folder = Path(recipe.export.output_dir or f"runs/{recipe.name}/pruned")
-    check_target(folder)
+    check_target(folder, overwrite=overwrite)
     pictures.check_drawing()
     place = recipe.model.place()
     tell("loading the model")
     tokenizer, dense = recipe.model.tokenizer(), recipe.model.load(by_block=recipe.prune.by_block)
     before = _measured(dense, tokenizer, recipe.evaluation, "dense", tell)
     pruned = prune_model(dense, tokenizer, recipe.prune, recipe.calibration, device=place, tell=tell)
-    after = _measured(pruned.model, tokenizer, recipe.evaluation, "pruned", tell)
-    tell("measuring")
-    comparison = outcome.compare({"dense": (dense, before), "pruned": (pruned.model, after)}, recipe.export)
-    tell(f"saving to {folder}")
-    _save(recipe, pruned, tokenizer, comparison, folder)
+    with rescuing(pruned.model, tokenizer, spare_folder(folder)):
+        after = _measured(pruned.model, tokenizer, recipe.evaluation, "pruned", tell)
+        tell("measuring")
+        comparison = outcome.compare(
+            {"dense": (dense, before), "pruned": (pruned.model, after)}, recipe.export
+        )
+        tell(f"saving to {folder}")
+        _save(recipe, pruned, tokenizer, comparison, folder)
     auto_class = (auto_classes_of(pruned.plan.architecture) or ("AutoModel",))[0]
     return RunResult(
         recipe=recipe.name,

@@ -9,15 +9,15 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparse_trainer.files import write_text
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.replace import check_target, new_folder
-from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.plan.record import plan_of
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.recipe import OneShotRecipe
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.oneshot import run_one_shot
 from sparse_trainer.run.outcome import FILES, RECIPE_FILE, RunResult, compare, pipeline_lines, write_beside
+from sparse_trainer.run.rescue import rescuing
+from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import (
     Setting,
     Tell,
@@ -26,6 +26,7 @@ from sparse_trainer.run.stages import (
     load_teacher,
     prepare,
     rehearse,
+    save_dense,
     starting_points,
     train,
 )
@@ -34,26 +35,44 @@ from sparse_trainer.run.verify import Reloaded, verify_reload
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe | OneShotRecipe, tell: Tell = logger.info) -> RunResult:
+def run(
+    recipe: Recipe | OneShotRecipe, tell: Tell = logger.info, *, overwrite: bool = False, resume: bool = False
+) -> RunResult:
     """Run a recipe from start to end.
 
     Args:
         tell: Called with one line at the start of every stage.
+        overwrite: Replace the result of an earlier run; as `export.overwrite` of the recipe.
+        resume: Go on with a run of the same recipe that was stopped, from its last checkpoint.
 
     Raises:
         SparseTrainerError: Bad input, before any training starts; or a result that does not hold what it promises.
     """
+    overwrite = overwrite or recipe.export.overwrite
     if isinstance(recipe, OneShotRecipe):
-        return run_one_shot(recipe, tell)
+        if resume:
+            raise ArgumentError(
+                "resume", f"{recipe.name} trains nothing to go on with.", "Run it again without."
+            )
+        return run_one_shot(recipe, tell, overwrite=overwrite)
+    folder = RunFolder(recipe=recipe, resume=resume)
+    folder.check(overwrite=overwrite)
+    try:
+        return _train(recipe, folder, tell)
+    except (KeyboardInterrupt, SystemExit):
+        tell(folder.advice())
+        raise
+
+
+def _train(recipe: Recipe, folder: RunFolder, tell: Tell) -> RunResult:
     start = time.monotonic()
-    folder = export_folder(recipe)
-    check_target(folder, ours=RECIPE_FILE if recipe.pruning is None else PLAN_FILE)
     tell("loading data and model")
-    setting = prepare(recipe)
+    setting = prepare(recipe, folder)
     if recipe.pruning is None:
-        return _run_dense(setting, folder, tell, start)
+        return _run_dense(setting, tell, start)
     student, teacher = setting.load_model(), load_teacher(setting, recipe.pruning)
-    rehearse(setting.rewound(student), recipe.pruning, teacher)
+    rehearse(setting, setting.rewound(student), recipe.pruning, teacher)
+    folder.start()
 
     dense, dense_metrics, student = starting_points(setting, student, tell)
     if recipe.pruning.distil_teacher_name_or_path == DENSE:
@@ -61,37 +80,30 @@ def run(recipe: Recipe | OneShotRecipe, tell: Tell = logger.info) -> RunResult:
 
     tell("fine-pruning")
     compact = fine_prune(setting, student, recipe.pruning, teacher)
-    metrics = evaluate(setting, compact, recipe.training)
-    tell("measuring")
-    comparison = compare({"dense": (dense, dense_metrics), "pruned": (compact, metrics)}, recipe.export)
-    tell(f"saving to {folder}")
-    save_pruned(
-        compact,
-        folder,
-        processor=setting.tokenizer,
-        metrics=comparison.card_rows(),
-        export=recipe.export.export,
-        overwrite=True,
-        beside=lambda place: write_beside(place, recipe.dump(), Plan.load(place), comparison),
-    )
-    plan = Plan.load(folder)
+    with rescuing(compact, setting.tokenizer, folder.rescued):
+        metrics = evaluate(setting, compact, recipe.training)
+        tell("measuring")
+        comparison = compare({"dense": (dense, dense_metrics), "pruned": (compact, metrics)}, recipe.export)
+        tell(f"saving to {folder.result}")
+        save_pruned(
+            compact,
+            folder.result,
+            processor=setting.tokenizer,
+            metrics=comparison.card_rows(),
+            export=recipe.export.export,
+            overwrite=True,
+            beside=lambda place: write_beside(place, recipe.dump(), Plan.load(place), comparison),
+        )
     return RunResult(
         recipe=recipe.name,
-        folder=folder,
+        folder=folder.result,
         comparison=comparison,
-        plan=plan,
-        reloaded=_reload(setting, compact, folder, tell),
-        load_lines=_load_lines(setting, folder),
-        files={what: folder / name for what, name in FILES.items()},
+        plan=Plan.load(folder.result),
+        reloaded=_reload(setting, compact, folder.result, tell),
+        load_lines=_load_lines(setting, folder.result),
+        files={what: folder.result / name for what, name in FILES.items()},
         seconds=time.monotonic() - start,
     )
-
-
-def export_folder(recipe: Recipe) -> Path:
-    """Return the folder that the result goes to."""
-    if recipe.export.output_dir is not None:
-        return Path(recipe.export.output_dir)
-    return Path(str(recipe.training.output_dir), "pruned" if recipe.pruning else "model")
 
 
 def _reload(setting: Setting, compact: PreTrainedModel, folder: Path, tell: Tell) -> Reloaded | None:
@@ -110,27 +122,17 @@ def _load_lines(setting: Setting, folder: Path) -> tuple[str, ...]:
     return pipeline_lines(folder, setting.task.pipeline, setting.data.example)
 
 
-def _save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
-    """Write a checkpoint, all or nothing; with the plan of a model that was pruned before."""
-    with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
-        model.save_pretrained(draft)
-        setting.tokenizer.save_pretrained(draft)
-        write_text(draft / RECIPE_FILE, setting.recipe.dump())
-        plan = plan_of(model)
-        if plan is not None:
-            plan.save(draft / PLAN_FILE)
-
-
-def _run_dense(setting: Setting, folder: Path, tell: Tell, start: float) -> RunResult:
+def _run_dense(setting: Setting, tell: Tell, start: float) -> RunResult:
     """Fine-tune without pruning, save a stock checkpoint, measure it."""
-    recipe = setting.recipe
+    recipe, folder = setting.recipe, setting.folder.result
     training = recipe.dense_training() or recipe.training
     model = setting.start(setting.load_model(), tell)
+    setting.folder.start()
     tell("fine-tuning")
     model = train(setting, model, training)
     comparison = compare({"dense": (model, evaluate(setting, model, training))}, recipe.export)
     tell(f"saving to {folder}")
-    _save_dense(setting, model, folder)
+    save_dense(setting, model, folder)
     return RunResult(
         recipe=recipe.name,
         folder=folder,

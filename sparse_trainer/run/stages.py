@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -23,10 +24,17 @@ from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.errors import CheckpointError, RecipeError
+from sparse_trainer.files import write_text
 from sparse_trainer.fill import fill, rewind
 from sparse_trainer.folders.loading import resolve
+from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.tokenizers import load_tokenizer
+from sparse_trainer.plan.document import PLAN_FILE
+from sparse_trainer.plan.record import plan_of
+from sparse_trainer.pruning_state import check_resumed, is_over
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
+from sparse_trainer.run.outcome import RECIPE_FILE
+from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.tasks import Prepared, Task, find_task
 from sparse_trainer.trainer import PruningTrainer
 
@@ -43,6 +51,7 @@ class Setting:
     tokenizer: PreTrainedTokenizerBase
     data: Prepared
     source: str
+    folder: RunFolder
 
     def load_model(self) -> PreTrainedModel:
         """Load the model that the recipe starts from; its fresh head follows from the seed."""
@@ -61,6 +70,11 @@ class Setting:
             tell(f"{fill(model):,} zeros filled")
         return model
 
+    def checkpoint(self, training: TrainingArguments) -> str | None:
+        """Return the checkpoint from which a stage goes on, as Trainer takes it."""
+        found = self.folder.checkpoint(training.output_dir)
+        return None if found is None else str(found)
+
     def trainer_options(self) -> dict[str, Any]:
         """Return the arguments that every Trainer of the run shares."""
         return {
@@ -72,7 +86,7 @@ class Setting:
         }
 
 
-def prepare(recipe: Recipe) -> Setting:
+def prepare(recipe: Recipe, folder: RunFolder) -> Setting:
     """Load tokenizer and data."""
     source = resolve(recipe.model.name_or_path)
     task = find_task(recipe.task.name)
@@ -87,7 +101,7 @@ def prepare(recipe: Recipe) -> Setting:
             "Give a smaller number.",
         )
     data = task.prepare(recipe.task, recipe.data, tokenizer)
-    return Setting(recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source)
+    return Setting(recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source, folder=folder)
 
 
 def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
@@ -99,9 +113,19 @@ def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrain
 
 
 def rehearse(
-    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
+    setting: Setting,
+    model: PreTrainedModel,
+    pruning: SparseTrainingArguments,
+    teacher: PreTrainedModel | None,
 ) -> None:
-    """Patch and unpatch, so that a model, budget or teacher that cannot work is refused before the dense fine-tune."""
+    """Patch and unpatch, so that what cannot work is refused before the dense fine-tune.
+
+    That may be a model, a budget or a teacher; or a checkpoint of other pruning arguments to go on from.
+    """
+    checkpoint = setting.folder.checkpoint(setting.recipe.training.output_dir)
+    if checkpoint is not None:
+        is_given = teacher is not None or pruning.distil_teacher_name_or_path == DENSE
+        check_resumed(checkpoint, model, _of_coordinator(pruning, has_teacher=is_given))
     check_distillation(model, pruning, None)
     if teacher is not None:
         check_teacher(model, teacher, pruning)
@@ -116,19 +140,58 @@ def starting_points(
     training = setting.recipe.dense_training()
     if training is None:
         return model, None, setting.start(copy.deepcopy(model), tell)
-    tell("fine-tuning the dense model")
-    dense = train(setting, model, training)
+    dense = _dense_model(setting, model, training, tell)
     metrics = evaluate(setting, dense, training)
     from_dense = setting.recipe.model.prune_from == DENSE
     student = copy.deepcopy(dense) if from_dense else setting.load_model()
     return dense, metrics, setting.start(student, tell)
 
 
+def _dense_model(
+    setting: Setting, model: PreTrainedModel, training: TrainingArguments, tell: Tell
+) -> PreTrainedModel:
+    """Return the fine-tuned dense model: of the earlier run that goes on, or trained now and kept for the next."""
+    kept = setting.folder.dense_model()
+    if kept is not None:
+        tell(f"taking the dense model from {kept}")
+        dense = setting.task.load_model(str(kept), "main", setting.data.labels)
+        dense.config.name_or_path = model.config.name_or_path
+        return dense
+    tell("fine-tuning the dense model")
+    dense = train(setting, model, training)
+    save_dense(setting, dense, setting.folder.dense)
+    return dense
+
+
+def save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
+    """Write a model that was fine-tuned, all or nothing; with the plan of one that was pruned before."""
+    with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
+        model.save_pretrained(draft)
+        setting.tokenizer.save_pretrained(draft)
+        write_text(draft / RECIPE_FILE, setting.recipe.dump())
+        plan = plan_of(model)
+        if plan is not None:
+            plan.save(draft / PLAN_FILE)
+
+
+class _DenseTrainer(Trainer):
+    """`Trainer` that takes no step too many where it resumes."""
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of the next step: none where all steps are taken."""
+        return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
+
+
 def train(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
     """Fine-tune without pruning."""
-    trainer = Trainer(model=model, args=training, **setting.trainer_options())
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer = _DenseTrainer(model=model, args=training, **setting.trainer_options())
+    trainer.train(resume_from_checkpoint=setting.checkpoint(training))
     return _bare(trainer, model)
+
+
+def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
+    """Return the arguments as the coordinator gets them: a teacher that was loaded is handed over, not named."""
+    return dataclasses.replace(pruning, distil_teacher_name_or_path=None) if has_teacher else pruning
 
 
 def fine_prune(
@@ -138,13 +201,12 @@ def fine_prune(
     teacher: PreTrainedModel | None,
 ) -> PreTrainedModel:
     """Fine-tune under the budget, and cut."""
-    if teacher is not None:
-        pruning = dataclasses.replace(pruning, distil_teacher_name_or_path=None)
+    pruning = _of_coordinator(pruning, has_teacher=teacher is not None)
     training = setting.recipe.training
     trainer = PruningTrainer(
         model=student, args=training, sparse_args=pruning, teacher=teacher, **setting.trainer_options()
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=setting.checkpoint(training))
     return optimize_model(student)
 
 

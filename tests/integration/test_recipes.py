@@ -17,16 +17,13 @@ from sparse_trainer.errors import CheckpointError, DataError, RecipeError, Spars
 from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.recipe import Recipe, load_recipe
+from sparse_trainer.recipe import load_recipe
 from sparse_trainer.recipe.oneshot import is_one_shot
 from sparse_trainer.recipe.sections import read_sections, shipped
 from sparse_trainer.run import run
-from tests.recipe_files import boolq_rows, sst2_rows, write_rows, write_tiny_model
+from tests.recipe_files import STEPS, small, write_small_files
 
-FILES = {"sst2-local": "sst2.jsonl"}
 TRAINING = sorted(name for name, path in shipped().items() if not is_one_shot(read_sections(path)))
-STEPS = 4
-"""Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,34 +33,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipes")
-    write_tiny_model(folder / "model")
-    write_rows(folder / "boolq.jsonl.gz", boolq_rows(24))
-    write_rows(folder / "sst2.jsonl", sst2_rows(24))
-    return folder
-
-
-def small(name: str, files: Path, out: Path, *overrides: str) -> Recipe:
-    """Load a recipe with a tiny model, local files and a few steps."""
-    data = files / FILES.get(name, "boolq.jsonl.gz")
-    return load_recipe(
-        name,
-        [
-            f"model.name_or_path={files / 'model'}",
-            f"data.train_file={data}",
-            f"data.validation_file={data}",
-            "data.label_column=label",
-            "data.max_length=48",
-            f"training.output_dir={out}",
-            f"training.max_steps={STEPS}",
-            f"model.dense_training.max_steps={STEPS}",
-            "training.per_device_train_batch_size=4",
-            "training.use_cpu=true",
-            "export.latency_rounds=1",
-            "export.latency_sequence_length=8",
-            *overrides,
-        ],
-    )
+    return write_small_files(tmp_path_factory.mktemp("recipes"))
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -210,8 +180,9 @@ def test_without_a_dense_fine_tune_the_baseline_has_no_accuracy(files: Path, tmp
 
 
 def test_the_same_recipe_runs_again_over_its_own_result(files: Path, tmp_path: Path) -> None:
-    first = run(small("sst2-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
-    second = run(small("sst2-local", files, tmp_path / "run", "export.verify=false"), lambda line: None)
+    recipe = small("sst2-local", files, tmp_path / "run", "export.verify=false")
+    first = run(recipe, lambda line: None)
+    second = run(recipe, lambda line: None, overwrite=True)
     assert first.plan == second.plan
     assert first.comparison.models["pruned"].metrics == second.comparison.models["pruned"].metrics
 

@@ -114,3 +114,15 @@ def test_what_is_no_checkpoint_is_refused_before_any_training(
 def test_nothing_is_looked_for_where_nothing_is_resumed(tmp_path: Path) -> None:
     assert find_checkpoint(None, tmp_path / "nowhere") is None
     assert find_checkpoint(False, tmp_path / "nowhere") is None
+
+
+def test_no_step_is_taken_after_the_last_one(tmp_path: Path) -> None:
+    """The last of ten steps is in the middle of an epoch."""
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 5, "lr_scheduler_type": "constant"}
+    first = trainer(tmp_path, sparse_args("movement"), **options)
+    first.train()
+    resumed = trainer(tmp_path, sparse_args("movement"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 10
+    for name, tensor in state(first.model).items():
+        assert torch.equal(tensor, state(resumed.model)[name]), name

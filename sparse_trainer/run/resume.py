@@ -1,0 +1,167 @@
+"""Going on with a run that was stopped: its folder says which recipe it ran and which stages are done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files import check_file, write_text
+from sparse_trainer.folders.replace import check_target
+from sparse_trainer.plan.document import PLAN_FILE
+from sparse_trainer.pruning_state import find_checkpoint, last_checkpoint
+from sparse_trainer.recipe.fine_pruning import Recipe
+from sparse_trainer.recipe.sections import DESCRIPTION, Sections, as_yaml, read_sections
+from sparse_trainer.run.outcome import RECIPE_FILE
+
+RUN_FILE = ".sparse_trainer_run.yaml"
+"""In the folder that a run trains in: the recipe it runs."""
+_RESUMED_FROM = "training.resume_from_checkpoint"
+_FREE = (DESCRIPTION, "export.", _RESUMED_FROM)
+"""What may be another in a run that goes on: it changes nothing of what was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The folder that a run trains in, and what an earlier, stopped run of the same recipe left there."""
+
+    recipe: Recipe
+    resume: bool
+    """Go on where the earlier run was stopped, rather than start over."""
+
+    @property
+    def path(self) -> Path:
+        """Where checkpoints go: `training.output_dir`."""
+        return Path(str(self.recipe.training.output_dir))
+
+    @property
+    def dense(self) -> Path:
+        """Where the dense model stays that the run fine-tunes first."""
+        return self.path / "dense" / "model"
+
+    @property
+    def rescued(self) -> Path:
+        """Where the pruned model goes when it cannot be saved where it should."""
+        return self.path / "rescued"
+
+    @property
+    def result(self) -> Path:
+        """Where the result goes."""
+        if self.recipe.export.output_dir is not None:
+            return Path(self.recipe.export.output_dir)
+        return self.path / ("pruned" if self.recipe.pruning else "model")
+
+    @property
+    def mark(self) -> str:
+        """The file by which the result is known as ours to replace."""
+        return PLAN_FILE if self.recipe.pruning else RECIPE_FILE
+
+    def check(self, *, overwrite: bool) -> None:
+        """Find out before any work whether the run may start, and whether its outputs can be written.
+
+        Raises:
+            CheckpointError: They cannot; or there are results, or work of a run that was stopped, to be lost.
+        """
+        if self.result.resolve() in (self.path.resolve(), *self.path.resolve().parents):
+            raise CheckpointError(
+                f"export.output_dir: {self.result}",
+                f"holds the folder that the run trains in ({self.path}), and is replaced as a whole.",
+                "Name another folder, or one inside it.",
+            )
+        find_checkpoint(self.recipe.training.resume_from_checkpoint, self.path)
+        if self.resume:
+            self._check_recipe()
+        # A run that was stopped after its result was there writes it again.
+        is_own = self.resume and self._is_of_this_recipe(self.result / RECIPE_FILE)
+        check_target(self.result, overwrite=overwrite or is_own, ours=self.mark)
+        if not self.path.exists():
+            check_target(self.path)
+            return
+        check_file(self.path / RUN_FILE)
+        stopped = last_checkpoint(self.path) or last_checkpoint(self.path / "dense")
+        if stopped and not (overwrite or self._goes_on):
+            raise CheckpointError(
+                str(stopped),
+                "is work of an earlier run, which would be written over.",
+                "Pass resume=True (--resume) to go on with it, or overwrite=True (--overwrite) to start over; or name "
+                "another training.output_dir.",
+            )
+
+    def start(self) -> None:
+        """Write down which recipe is run here, unless an earlier run goes on."""
+        if not (self._goes_on and self._is_of_this_recipe(self.path / RUN_FILE)):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / RUN_FILE, self.recipe.dump())
+
+    def checkpoint(self, output_dir: str | None) -> Path | None:
+        """Return the checkpoint from which a stage goes on; None where it starts afresh.
+
+        Args:
+            output_dir: The folder that the stage trains in.
+        """
+        asked = self.recipe.training.resume_from_checkpoint
+        if asked is not None and output_dir == self.recipe.training.output_dir:
+            return find_checkpoint(asked, self.path)
+        if not self.resume or output_dir is None:
+            return None
+        # Older ones are of a run before this one.
+        started = (self.path / RUN_FILE).stat().st_mtime_ns
+        return last_checkpoint(output_dir, since=started)
+
+    def dense_model(self) -> Path | None:
+        """Return the dense model of an earlier run that goes on, where that stage was finished."""
+        return self.dense if self._goes_on and self._is_of_this_recipe(self.dense / RECIPE_FILE) else None
+
+    def advice(self) -> str:
+        """Return what to tell somebody who stops the run."""
+        if last_checkpoint(self.path) or last_checkpoint(self.path / "dense") or self.dense.is_dir():
+            return f"stopped: add --resume (in Python: run(recipe, resume=True)) to go on with what is in {self.path}"
+        return f"stopped before anything was saved in {self.path}: training.save_strategy says when checkpoints are"
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.resume or self.recipe.training.resume_from_checkpoint is not None
+
+    def _is_of_this_recipe(self, file: Path) -> bool:
+        return file.is_file() and not _changes(read_sections(file), self.recipe.sections)
+
+    def _check_recipe(self) -> None:
+        file = self.path / RUN_FILE
+        if not file.is_file():
+            raise CheckpointError(
+                f"resume: {self.path}",
+                "holds no run to go on with.",
+                "Start it without resume=True (--resume).",
+            )
+        changes = _changes(read_sections(file), self.recipe.sections)
+        if changes:
+            raise CheckpointError(
+                f"resume: {file}",
+                "; ".join(f"{key} was {then!r} and is {now!r} now" for key, (then, now) in changes.items())
+                + ".",
+                "Go on with the recipe of then, or start over with overwrite=True (--overwrite).",
+            )
+
+
+def _changes(then: Sections, now: Sections) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that differ, in dots, with the value of then and of now."""
+    old, new = dict(_flat(then)), dict(_flat(yaml.safe_load(as_yaml(now))))
+    return {
+        key: (old.get(key), new.get(key))
+        for key in old | new
+        if old.get(key) != new.get(key) and not key.startswith(_FREE)
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found

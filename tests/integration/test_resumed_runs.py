@@ -1,0 +1,232 @@
+"""A run that is stopped, wherever that is, goes on and ends as one that was not; nothing is lost on the way."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from sparse_trainer import load_pruned
+from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.recipe import Recipe, load_recipe
+from sparse_trainer.run import run
+from tests.recipe_files import small, write_small_files
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_trainer.tasks.metrics.hub_reachable", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_files(tmp_path_factory.mktemp("recipes"))
+
+
+def stopping(files: Path, out: Path, *overrides: str) -> Recipe:
+    """Return a recipe with a dense teacher and a checkpoint after every second of four steps."""
+    changes = (
+        "pruning.distil_teacher_name_or_path=dense",
+        "training.save_strategy=steps",
+        "training.save_steps=2",
+        # A step too many would show.
+        "training.lr_scheduler_type=constant",
+        "export.verify=false",
+    )
+    return small("boolq-local", files, out, *changes, *overrides)
+
+
+def go(recipe: Any, **options: Any) -> list[str]:
+    """Run a recipe, and return what it said."""
+    said: list[str] = []
+    run(recipe, said.append, **options)
+    return said
+
+
+def stop_at_step(count: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Stop at this call of a training step, of all stages."""
+    step, calls = Trainer.training_step, [0]
+
+    def counted(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > count:
+            raise error
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", counted)
+
+
+def stop_at(name: str) -> Callable[[pytest.MonkeyPatch, BaseException], None]:
+    """Return what stops a run when it calls this function."""
+
+    def stop(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+        def stopped(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(f"sparse_trainer.run.{name}", stopped)
+
+    return stop
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
+    """Return the result of a run that was not stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    go(stopping(files, out))
+    return out / "pruned"
+
+
+STOPS: dict[str, Callable[[pytest.MonkeyPatch, BaseException], None]] = {
+    "before the first checkpoint": lambda patch, error: stop_at_step(1, patch, error),
+    "in the dense stage": lambda patch, error: stop_at_step(3, patch, error),
+    "before the dense model is kept": stop_at("stages.save_dense"),
+    "in the pruning stage": lambda patch, error: stop_at_step(7, patch, error),
+    "in the export": stop_at("recipe.write_beside"),
+    "after the export": stop_at("recipe._load_lines"),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(
+    stop: str,
+    whole: Path,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = stopping(files, tmp_path)
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        STOPS[stop](patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, said.append)
+    assert "--resume" in said[-1] or stop == "before the first checkpoint"
+    said = go(recipe, resume=True)
+    assert ("fine-tuning the dense model" in said) == (list(STOPS).index(stop) < 3)
+    assert Plan.load(tmp_path / "pruned").groups == Plan.load(whole).groups
+    found, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "pruned", whole))
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {".sparse_trainer_run.yaml", "checkpoint-2", "checkpoint-4", "dense", "pruned", "rescued"}
+
+
+def test_a_named_checkpoint_goes_on_with_the_dense_model_that_was_kept(
+    whole: Path,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at_step(7, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            go(stopping(files, tmp_path))
+    asked = f"training.resume_from_checkpoint={tmp_path / 'checkpoint-2'}"
+    assert "fine-tuning the dense model" not in go(stopping(files, tmp_path, asked))
+    found, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "pruned", whole))
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_what_cannot_go_on_is_refused_before_any_work(
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(CheckpointError, match="holds no run to go on with"):
+        go(stopping(files, tmp_path), resume=True)
+    with monkeypatch.context() as patch:
+        stop_at_step(7, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            go(stopping(files, tmp_path))
+    stop_at_step(0, monkeypatch, AssertionError("training started"))
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-2: is work of an earlier run.*--resume.*--overwrite"
+    ):
+        go(stopping(files, tmp_path))
+    changed = stopping(files, tmp_path, "pruning.density=0.3", "training.learning_rate=1.0e-3")
+    with pytest.raises(CheckpointError, match=r"pruning.density was 0\.5 and is 0\.3 now") as caught:
+        go(changed, resume=True)
+    assert "training.learning_rate" in str(caught.value)
+    for checkpoint, message in (
+        ("checkpoint-2", "density was 0.5 and is 0.3 now"),
+        ("nowhere", "is no folder"),
+    ):
+        asked = f"training.resume_from_checkpoint={tmp_path / checkpoint}"
+        with pytest.raises(CheckpointError, match=message):
+            go(stopping(files, tmp_path, "pruning.density=0.3", asked))
+
+
+def test_results_are_replaced_only_when_asked_and_own_files_stay(files: Path, tmp_path: Path) -> None:
+    def recipe(*overrides: str) -> Recipe:
+        return small("sst2-local", files, tmp_path, "export.verify=false", *overrides)
+
+    go(recipe())
+    first = Plan.load(tmp_path / "pruned")
+    (tmp_path / "pruned" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds a result already.*--overwrite"):
+        go(recipe())
+    go(recipe("pruning.density=0.4"), overwrite=True)
+    assert Plan.load(tmp_path / "pruned").density_asked == 0.4
+    go(recipe("export.overwrite=true"))
+    assert Plan.load(tmp_path / "pruned") == first
+    assert (tmp_path / "pruned" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("export.output_dir={out}/file/x",), "cannot be written"),
+        (("export.output_dir={out}/" + "x" * 250,), "File name too long"),
+        (("training.output_dir={out}/file",), "file"),
+        (("training.output_dir={out}/file/run",), "cannot be written"),
+        (
+            ("export.output_dir={out}/run", "training.output_dir={out}/run"),
+            "holds the folder that the run trains in",
+        ),
+        (
+            ("export.output_dir={out}", "training.output_dir={out}/run"),
+            "holds the folder that the run trains in",
+        ),
+    ],
+)
+def test_outputs_that_cannot_be_made_are_found_before_any_work(
+    overrides: tuple[str, ...],
+    message: str,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("x")
+    stop_at("recipe.prepare")(monkeypatch, AssertionError("work started"))
+    changes = [text.format(out=tmp_path) for text in overrides]
+    with pytest.raises(CheckpointError, match=message):
+        go(stopping(files, tmp_path / "other", *changes))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_that_cannot_be_saved_is_rescued(
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = small("sst2-local", files, tmp_path, "export.verify=false")
+    stop_at("recipe.write_beside")(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(
+        CheckpointError, match=r"pruned: cannot be written .*The pruned model is in .*rescued"
+    ):
+        go(recipe)
+    assert (
+        load_pruned(tmp_path / "rescued").num_parameters()
+        == Plan.load(tmp_path / "rescued").params["compact"]
+    )
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_runs_without_training_have_nothing_to_go_on_from() -> None:
+    with pytest.raises(ArgumentError, match="trains nothing"):
+        run(load_recipe("llama-wanda"), print, resume=True)
