@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from patchers.errors import UnsupportedModelError
 from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook
+from patchers.layers import LINEAR_TYPES
 from patchers.masks import MaskedForward
 from patchers.norms import GatedNorm
 
@@ -134,8 +135,20 @@ def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> N
     if name == BASE:
         follow(child, parent)
     elif any(isinstance(module, Gate) for module in child.modules()):
-        raise UnsupportedModelError(
-            type(child).__name__,
-            "holds gates, and a copy of it would be trained in its place.",
-            "Take it out of modules_to_save; an adapter (target_modules) may train it.",
-        )
+        raise _copied(type(child).__name__)
+
+
+def refuse_copies(model: nn.Module, below: str) -> None:
+    """Raise `UnsupportedModelError` where copies of linears stand for them, in the blocks at `below`."""
+    for path, module in model.get_submodule(below).named_modules():
+        original = module._modules.get(_COPIED)
+        if original is not None and any(isinstance(m, LINEAR_TYPES) for m in original.modules()):
+            raise _copied(f"{below}.{path}")
+
+
+def _copied(where: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        where,
+        "is to be pruned, and a copy of it would be trained in its place.",
+        "Take it out of modules_to_save; an adapter (target_modules) may train it.",
+    )

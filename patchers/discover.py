@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from patchers.attention import attention_form_of, read_attention
 from patchers.errors import UnsupportedModelError
@@ -43,8 +44,8 @@ def discover(
         UnsupportedModelError: nothing in the model follows a known form, its shapes contradict each other, it is
             quantized, or a pattern matches no group.
     """
-    config = vars(model).get("config")
-    if config is not None and vars(config).get("quantization_config") is not None:
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if any(vars(config).get("quantization_config") is not None for config in configs):
         raise UnsupportedModelError(
             type(model).__name__,
             "its weights are quantized.",

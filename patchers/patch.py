@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.adapters import BASE, WrapperHook, adapter_dims, chain, follow, watch
+from patchers.adapters import BASE, WrapperHook, adapter_dims, chain, follow, refuse_copies, watch
 from patchers.errors import UnsupportedModelError
 from patchers.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
 from patchers.groups import Group, Structure
@@ -52,6 +52,8 @@ def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], G
         raise UnsupportedModelError(
             type(model).__name__, "the model is patched already.", "Call unpatch(model) first, or reload it."
         )
+    for stack in structure.stacks:
+        refuse_copies(model, stack.path)
     for group in structure.groups:
         _refuse_wrapped(model, group)
     return {group.name: _hang(model, group, make_gate(group)) for group in structure.groups}

@@ -1,5 +1,6 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from sparse_trainer.distillation.teacher import Distiller, TeacherSource, make_d
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.gating import Gating
 from sparse_trainer.masking import Masking
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +232,18 @@ class ModelPatchingCoordinator:
         self.pruner.step(self.progress, due=self.current_step % self.args.update_every == 0)
 
     def end(self) -> None:
-        """Write zeros into the parameters where weight masks are closed, once training has reached its end."""
+        """Write zeros into the parameters where weight masks are closed, once training has reached its end.
+
+        A training that ended earlier, by early stopping for one, is told of.
+        """
+        if self.total_steps and not self.finished:
+            report = self.report()
+            logger.warning(
+                "Training ended at step %d of %d, before the structure is final: density reached %.3f, asked %s. "
+                "optimize_model cuts what is closed by now. For the rest resume from the last checkpoint, and let "
+                "early stopping begin after the schedule (final_warmup), or plan for fewer steps (max_steps).",
+                self.current_step, self.total_steps, self.density_reached(), report["density_asked"],
+            )  # fmt: skip
         self.pruner.end()
 
     @contextmanager

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers import Structure, discover, gates_by_group, gates_of
+from patchers import MaskFactor, Structure, discover, gates_by_group, gates_of, masks_of
 from patchers.groups import BLOCK_KINDS, KINDS, Kind
 from patchers.zeros import removable
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.plan import Plan
-from sparse_trainer.plan.record import Request, take_request, target_named
+from sparse_trainer.plan.document import Density
+from sparse_trainer.plan.record import Request, request_of, take_request, target_named
 
 # Shape legend: U = units of a group, K = hidden features that stay.
 
@@ -94,6 +95,17 @@ def decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> Decision:
     check_readable(next(model.parameters()), "weights")
     keep = removable(model, structure)
     if all(bool(keep_U.all()) for keep_U in keep.values()):
+        if (
+            request is not None
+            and not zeroed
+            and request.density is not None
+            and not _is_one(request.density)
+        ):
+            raise UnsupportedModelError(
+                type(model).__name__,
+                f"was patched for pruning to {request.density}, and its gates are gone. Nothing to cut.",
+                "Call optimize_model before unpatch, or load a checkpoint together with its gates.",
+            )
         logger.warning("%s: no gates, no plan and no removable zeros: nothing to cut.", type(model).__name__)
     return Decision(
         structure=structure,
@@ -101,6 +113,43 @@ def decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> Decision:
         request=request if zeroed and request is not None else Request(method="zeros"),
         folds=True,
     )
+
+
+def refuse_all_open(model: nn.Module) -> None:
+    """Raise `UnsupportedModelError` for a model that was patched for pruning and has nothing closed.
+
+    A density of 1 that was asked for is fine.
+    """
+    request = request_of(model)
+    if request is not None and _is_one(request.density):
+        return
+    gates, masks = gates_of(model), masks_of(model)
+    if not gates and not masks:
+        return
+    check_readable(
+        next(iter([*gates.values(), *masks.values()])).get_buffer("keep_U" if gates else "keep_O"), "gates"
+    )
+    kept = [gate.keep_U for gate in gates.values()]
+    kept += [
+        factor.keep_RC
+        for mask in masks.values()
+        for factor in mask.modules()
+        if isinstance(factor, MaskFactor)
+    ]
+    if all(bool((keep != 0).all()) for keep in kept):
+        asked = "" if request is None or request.density is None else f", asked for {request.density}"
+        raise UnsupportedModelError(
+            type(model).__name__,
+            f"was patched for pruning, and all its units are open: density 1.0 reached{asked}. Nothing to cut.",
+            "Train until the schedule closes units, from a checkpoint together with its gates; or call unpatch(model) "
+            "for the dense model.",
+        )
+
+
+def _is_one(density: Density) -> bool:
+    if density is None:
+        return False
+    return all(part == 1 for part in (density.values() if isinstance(density, Mapping) else [density]))
 
 
 def _keep_of_gates(model: nn.Module, structure: Structure) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from patchers.zeros import fold_constants
 from sparse_trainer.cut.adopt import record, take_class
 from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.cheaper import fold_cheaper, refuse_blends
-from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, decide
+from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, decide, refuse_all_open
 from sparse_trainer.cut.probe import check_same, outputs_of
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
 from sparse_trainer.masking.driver import bake_all
@@ -48,6 +48,15 @@ def optimize_model(
     if mode not in MODES:
         raise ArgumentError("mode", f"unknown value {mode!r}.", nearest(mode, MODES))
     _check_model(model)
+    if plan is None:
+        refuse_all_open(base_model(model))
+    return carry_out(model, mode, plan=plan, inplace=inplace, check=check)
+
+
+def carry_out(
+    model: M, mode: str = "dense", *, plan: PlanLike | None = None, inplace: bool = False, check: bool = True
+) -> M:
+    """Do what `optimize_model` does, where nothing to cut is fine too: in a step of many."""
     refuse_blends(model)
     compact: Any = model if inplace else copy.deepcopy(model)
     _drop_autocast(compact)

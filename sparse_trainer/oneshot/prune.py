@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from patchers import Gate, is_patched, patch
 from sparse_trainer.budget import Selector
 from sparse_trainer.budget.cost import unit_cost
-from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.optimize import carry_out
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.oneshot.course import Course, kept_in
 from sparse_trainer.oneshot.decision import Decision, criteria_needs, decide, score, score_by_block
@@ -221,7 +221,7 @@ def _step(
     for name, gate in patch(model, structure, lambda g: Gate(g.num_units, scored=False)).items():
         gate.set_keep(keep[name])
     course.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
-    return optimize_model(model, inplace=True, check=check)
+    return carry_out(model, inplace=True, check=check)
 
 
 def _method(options: Options) -> str:

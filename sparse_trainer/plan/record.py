@@ -64,6 +64,12 @@ def take_request(model: nn.Module) -> Request | None:
     return notes[0]
 
 
+def request_of(model: nn.Module) -> Request | None:
+    """Return the note on a model, and leave it there."""
+    request: Request | None = vars(model).get(_REQUEST)
+    return request
+
+
 def _models(model: nn.Module) -> list[nn.Module]:
     return [
         model,

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from transformers import PreTrainedModel
 
 from patchers import Gate, discover, gates_by_group, gates_of, patch, unpatch
 from patchers.groups import Kind
-from sparse_trainer import optimize_model
+from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.folders.checkpoint import load_pruned
 from tests.compact_models import batch, tiny
 
 peft = pytest.importorskip("peft")
@@ -221,3 +224,86 @@ def test_an_error_inside_an_adapter_leaves_the_gate_in_charge() -> None:
         outputs(model)
     handle.remove()
     torch.testing.assert_close(outputs(model.merge_and_unload()), said, rtol=0, atol=1e-9)
+
+
+def test_what_was_patched_and_closes_nothing_is_refused() -> None:
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(density=0.5))
+    model = adapted(coordinator.patch_model(dense("bert")), ADAPTERS["lora"]("bert"))
+    with pytest.raises(
+        UnsupportedModelError, match=r"all its units are open: density 1\.0 reached, asked for 0\.5"
+    ):
+        optimize_model(model)
+    unpatch(model)
+    with pytest.raises(UnsupportedModelError, match="its gates are gone"):
+        optimize_model(model)
+    with pytest.raises(UnsupportedModelError, match="all its units are open"):
+        optimize_model(ModelPatchingCoordinator(masks()).patch_model(dense("bert")))  # type: ignore[arg-type]
+
+
+def test_a_density_of_one_that_was_asked_for_cuts_nothing() -> None:
+    model = dense("bert")
+    ModelPatchingCoordinator(SparseTrainingArguments(density=1.0)).patch_model(model)
+    assert optimize_model(model).num_parameters() == dense("bert").num_parameters()
+
+
+def masks() -> SparseTrainingArguments:
+    return SparseTrainingArguments(dense_pruning_method="topK", attention_pruning_method="topK")
+
+
+def start(order: str, args: SparseTrainingArguments, model: PreTrainedModel, config: Any) -> None:
+    """Do what comes before a training with adapters."""
+    coordinator = ModelPatchingCoordinator(args)
+    if order == "adapters first":
+        coordinator.patch_model(peft.get_peft_model(model, config))
+    else:
+        coordinator.follow_adapters(peft.get_peft_model(coordinator.patch_model(model), config))
+
+
+REFUSED: dict[str, tuple[str, Callable[[], Any], str]] = {
+    "prompt": ("bert", lambda: peft.PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"), "PROMPT_TUNING"),
+    "prefix": ("llama", lambda: peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), "PREFIX_TUNING"),
+    "bias without a bias": (
+        "llama", lambda: peft.LoraConfig(target_modules=["down_proj"], lora_bias=True), "cannot be merged",
+    ),
+    "tied embedding": ("gpt2", lambda: peft.LoraConfig(target_modules=["wte"]), "its weight is tied to"),
+    "a copy of a consumer": (
+        "llama", lambda: peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"]), "down_proj|Linear",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", ["adapters first", "gates first"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_adapters_that_would_lose_something_are_refused_before_training(case: str, order: str) -> None:
+    family, make, reason = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        start(order, SparseTrainingArguments(), dense(family), make())
+
+
+@pytest.mark.parametrize("order", ["adapters first", "gates first"])
+def test_masked_linears_take_no_adapter(order: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"[Aa]dapter"):
+        start(order, masks(), dense("bert"), ADAPTERS["lora"]("bert"))
+
+
+@pytest.mark.parametrize("order", ["adapters first", "gates first"])
+def test_a_quantized_base_is_refused(order: str) -> None:
+    model = dense("llama")
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    if order == "adapters first":
+        model = adapted(model, ADAPTERS["lora"]("llama"))
+    with pytest.raises(UnsupportedModelError, match=r"quantized.*quantize the result"):
+        ModelPatchingCoordinator(SparseTrainingArguments()).patch_model(model)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_embedding_and_head_that_were_trained_apart_stay_apart(tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=["c_fc"], modules_to_save=["wte", "lm_head"])
+    model = adapted(dense("gpt2"), config)
+    hang(model, ("channels",))
+    said = outputs(model).detach()
+    compact = optimize_model(model)
+    torch.testing.assert_close(outputs(compact), said, rtol=0, atol=1e-9)
+    compact.save_pretrained(tmp_path)
+    torch.testing.assert_close(outputs(load_pruned(tmp_path)), said, rtol=0, atol=1e-9)
