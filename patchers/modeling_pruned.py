@@ -8,7 +8,8 @@ name, so that `AutoModelFor….from_pretrained(folder, trust_remote_code=True)` 
 
 import copy
 import inspect
-import operator
+import itertools
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
@@ -30,6 +31,15 @@ ROOT = "/"
 
 class LayoutError(ValueError):
     """A `config.pruning` that does not describe a pruned form of the model at hand."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def _shown(value: object) -> str:
+    """Return a value as messages show it; it may come from a stranger's folder."""
+    return _SHORT.repr(value)
 
 
 _OTHER_STATES = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
@@ -228,6 +238,32 @@ def selections_of(module: nn.Module) -> list[Any]:
     return [owner for owner in owners if type(owner).__name__ == Selection.__name__]
 
 
+COUNTS = frozenset({
+    "num_heads", "num_attention_heads", "n_heads", "n_head", "num_query_heads", "num_attn_heads", "heads",
+    "num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "num_key_value_groups", "n_rep", "kv_repeat",
+    "all_head_size", "inner_dim", "split_size", "embed_dim", "attention_size", "hidden_size", "dim", "d_model",
+    "projection_size", "q_size", "query_dim", "q_dim", "head_size", "kv_dim", "kv_size", "key_value_dim",
+    "intermediate_size", "intermediate_dim", "ffn_dim", "hidden_dim", "expert_dim", "mlp_dim", "d_ff",
+    "ffn_hidden_size", "hidden_features", "dim_feedforward", "num_experts", "n_routed_experts", "num_local_experts",
+    "n_experts", "num_routed_experts", "n_layers", "n_layer", "num_layers", "num_hidden_layers", "num_blocks",
+    "in_features", "out_features", "width",
+})  # fmt: skip
+"""Attributes of modules that count units or features: the numbers that a cut makes smaller."""
+PLACES: dict[str, type] = {
+    "layer_idx": int, "layer_id": int, "attn_residual_add_idx": int, "mlp_residual_add_idx": int, "seed": int,
+    "layer_number": int, "window_size": int, "attention_layers": list, "lambda_init": float, "scaling_factor": float,
+    "residual_scale": float,
+}  # fmt: skip
+"""Attributes that a layer has from its place, which it keeps when layers before it go, and their types."""
+_MOST_LAYERS = 4096
+_BUILD_COUNTS = frozenset({
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+    "num_encoder_layers", "depth", "encoder_num_layers", "decoder_num_layers", "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers", "num_blocks", "num_transformer_layers",
+})  # fmt: skip
+"""Fields of configs that count layers: what `build` may say, beside lists with an entry per layer or stage."""
+
+
 class OwnConfig:
     """A module's view of a config that other modules share, with a few fields of its own."""
 
@@ -320,21 +356,28 @@ def layout_in(config: Any) -> dict[str, Any]:
             "config.pruning has no layout: the config was damaged, or is of a model never pruned."
         )
     if pruning.get("format") != FORMAT:
-        raise LayoutError(f"config.pruning has format {pruning.get('format')!r}; this code reads {FORMAT}.")
+        raise LayoutError(
+            f"config.pruning has format {_shown(pruning.get('format'))}; this code reads {FORMAT}."
+        )
     layout: dict[str, Any] = {**_LATER, **pruning["layout"]}
     for part in ("build", *_PARTS):
         if not isinstance(layout.get(part), dict):
             raise LayoutError(
-                f"config.pruning: layout.{part} is {layout.get(part)!r}, not a mapping of module paths."
+                f"config.pruning: layout.{part} is {_shown(layout.get(part))}, not a mapping of module paths."
             )
+        if not all(isinstance(path, str) for path in layout[part]):
+            raise LayoutError(f"config.pruning: layout.{part} names a module by something that is no text.")
     return layout
 
 
 def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     """Give a stock model the sizes of a pruned one, in place. Weights are left to be loaded.
 
+    The layout may come from a stranger's folder. So each entry is held against the model before it changes anything: it
+    can make things smaller, and nothing else.
+
     Raises:
-        LayoutError: the layout is of another model.
+        LayoutError: the layout is of another model, or asks for what no cut does.
     """
     for part in _PARTS:
         for path, value in layout[part].items():
@@ -345,16 +388,44 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
                 continue
             try:
                 _APPLY[part](model, path if part == "heads" else local(model, path), value)
-            except (AttributeError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+            except (AttributeError, TypeError, ValueError, RuntimeError, LookupError, StopIteration) as error:
                 raise LayoutError(
-                    f"config.pruning: layout.{part}[{path!r}] does not fit {type(model).__name__}: {error}"
+                    f"config.pruning: layout.{part}[{_shown(path)}] does not fit {type(model).__name__}: {error}"
                 ) from error
+
+
+def _refuse_unless(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _is_count(value: object, most: int) -> bool:
+    """Tell whether a value is a whole number from 0 to `most`."""
+    return type(value) is int and 0 <= value <= most
+
+
+def _are_places(values: object, of: int) -> bool:
+    """Tell whether a value lists some of `of` places, in rising order."""
+    if not isinstance(values, list) or not all(_is_count(value, of - 1) for value in values):
+        return False
+    return all(first < second for first, second in itertools.pairwise(values))
+
+
+def _apply_layers(model: nn.Module, path: str, kept: list[int]) -> None:
+    stack = model.get_submodule(path)
+    _refuse_unless(isinstance(stack, nn.ModuleList | nn.Sequential), "it is no list of blocks")
+    size = len(list(stack.children()))
+    _refuse_unless(bool(kept) and _are_places(kept, size), f"{_shown(kept)} are not layers of {size}")
+    keep_layers(model, path, kept)
 
 
 def _apply_skip(model: nn.Module, path: str, value: list[Any]) -> None:
     outputs, width, bias = value
     replaced = model.get_submodule(path)
     name, reference = next(replaced.named_parameters())
+    widest = max(size for tensor in replaced.parameters() for size in tensor.shape)
+    fits = _is_count(outputs, 16) and _is_count(width, widest) and type(bias) is bool
+    _refuse_unless(fits, f"{_shown(value)} is no answer of the attention there")
     skip = Skip.of(replaced, outputs, width, bias).to(device=reference.device, dtype=reference.dtype)
     skip.stand_for(name, reference)
     model.set_submodule(path, skip)
@@ -362,20 +433,33 @@ def _apply_skip(model: nn.Module, path: str, value: list[Any]) -> None:
 
 def _apply_norm(model: nn.Module, path: str, kind: str) -> None:
     """Put another norm in the place of a LayerNorm; there is one kind, `affine`."""
-    if kind != "affine":
-        raise ValueError(f"unknown kind of norm {kind!r}")
+    _refuse_unless(kind == "affine", f"unknown kind of norm {_shown(kind)}")
     norm: Any = model.get_submodule(path)
+    _refuse_unless(norm.weight.dim() == 1, "it is no norm")
     model.set_submodule(path, NoNorm(norm.weight, norm.bias))
 
 
+def _tensor_at(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer, looked up where tensors are registered and nowhere else."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
+    if tensor is None:
+        raise AttributeError(f"no tensor {leaf!r}")
+    return tensor
+
+
 def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
-    """Give a tensor another shape; its new values are not set."""
+    """Give a tensor another shape, no larger than it was; its new values are not set."""
+    old = _tensor_at(model, name)
+    fits = isinstance(shape, list) and len(shape) == old.dim()
+    fits = fits and all(_is_count(new, size) for new, size in zip(shape, old.shape, strict=False))
+    _refuse_unless(fits, f"{_shown(shape)} cannot be left of {list(old.shape)}")
     path, _, leaf = name.rpartition(".")
     owner: Any = model.get_submodule(path)
     if leaf in owner._buffers:
-        owner._buffers[leaf] = owner._buffers[leaf].new_empty(shape)
+        owner._buffers[leaf] = old.new_empty(shape)
         return
-    old = owner.get_parameter(leaf)
     setattr(owner, leaf, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
     if isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape
@@ -396,8 +480,9 @@ def _apply_heads(model: nn.Module, name: str, value: dict[str, list[list[int]]] 
         raise ValueError(value)
     for path, sizes in value.items():
         tensor = local(model, path)
-        shape = list(operator.attrgetter(tensor)(model).shape)
+        shape = list(_tensor_at(model, tensor).shape)
         for dim, size in sizes:
+            _refuse_unless(_is_count(dim, len(shape) - 1), f"{tensor} has no dimension {_shown(dim)}")
             shape[dim] = size
         _apply_shape(model, tensor, shape)
 
@@ -405,17 +490,61 @@ def _apply_heads(model: nn.Module, name: str, value: dict[str, list[list[int]]] 
 def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -> None:
     module = model.get_submodule(path)
     for name, value in attributes.items():
+        _check_attribute(module, name, value)
+    for name, value in attributes.items():
         set_attribute(module, name, value)
+
+
+def _check_attribute(module: nn.Module, name: str, value: object) -> None:
+    """Raise unless a module has this number, and a cut writes it: a count that gets smaller, or what tells a place."""
+    field = name.removeprefix("config.")
+    own = vars(module)
+    if field != name:
+        config = own["config"]
+        own = config._own if type(config).__name__ == OwnConfig.__name__ else vars(config)
+        own = {**vars(getattr(config, "_shared", config)), **own}
+    old = own.get(field)
+    if field in COUNTS:
+        fits = type(old) is int and _is_count(value, old)
+    elif field == name and (field in PLACES or _is_private(module)):
+        fits = type(value) is type(old) is PLACES.get(field, type(old)) and _is_plain_number(value)
+    else:
+        raise ValueError(f"{_shown(name)} is no attribute that a cut changes")
+    _refuse_unless(fits, f"{name} cannot become {_shown(value)} where it is {_shown(old)}")
+
+
+def _is_plain_number(value: object) -> bool:
+    """Tell whether a value is a finite number that may tell a place, or a list of short names, one per layer."""
+    if isinstance(value, list):
+        return len(value) <= _MOST_LAYERS and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _is_private(module: nn.Module) -> bool:
+    """Tell whether a module's class is neither of torch nor of transformers: the user's own."""
+    return type(module).__module__.partition(".")[0] not in ("torch", "transformers")
 
 
 def _apply_selects(model: nn.Module, path: str, selects: list[dict[str, Any]]) -> None:
     module = model.get_submodule(path)
+    known = inspect.signature(module.forward).parameters
+    for select in selects:
+        of, returned = select["of"], select.get("returned")
+        fits = (
+            select["argument"] in known
+            and _is_count(select["position"], 100)
+            and _is_count(select["dim"], 10)
+            and _is_count(of, 2**16)
+            and (returned is None or _is_count(returned, 100))
+            and _are_places(select["index"], of)
+        )
+        _refuse_unless(fits, f"{_shown(select)} is no selection among its arguments")
     for select in selects:
         add_select(module, **select)
 
 
 _APPLY: dict[str, Any] = {
-    "layers": keep_layers,
+    "layers": _apply_layers,
     "skips": _apply_skip,
     "norms": _apply_norm,
     "shapes": _apply_shape,
@@ -438,17 +567,29 @@ def _initialise(model: Any, layout: dict[str, Any]) -> None:
             model._init_weights(owner)
 
 
+def _field_at(config: Any, path: str) -> tuple[Any, str]:
+    """Return the config that holds a field, and the field's name there.
+
+    Raises:
+        LayoutError: there is no such field.
+    """
+    *parents, name = path.split(".")
+    owner = config
+    for parent in parents:
+        owner = vars(owner).get(parent)
+        if not isinstance(owner, PreTrainedConfig):
+            break
+    if not isinstance(owner, PreTrainedConfig) or name not in vars(owner):
+        raise LayoutError(f"config.pruning: layout.build names {_shown(path)}, which the config lacks.")
+    return owner, name
+
+
 @contextmanager
 def overridden(config: Any, values: dict[str, Any]) -> Iterator[None]:
     """Give fields of a config, or of a config in it (`text_config.num_hidden_layers`), other values for a while."""
     before = []
     for path, value in values.items():
-        *parents, name = path.split(".")
-        owner = config
-        for parent in parents:
-            owner = getattr(owner, parent, None)
-        if name not in vars(owner or nn.Module):
-            raise LayoutError(f"config.pruning: layout.build names {path!r}, which the config lacks.")
+        owner, name = _field_at(config, path)
         before.append((owner, name, vars(owner)[name]))
         vars(owner)[name] = value
     try:
@@ -456,6 +597,41 @@ def overridden(config: Any, values: dict[str, Any]) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             vars(owner)[name] = value
+
+
+def check_build(config: Any, values: dict[str, Any]) -> None:
+    """Raise `LayoutError` unless `values` say nothing but how many layers a class builds, and which.
+
+    They must be more than the config counts, as layers that only the layout leaves out must be built first.
+    """
+    for path, value in values.items():
+        owner, name = _field_at(config, path)
+        now = vars(owner)[name]
+        if isinstance(now, list | tuple):
+            fits = (
+                isinstance(value, list | tuple)
+                and len(now) <= len(value) <= _MOST_LAYERS
+                and _are_plain(value)
+            )
+        else:
+            fits = (
+                name in _BUILD_COUNTS and type(now) is int and _is_count(value, _MOST_LAYERS) and value >= now
+            )
+        if not fits:
+            raise LayoutError(
+                f"config.pruning: layout.build[{_shown(path)}] is {_shown(value)}, which is no number of "
+                f"layers to build where the config says {_shown(now)}."
+            )
+
+
+def _are_plain(values: Any, depth: int = 3) -> bool:
+    """Tell whether a list holds short texts, numbers that can count layers or widths, and such lists."""
+    return all(
+        _are_plain(value, depth - 1)
+        if isinstance(value, list | tuple) and depth and len(value) <= _MOST_LAYERS
+        else value is None or isinstance(value, bool | float | str) or _is_count(value, 2**20)
+        for value in values
+    )
 
 
 _CLASSES: dict[type, type] = {}
@@ -468,6 +644,7 @@ def pruned_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
             # A head class builds its base through the stock class, so only the outermost model applies the layout.
             layout = layout_in(config)
+            check_build(config, layout["build"])
             with overridden(config, layout["build"]):
                 stock.__init__(self, config, *args, **kwargs)
             apply_layout(self, layout)

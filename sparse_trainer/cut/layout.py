@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from patchers import discover
 from patchers.modeling_pruned import (
+    LayoutError,
     OwnConfig,
     apply_layout,
     is_no_norm,
@@ -105,8 +106,13 @@ def check_builds(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModelError: the model has something that neither config nor layout can say.
     """
-    with torch.device("meta"):
-        built = type(model)(copy.deepcopy(model.config))
+    try:
+        with torch.device("meta"):
+            built = type(model)(copy.deepcopy(model.config))
+    except LayoutError as error:
+        raise UnsupportedModelError(
+            type(model).__name__, f"is cut, but cannot be described: {error}.", "Cut other kinds of units."
+        ) from error
     have, want = shapes_of(model), shapes_of(built)
     for name in sorted(have.keys() | want.keys()):
         if have.get(name) != want.get(name):

@@ -1,5 +1,6 @@
 """No command runs, hands on or recommends code that a folder of data names."""
 
+import importlib
 import json
 import os
 import stat
@@ -199,3 +200,21 @@ def test_files_that_are_cleaned_can_be_read_by_others(source: Path) -> None:
     os.chmod(source / "config.json", 0o644)
     clean_folder(source)
     assert stat.S_IMODE((source / "config.json").stat().st_mode) == 0o644
+
+
+def test_a_class_that_a_user_registered_travels_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modeling_mine.py").write_text(
+        "from transformers import LlamaForCausalLM\nclass Mine(LlamaForCausalLM):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("modeling_mine").Mine
+    mine.register_for_auto_class("AutoModelForCausalLM")
+    torch.manual_seed(0)
+    model = mine(tiny_model("llama", dtype=torch.float32).config)
+    pruned, _ = prune(model, None, criterion="magnitude", density={"channels": 0.5}, scope="uniform")
+    save_pruned(pruned, tmp_path / "out")
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["auto_map"] == {"AutoModelForCausalLM": "modeling_mine.Mine"}
+    assert (tmp_path / "out" / "modeling_mine.py").is_file()

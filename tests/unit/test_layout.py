@@ -83,8 +83,13 @@ def test_config_follows_the_cut() -> None:
     assert not {"pruning", "auto_map"} & model.config.to_dict().keys()
 
 
-def test_the_users_own_auto_map_stays() -> None:
-    model = tiny()
-    model.config.auto_map = {"AutoModel": "modeling_mine.Mine"}
-    fit_config(model, Cut(before=discover(model), after=discover(model), gone={}))
-    assert model.config.auto_map == {"AutoModel": "modeling_mine.Mine"}
+def test_names_of_code_go_from_configs_of_transformers_and_stay_in_those_of_users() -> None:
+    class MineConfig(BertConfig):
+        pass
+
+    for config_class, stays in ((BertConfig, False), (MineConfig, True)):
+        model = tiny()
+        model.config = config_class.from_dict(model.config.to_dict())
+        model.config.auto_map = {"AutoModel": "modeling_mine.Mine"}
+        fit_config(model, Cut(before=discover(model), after=discover(model), gone={}))
+        assert ("auto_map" in vars(model.config)) == stays
