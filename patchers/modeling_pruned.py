@@ -249,13 +249,9 @@ COUNTS = frozenset({
     "in_features", "out_features", "width",
 })  # fmt: skip
 """Attributes of modules that count units or features: the numbers that a cut makes smaller."""
-PLACES: dict[str, type] = {
-    "layer_idx": int, "layer_id": int, "attn_residual_add_idx": int, "mlp_residual_add_idx": int, "seed": int,
-    "layer_number": int, "window_size": int, "attention_layers": list, "lambda_init": float, "scaling_factor": float,
-    "residual_scale": float,
-}  # fmt: skip
-"""Attributes that a layer has from its place, which it keeps when layers before it go, and their types."""
-_MOST_LAYERS = 4096
+_LISTS = ("attention_layers",)
+"""Lists of one name per layer, which a module keeps whole when layers go."""
+_MOST_LAYERS, _MOST_ENTRIES = 4096, 2**20
 _BUILD_COUNTS = frozenset({
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
     "num_encoder_layers", "depth", "encoder_num_layers", "decoder_num_layers", "encoder_num_hidden_layers",
@@ -496,33 +492,32 @@ def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -
 
 
 def _check_attribute(module: nn.Module, name: str, value: object) -> None:
-    """Raise unless a module has this number, and a cut writes it: a count that gets smaller, or what tells a place."""
+    """Raise unless a module holds a plain number, or a list of names, under this name, and the new one is of that sort.
+
+    So nothing that is called, holds tensors or is switched can be set. What counts gets smaller, but for a branch that
+    is empty: nothing is counted there any more.
+    """
     field = name.removeprefix("config.")
-    own = vars(module)
-    if field != name:
-        config = own["config"]
-        own = config._own if type(config).__name__ == OwnConfig.__name__ else vars(config)
-        own = {**vars(getattr(config, "_shared", config)), **own}
-    old = own.get(field)
+    own = vars(module) if field == name else _fields_of(vars(module)["config"])
+    old = None if field.startswith("_") else own.get(field)
     if field in COUNTS:
-        fits = type(old) is int and _is_count(value, old)
-    elif field == name and (field in PLACES or _is_private(module)):
-        fits = type(value) is type(old) is PLACES.get(field, type(old)) and _is_plain_number(value)
+        is_empty = any(tensor.numel() == 0 for tensor in module.parameters())
+        fits = type(old) is int and _is_count(value, max(old, _MOST_ENTRIES) if is_empty else old)
+    elif field in _LISTS:
+        fits = type(value) is type(old) is list and all(isinstance(entry, str) for entry in value)
     else:
-        raise ValueError(f"{_shown(name)} is no attribute that a cut changes")
-    _refuse_unless(fits, f"{name} cannot become {_shown(value)} where it is {_shown(old)}")
+        fits = field == name and type(value) is type(old) and _is_number(value)
+    _refuse_unless(fits, f"{_shown(name)} cannot become {_shown(value)} where it is {_shown(old)}")
 
 
-def _is_plain_number(value: object) -> bool:
-    """Tell whether a value is a finite number that may tell a place, or a list of short names, one per layer."""
-    if isinstance(value, list):
-        return len(value) <= _MOST_LAYERS and all(isinstance(entry, str) for entry in value)
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+def _fields_of(config: Any) -> dict[str, Any]:
+    if type(config).__name__ == OwnConfig.__name__:  # its class may have come with a saved folder
+        return {**vars(config._shared), **config._own}
+    return dict(vars(config))
 
 
-def _is_private(module: nn.Module) -> bool:
-    """Tell whether a module's class is neither of torch nor of transformers: the user's own."""
-    return type(module).__module__.partition(".")[0] not in ("torch", "transformers")
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST_ENTRIES
 
 
 def _apply_selects(model: nn.Module, path: str, selects: list[dict[str, Any]]) -> None:
@@ -629,7 +624,7 @@ def _are_plain(values: Any, depth: int = 3) -> bool:
     return all(
         _are_plain(value, depth - 1)
         if isinstance(value, list | tuple) and depth and len(value) <= _MOST_LAYERS
-        else value is None or isinstance(value, bool | float | str) or _is_count(value, 2**20)
+        else value is None or isinstance(value, bool | float | str) or _is_count(value, _MOST_ENTRIES)
         for value in values
     )
 
