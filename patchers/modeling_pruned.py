@@ -238,17 +238,18 @@ def selections_of(module: nn.Module) -> list[Any]:
     return [owner for owner in owners if type(owner).__name__ == Selection.__name__]
 
 
-COUNTS = frozenset({
+UNITS = frozenset({
     "num_heads", "num_attention_heads", "n_heads", "n_head", "num_query_heads", "num_attn_heads", "heads",
-    "num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "num_key_value_groups", "n_rep", "kv_repeat",
-    "all_head_size", "inner_dim", "split_size", "embed_dim", "attention_size", "hidden_size", "dim", "d_model",
-    "projection_size", "q_size", "query_dim", "q_dim", "head_size", "kv_dim", "kv_size", "key_value_dim",
-    "intermediate_size", "intermediate_dim", "ffn_dim", "hidden_dim", "expert_dim", "mlp_dim", "d_ff",
-    "ffn_hidden_size", "hidden_features", "dim_feedforward", "num_experts", "n_routed_experts", "num_local_experts",
-    "n_experts", "num_routed_experts", "n_layers", "n_layer", "num_layers", "num_hidden_layers", "num_blocks",
-    "in_features", "out_features", "width",
+    "num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "num_experts", "n_routed_experts",
+    "num_local_experts", "n_experts", "num_routed_experts",
 })  # fmt: skip
-"""Attributes of modules that count units or features: the numbers that a cut makes smaller."""
+"""Attributes of modules that count units: a cut makes them smaller."""
+WIDTHS = frozenset({
+    "num_key_value_groups", "n_rep", "kv_repeat", "all_head_size", "inner_dim", "split_size", "embed_dim",
+    "attention_size", "hidden_size", "dim", "d_model", "projection_size", "q_size", "query_dim", "q_dim", "head_size",
+    "kv_dim", "kv_size", "key_value_dim",
+})  # fmt: skip
+"""Fields of a config that count features or ratios of heads, of which a module may get a view of its own."""
 _LISTS = ("attention_layers",)
 """Lists of one name per layer, which a module keeps whole when layers go."""
 _MOST_LAYERS, _MOST_ENTRIES = 4096, 2**20
@@ -369,8 +370,7 @@ def layout_in(config: Any) -> dict[str, Any]:
 def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     """Give a stock model the sizes of a pruned one, in place. Weights are left to be loaded.
 
-    The layout may come from a stranger's folder. So each entry is held against the model before it changes anything: it
-    can make things smaller, and nothing else.
+    The layout may come from a stranger's folder. So each entry is held against the model before it changes anything.
 
     Raises:
         LayoutError: the layout is of another model, or asks for what no cut does.
@@ -422,7 +422,8 @@ def _apply_skip(model: nn.Module, path: str, value: list[Any]) -> None:
     widest = max(size for tensor in replaced.parameters() for size in tensor.shape)
     fits = _is_count(outputs, 16) and _is_count(width, widest) and type(bias) is bool
     _refuse_unless(fits, f"{_shown(value)} is no answer of the attention there")
-    skip = Skip.of(replaced, outputs, width, bias).to(device=reference.device, dtype=reference.dtype)
+    with reference.device:  # whatever device the model is built on: some make single parts elsewhere
+        skip = Skip.of(replaced, outputs, width, bias).to(dtype=reference.dtype)
     skip.stand_for(name, reference)
     model.set_submodule(path, skip)
 
@@ -446,10 +447,12 @@ def _tensor_at(model: nn.Module, name: str) -> Tensor:
 
 
 def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
-    """Give a tensor another shape, no larger than it was; its new values are not set."""
+    """Give a tensor another shape; its new values are not set."""
     old = _tensor_at(model, name)
+    # Outside the blocks a tensor may have an entry for every head of every layer (ESM): also of those that are gone.
+    most = 0 if any(part.isdigit() for part in name.split(".")) else _MOST_LAYERS
     fits = isinstance(shape, list) and len(shape) == old.dim()
-    fits = fits and all(_is_count(new, size) for new, size in zip(shape, old.shape, strict=False))
+    fits = fits and all(_is_count(new, max(size, most)) for new, size in zip(shape, old.shape, strict=False))
     _refuse_unless(fits, f"{_shown(shape)} cannot be left of {list(old.shape)}")
     path, _, leaf = name.rpartition(".")
     owner: Any = model.get_submodule(path)
@@ -494,19 +497,17 @@ def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -
 def _check_attribute(module: nn.Module, name: str, value: object) -> None:
     """Raise unless a module holds a plain number, or a list of names, under this name, and the new one is of that sort.
 
-    So nothing that is called, holds tensors or is switched can be set. What counts gets smaller, but for a branch that
-    is empty: nothing is counted there any more.
+    So nothing that is called, holds tensors or is switched can be set, and there are no more units than there were.
     """
     field = name.removeprefix("config.")
     own = vars(module) if field == name else _fields_of(vars(module)["config"])
     old = None if field.startswith("_") else own.get(field)
-    if field in COUNTS:
-        is_empty = any(tensor.numel() == 0 for tensor in module.parameters())
-        fits = type(old) is int and _is_count(value, max(old, _MOST_ENTRIES) if is_empty else old)
+    if field in UNITS:
+        fits = type(old) is int and _is_count(value, old)
     elif field in _LISTS:
         fits = type(value) is type(old) is list and all(isinstance(entry, str) for entry in value)
     else:
-        fits = field == name and type(value) is type(old) and _is_number(value)
+        fits = (field == name or field in WIDTHS) and type(value) is type(old) and _is_number(value)
     _refuse_unless(fits, f"{_shown(name)} cannot become {_shown(value)} where it is {_shown(old)}")
 
 
@@ -522,18 +523,17 @@ def _is_number(value: object) -> bool:
 
 def _apply_selects(model: nn.Module, path: str, selects: list[dict[str, Any]]) -> None:
     module = model.get_submodule(path)
-    known = inspect.signature(module.forward).parameters
     for select in selects:
         of, returned = select["of"], select.get("returned")
         fits = (
-            select["argument"] in known
+            isinstance(select["argument"], str)
             and _is_count(select["position"], 100)
             and _is_count(select["dim"], 10)
             and _is_count(of, 2**16)
             and (returned is None or _is_count(returned, 100))
             and _are_places(select["index"], of)
         )
-        _refuse_unless(fits, f"{_shown(select)} is no selection among its arguments")
+        _refuse_unless(fits, f"{_shown(select)} is no selection")
     for select in selects:
         add_select(module, **select)
 

@@ -23,6 +23,7 @@ from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files import write_text
 from sparse_trainer.gate_file import read_gates, save_gates
+from sparse_trainer.json_text import read_object
 
 STATE_FILE = "pruning_state.json"
 _FORMAT = 1
@@ -61,7 +62,7 @@ def read_sparse_args(folder: str | os.PathLike[str], remedy: str) -> SparseTrain
         CheckpointError: It is.
     """
     file = Path(folder) / STATE_FILE
-    values = _json_object(file, remedy)
+    values = read_object(file, remedy)
     if values.get("format") != _FORMAT or not isinstance(values.get("sparse_args"), dict):
         raise CheckpointError(str(file), f"is not a pruning state of format {_FORMAT}.", remedy)
     try:
@@ -133,7 +134,7 @@ def find_checkpoint(
             "is no folder.",
             f"Name a folder {PREFIX_CHECKPOINT_DIR}-STEP that an earlier training wrote.",
         )
-    _json_object(folder / TRAINER_STATE_NAME, EARLIER)
+    read_object(folder / TRAINER_STATE_NAME, EARLIER, constants=True)
     return folder
 
 
@@ -169,17 +170,7 @@ def _plain(args: SparseTrainingArguments) -> dict[str, Any]:
 
 def _is_json(file: Path) -> bool:
     try:
-        _json_object(file, "")
+        read_object(file, "", constants=True)
     except CheckpointError:
         return False
     return True
-
-
-def _json_object(file: Path, remedy: str) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(file), f"cannot be read ({error}).", remedy) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(str(file), "does not hold an object.", remedy)
-    return values

@@ -1,6 +1,5 @@
 """Read folders: pruned models, checkpoints in the middle of training, and what must not be taken for either."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -9,28 +8,28 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from patchers.modeling_pruned import LayoutError, pruned_class
+from patchers.modeling_pruned import pruned_class
 from patchers.patch import PATCH_ENTRIES
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing
 from sparse_trainer.folders.nn_pruning_format import (
     complete,
     is_of_nn_pruning,
     loading_options,
     removed_heads,
 )
-from sparse_trainer.folders.stored import Stored, named_as_in
+from sparse_trainer.folders.stored import Stored, files_of_index, named_as_in
 from sparse_trainer.foreign_code import drop_code_names
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
 from sparse_trainer.pruning_state import STATE_FILE, read_sparse_args
 
-CONFIG_FILE = "config.json"
 _HUB_OPTIONS = (
     "cache_dir",
     "force_download",
@@ -40,7 +39,6 @@ _HUB_OPTIONS = (
     "subfolder",
     "token",
 )
-_DAMAGED = "Save the model again, or restore the folder."
 _UNSAVED = "Save through the Trainer, or call save_state(folder, coordinator) too; else restore the folder."
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def load_model(path: str | os.PathLike[str], auto_class: Any = None, **kwargs: A
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     if os.path.isdir(where):
         refuse_patched(where)
-    values = _config_values(where, hub)
+    values = config_values(where, hub)
     plan = _read_plan(where, hub)
     cls = _class_of(where, values, auto_class)
     old = is_of_nn_pruning(values, f"{where}: {CONFIG_FILE}")
@@ -131,10 +129,10 @@ def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
     # Libraries that save the model they wrap may do so in a subfolder.
     beside = where if (where / STATE_FILE).is_file() else where.parent
     sparse_args = read_sparse_args(beside if (beside / STATE_FILE).is_file() else where, _UNSAVED)
-    values = _config_values(str(where), {})
+    values = config_values(str(where), {})
     cls: Any = _class_of(str(where), values, None)
-    config = cls.config_class.from_pretrained(where)
-    model: Any = cls._from_config(config)
+    with refusing(f"{where}: {CONFIG_FILE}", cls.__name__):
+        model: Any = cls._from_config(cls.config_class.from_pretrained(where))
     # The gates stand in the weights: an earlier plan is of no use here, and may be gone.
     sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
     sparse_args.protect_kinds = SparseTrainingArguments().protect_kinds
@@ -151,32 +149,12 @@ def _load_state(model: Any, folder: Path) -> None:
     try:
         problems = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(file, f"does not fit the model ({error}).", _DAMAGED) from error
+        raise CheckpointError(file, f"does not fit the model ({error}).", DAMAGED) from error
     model.tie_weights()
     tied = set(model.all_tied_weights_keys)
     lost = [*problems.unexpected_keys, *(name for name in problems.missing_keys if name not in tied)]
     if lost:
-        raise CheckpointError(file, f"{lost[0]!r} is missing or unknown.", _DAMAGED)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(file), f"cannot be read ({error}).", _DAMAGED) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(str(file), "does not hold an object.", _DAMAGED)
-    return values
-
-
-def _config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{where}: {CONFIG_FILE}", f"cannot be read ({_first_line(error)}).", _DAMAGED
-        ) from error
-    return values
+        raise CheckpointError(file, f"{lost[0]!r} is missing or unknown.", DAMAGED)
 
 
 def _read_plan(where: str, hub: Mapping[str, Any]) -> Plan | None:
@@ -195,8 +173,8 @@ def _class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[Pr
         name = str((values.get("architectures") or [None])[0])
         stock = getattr(transformers, name, None)
     else:
-        config_class = transformers.CONFIG_MAPPING[values["model_type"]]
-        stock = auto_class._model_mapping.get(config_class, None)
+        with refusing(f"{where}: {CONFIG_FILE}", auto_class.__name__):
+            stock = auto_class._model_mapping.get(transformers.CONFIG_MAPPING[values["model_type"]], None)
         stock = stock[0] if isinstance(stock, tuple) else stock
         name = auto_class.__name__
     if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
@@ -233,16 +211,8 @@ def _load(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
-    try:
+    with refusing(f"{where}: {file}", cls.__name__):
         model, info = cls.from_pretrained(where, **options)
-    except LayoutError as error:
-        raise CheckpointError(f"{where}: {CONFIG_FILE}", f"{error}", _DAMAGED) from error
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{where}: {file}",
-            f"cannot be loaded into {cls.__name__} ({_first_line(error)}).",
-            _DAMAGED,
-        ) from error
     lost = [] if kwargs.get("ignore_mismatched_sizes") else [name for name, *_ in info["mismatched_keys"]]
     if strict:
         lost += [*info["missing_keys"], *info["unexpected_keys"]]
@@ -251,20 +221,16 @@ def _load(
         raise CheckpointError(
             f"{where}: {file}",
             f"{len(lost)} entries are missing, unknown or of the wrong size, the first of them {min(lost)!r}.",
-            f"{_DAMAGED} For a fresh task head pass ignore_mismatched_sizes=True.",
+            f"{DAMAGED} For a fresh task head pass ignore_mismatched_sizes=True.",
         )
     drop_code_names(model.config)
     return model  # type: ignore[no-any-return]
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
-        return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        return files_of_index(index)
     return [folder / SAFE_WEIGHTS_NAME] if (folder / SAFE_WEIGHTS_NAME).is_file() else []
 
 
@@ -277,4 +243,4 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(str(file), f"cannot be read ({error}).", _DAMAGED) from error
+        raise CheckpointError(str(file), f"cannot be read ({error}).", DAMAGED) from error

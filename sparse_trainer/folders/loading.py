@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from patchers.modeling_pruned import pruned_class
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders import checkpoint
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing
 from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
 from sparse_trainer.foreign_code import drop_code_names
 from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
@@ -43,25 +44,26 @@ def load_shape(name: str) -> PreTrainedModel:
         CheckpointError: No readable config.
     """
     source = resolve(name)
-    try:
+    config_values(source, {})
+    place = f"{source}: {CONFIG_FILE}"
+    with refusing(place, "a config"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            source, f"no readable config: {error}.", "Give a model folder or a hub id."
-        ) from error
-    cls, values = _model_class(config), config.to_dict()
+    cls, values = _model_class(config, place), config.to_dict()
     drop_code_names(config)
     if is_of_nn_pruning(values, source):
         shape = cut_shape(cls, config, removed_heads(values, source), source)
         complete(shape.model, shape)
         return shape.model
-    with torch.device("meta"):
+    with refusing(place, cls.__name__), torch.device("meta"):
         model: PreTrainedModel = cls._from_config(config)
     return model
 
 
-def _model_class(config: PreTrainedConfig) -> Any:
+def _model_class(config: PreTrainedConfig, place: str) -> Any:
     """Return the class that the config names as its architecture, or else the bare model of its type."""
     known = [name for name in config.architectures or [] if name in dir(transformers)]
-    stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
+    with refusing(place, "a model class of transformers"):
+        stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
+    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
+        raise CheckpointError(f"{place}: architectures", f"{known[0]!r} is no model class.", DAMAGED)
     return pruned_class(stock) if "pruning" in config.to_dict() else stock

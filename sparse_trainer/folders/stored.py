@@ -1,7 +1,6 @@
 """The tensors in a folder of safetensors files, and which tensor in memory each of them becomes."""
 
 import copy
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, shown
+from sparse_trainer.json_text import read_object
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -96,11 +96,27 @@ def weight_files(folder: Path) -> list[Path]:
             str(folder), f"holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.",
             "Give a folder with safetensors; load and save a model in another format first.",
         )  # fmt: skip
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(str(index), f"cannot be read ({error}).", _RESTORE) from error
-    return [folder / name for name in names]
+    return files_of_index(index)
+
+
+def files_of_index(index: Path) -> list[Path]:
+    """Return the files that an index of shards lists.
+
+    Raises:
+        CheckpointError: it is damaged, or lists a file outside its folder.
+    """
+    listed = read_object(index, _RESTORE).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(
+            f"{index}: weight_map", f"{shown(listed)} is no object of file names.", _RESTORE
+        )
+    names = sorted(set(listed.values()))
+    outside = next((name for name in names if name in ("", ".", "..") or re.search(r"[/\\\0]", name)), None)
+    if outside is not None:
+        raise CheckpointError(
+            f"{index}: weight_map", f"{shown(outside)} is not the name of a file in this folder.", _RESTORE
+        )
+    return [index.parent / name for name in names]
 
 
 @dataclass(kw_only=True)

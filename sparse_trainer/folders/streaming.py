@@ -23,7 +23,8 @@ from sparse_trainer.cut.traced import Piece, Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files import place_of, write_text
 from sparse_trainer.folders.card import model_card
-from sparse_trainer.folders.checkpoint import CONFIG_FILE, refuse_patched
+from sparse_trainer.folders.checkpoint import refuse_patched
+from sparse_trainer.folders.configs import CONFIG_FILE, config_values
 from sparse_trainer.folders.export import CARD_FILE
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
@@ -96,7 +97,7 @@ def _check_source(folder: Path) -> None:
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(str(folder), f"holds no {CONFIG_FILE}.", "Give the folder of a model.")
     refuse_patched(folder)
-    values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    values = config_values(str(folder), {})
     if values.get("quantization_config") or is_of_nn_pruning(values, str(folder)):
         raise CheckpointError(
             str(folder), "is quantized, or a checkpoint of nn_pruning.",

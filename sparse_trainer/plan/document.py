@@ -14,6 +14,7 @@ from torch import Tensor
 from patchers.groups import KINDS, Kind, Structure
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files import write_text
+from sparse_trainer.json_text import parse_json
 
 # Shape legend: U = units of a group.
 
@@ -129,11 +130,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> Self:
         """Return the plan in JSON text; raise `CheckpointError` where it is damaged."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(where, f"is not JSON ({error}).", _RESTORE) from error
-        return cls.from_dict(values, where)
+        return cls.from_dict(parse_json(text, where, _RESTORE), where)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file, all or nothing."""

@@ -1,0 +1,77 @@
+"""The config of a folder, read as what it is: values that nobody here wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+from patchers.modeling_pruned import LayoutError
+from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
+from sparse_trainer.json_text import read_object
+
+CONFIG_FILE = "config.json"
+DAMAGED = "Save the model again, or restore the folder."
+_IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+
+
+def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the config.json of a folder, or of a name on the hub, holds.
+
+    Args:
+        hub: Arguments of `from_pretrained` that say how to get files.
+
+    Raises:
+        CheckpointError: There is none, a damaged one, or one that would bring code from the hub.
+    """
+    place = f"{where}: {CONFIG_FILE}"
+    try:
+        file = cached_file(where, CONFIG_FILE, **hub)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(place, f"cannot be read ({first_line(error)}).", DAMAGED) from error
+    _check_types(place, read_object(Path(str(file)), DAMAGED, constants=True))
+    with refusing(place, "a config"):
+        values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
+    return values
+
+
+def _check_types(place: str, values: Mapping[str, Any]) -> None:
+    """Raise unless the entries that say what is loaded, and how, have the form that transformers writes."""
+    model_type, named = values.get("model_type"), values.get("architectures")
+    if model_type is not None and not isinstance(model_type, str):
+        raise CheckpointError(f"{place}: model_type", f"{shown(model_type)} is no text.", DAMAGED)
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise CheckpointError(f"{place}: architectures", f"{shown(named)} is no list of names.", DAMAGED)
+    for name in _IMPLEMENTATIONS:
+        if "/" in str(values.get(name)):  # the name of a kernel on the hub
+            raise CheckpointError(f"{place}: {name}", f"{shown(values[name])} names code.", "Take it out.")
+
+
+@contextmanager
+def refusing(place: str, what: str) -> Iterator[None]:
+    """Name the place where transformers cannot make something of a config or of weights.
+
+    Values of a config reach every line of its model's __init__, so that any error may say so.
+
+    Raises:
+        CheckpointError: It cannot.
+    """
+    try:
+        yield
+    except SparseTrainerError:
+        raise
+    except LayoutError as error:
+        raise CheckpointError(f"{place.partition(': ')[0]}: {CONFIG_FILE}", f"{error}", DAMAGED) from error
+    except Exception as error:
+        raise CheckpointError(
+            place, f"cannot be loaded into {what} ({first_line(error)}).", DAMAGED
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
