@@ -250,8 +250,6 @@ WIDTHS = frozenset({
     "kv_dim", "kv_size", "key_value_dim",
 })  # fmt: skip
 """Fields of a config that count features or ratios of heads, of which a module may get a view of its own."""
-_LISTS = ("attention_layers",)
-"""Lists of one name per layer, which a module keeps whole when layers go."""
 _MOST_LAYERS, _MOST_ENTRIES = 4096, 2**20
 _BUILD_COUNTS = frozenset({
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
@@ -495,26 +493,23 @@ def _apply_attributes(model: nn.Module, path: str, attributes: dict[str, Any]) -
 
 
 def _check_attribute(module: nn.Module, name: str, value: object) -> None:
-    """Raise unless a module holds a plain number, or a list of names, under this name, and the new one is of that sort.
+    """Raise unless a module holds a number, or a list of such, under this name, and the new one is of that sort.
 
     So nothing that is called, holds tensors or is switched can be set, and there are no more units than there were.
     """
     field = name.removeprefix("config.")
-    own = vars(module) if field == name else _fields_of(vars(module)["config"])
-    old = None if field.startswith("_") else own.get(field)
+    if field == name:
+        old = None if field.startswith("_") else vars(module).get(field)
+    else:
+        old = getattr(vars(module)["config"], field, None) if field in UNITS | WIDTHS else None
     if field in UNITS:
         fits = type(old) is int and _is_count(value, old)
-    elif field in _LISTS:
-        fits = type(value) is type(old) is list and all(isinstance(entry, str) for entry in value)
+    elif isinstance(old, list | tuple) and isinstance(value, list | tuple):
+        # One entry per layer, in what runs the layers: whole where the config counts only those that are left.
+        fits = len(value) <= _MOST_LAYERS and all(isinstance(e, str) or _is_number(e) for e in value)
     else:
-        fits = (field == name or field in WIDTHS) and type(value) is type(old) and _is_number(value)
+        fits = type(value) is type(old) and _is_number(value)
     _refuse_unless(fits, f"{_shown(name)} cannot become {_shown(value)} where it is {_shown(old)}")
-
-
-def _fields_of(config: Any) -> dict[str, Any]:
-    if type(config).__name__ == OwnConfig.__name__:  # its class may have come with a saved folder
-        return {**vars(config._shared), **config._own}
-    return dict(vars(config))
 
 
 def _is_number(value: object) -> bool:

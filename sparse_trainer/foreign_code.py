@@ -24,10 +24,16 @@ _OURS = f"{CODE_FILE.removesuffix('.py')}."
 
 
 def drop_code_names(config: PreTrainedConfig) -> None:
-    """Take what names code out of a config of transformers, in place; a class of the user's own keeps its names."""
+    """Take what names code out of a config of transformers, in place: all but our file, where the config needs it.
+
+    A config class of the user's own keeps its names.
+    """
     if _is_stock(type(config)):
-        for name in _NAMES:
-            vars(config).pop(name, None)
+        named = {name: vars(config).pop(name, None) for name in _NAMES}
+        references = named["auto_map"] if isinstance(named["auto_map"], dict) else {}
+        ours = {auto: reference for auto, reference in references.items() if _is_ours(reference)}
+        if ours and "pruning" in vars(config):
+            vars(config)["auto_map"] = ours
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):
             drop_code_names(value)
@@ -37,6 +43,10 @@ def drop_code_names_of(processor: Any) -> None:
     """Take what names code out of a tokenizer that transformers loaded, in place."""
     for name in _NAMES:
         processor.init_kwargs.pop(name, None)
+
+
+def _is_ours(reference: object) -> bool:
+    return isinstance(reference, str) and reference.startswith(_OURS) and "--" not in reference
 
 
 def _is_stock(cls: type) -> bool:
@@ -106,7 +116,7 @@ def needs_our_code(folder: Path, config: Mapping[str, Any]) -> bool:
     references = config.get("auto_map")
     if not isinstance(references, Mapping) or not references:
         return False
-    if not all(isinstance(name, str) and name.startswith(_OURS) for name in references.values()):
+    if not all(map(_is_ours, references.values())):
         return False
     file = folder / CODE_FILE
     if not file.is_file() or file.read_bytes() != Path(modeling_pruned.__file__).read_bytes():

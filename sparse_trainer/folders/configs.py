@@ -33,7 +33,9 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
         file = cached_file(where, CONFIG_FILE, **hub)
     except (OSError, ValueError) as error:
         raise CheckpointError(place, f"cannot be read ({first_line(error)}).", DAMAGED) from error
-    _check_types(place, read_object(Path(str(file)), DAMAGED, constants=True))
+    if file is None:
+        raise CheckpointError(place, "is missing.", "Give the folder of a model, or a name on the hub.")
+    _check_types(place, read_object(Path(file), DAMAGED, constants=True))
     with refusing(place, "a config"):
         values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
     return values

@@ -252,7 +252,7 @@ def test_sources_that_cannot_be_cut_are_refused(llama: tuple[Path, dict[str, Any
     (source / "config.json").write_text(json.dumps(config))
     index = source / "model.safetensors.index.json"
     index.write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"index\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"index\.json: weight_map"):
         cut_checkpoint(source, plan, tmp_path / "out")
     index.unlink()
     with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors nor"):
