@@ -78,7 +78,7 @@ def read_model(folder: str | os.PathLike[str], remedy: str) -> tuple[str, dict[s
         CheckpointError: the file is missing, damaged or says nothing about a model.
     """
     file = Path(folder) / STATE_FILE
-    model = _json_object(file, remedy).get("model")
+    model = read_object(file, remedy).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("class"), str):
         raise CheckpointError(f"{file}: model", "does not name the class under the adapter.", remedy)
     config = model.get("config")
