@@ -19,6 +19,7 @@ from patchers.modeling_pruned import is_no_norm
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.files import writing
 from sparse_trainer.gate_file import restore_gates
 from sparse_trainer.handover import check_loads_names, check_match, place_scores
 from sparse_trainer.losses import PruningLoss, share_of_step
@@ -237,8 +238,9 @@ class SparseTrainer:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save, and write beside the weights what rebuilds the gates; refuse to save NaN scores."""
         self.coordinator.check_finite()
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
+        with writing(folder):
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         if self.args.should_save:  # type: ignore[attr-defined]
             save_state(folder, self.coordinator)
             save_whole(folder, self.model)  # type: ignore[attr-defined]

@@ -19,8 +19,9 @@ from sparse_trainer.cli.evaluate import evaluate
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune
 from sparse_trainer.conformance.matrix import Matrix, rerun
-from sparse_trainer.conformance.matrix_page import write_matrix
+from sparse_trainer.conformance.matrix_page import check_checkout, write_matrix
 from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.files import check_file
 from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.export import EXPORTS
 from sparse_trainer.folders.loading import load_model, load_shape
@@ -153,6 +154,10 @@ def architectures(
 ) -> None:
     """Show which model types of transformers can be pruned, as measured."""
     chosen = [*(types or ()), *(only or ())]
+    if write is not None:
+        check_checkout(write)
+    if draft is not None:
+        check_file(draft)
     matrix = rerun(chosen, draft=draft, tell=tell) if check else Matrix.load().only(chosen)
     if write is not None:
         write_matrix(Matrix.load().merged(matrix), write)

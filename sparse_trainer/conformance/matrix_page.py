@@ -10,7 +10,7 @@ from patchers.groups import KINDS
 from sparse_trainer.conformance.case import Report
 from sparse_trainer.conformance.matrix import MATRIX_FILE, Matrix
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.files import write_text
+from sparse_trainer.files import check_file, write_text
 
 _HEAD = Path(__file__).with_name("architectures_head.md")
 _LONGEST = 200
@@ -49,17 +49,29 @@ def page(matrix: Matrix) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_matrix(matrix: Matrix, checkout: Path) -> None:
-    """Write the matrix and the page into a checkout of the project."""
-    data, shown = (
-        checkout / "sparse_trainer/conformance" / MATRIX_FILE.name,
-        checkout / "docs/architectures.md",
-    )
-    for path in (data, shown):
+def check_checkout(checkout: Path) -> None:
+    """Raise where `write_matrix` would: ask before the types are measured, which takes an hour.
+
+    Raises:
+        ArgumentError: It is no checkout of the project.
+        CheckpointError: Its files cannot be written.
+    """
+    for path in _places(checkout):
         if not path.parent.is_dir():
             raise ArgumentError("write", f"{path.parent} is no folder.", "Name a checkout of the project.")
+        check_file(path)
+
+
+def write_matrix(matrix: Matrix, checkout: Path) -> None:
+    """Write the matrix and the page into a checkout of the project."""
+    check_checkout(checkout)
+    data, shown = _places(checkout)
     matrix.save(data)
     write_text(shown, page(matrix))
+
+
+def _places(checkout: Path) -> tuple[Path, Path]:
+    return checkout / "sparse_trainer/conformance" / MATRIX_FILE.name, checkout / "docs/architectures.md"
 
 
 def units(report: Report) -> str:

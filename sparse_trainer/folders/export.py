@@ -23,7 +23,16 @@ Export = Literal["auto", "native", "padded", "self-contained"]
 EXPORTS: tuple[Export, ...] = ("auto", "native", "padded", "self-contained")
 CARD_FILE = "README.md"
 
-__all__ = ["CARD_FILE", "EXPORTS", "Export", "Processor", "check_target", "export_form", "save_pruned"]
+__all__ = [
+    "CARD_FILE",
+    "EXPORTS",
+    "Export",
+    "Processor",
+    "check_target",
+    "export_form",
+    "least_bytes",
+    "save_pruned",
+]
 
 
 class Processor(Protocol):
@@ -85,6 +94,12 @@ def save_pruned(
 def bytes_of(model: PreTrainedModel) -> int:
     """Return how large the weights of a model are, those that are shared counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def least_bytes(model: PreTrainedModel, density: float | Mapping[str, float]) -> int:
+    """Return a size that the weights of a model surely have when a budget of this density is met."""
+    kept = min(density.values(), default=1.0) if isinstance(density, Mapping) else density
+    return int(bytes_of(model) * kept)
 
 
 def export_form(name: str) -> Export:

@@ -15,8 +15,9 @@ from sparse_trainer import pictures
 from sparse_trainer.bench import find_device, find_dtype
 from sparse_trainer.corpora import calibration_batches
 from sparse_trainer.errors import CheckpointError, DataError
-from sparse_trainer.folders.export import check_target, export_form, save_pruned
+from sparse_trainer.folders.export import check_target, export_form, least_bytes, save_pruned
 from sparse_trainer.folders.loading import load_model
+from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.oneshot import Decision, prune
 from sparse_trainer.oneshot.mixture import name_of
@@ -193,16 +194,18 @@ def prune_folder(
     tell(f"loading {source.name_or_path}")
     tokenizer = source.tokenizer()
     model = source.load(by_block=options.by_block)
+    check_target(folder, overwrite=overwrite, need=least_bytes(model, options.density))
     pruned = prune_model(model, tokenizer, options, calibration, device=place, inplace=True, tell=tell)
     tell(f"saving to {folder}")
-    save_pruned(
-        pruned.model,
-        folder,
-        processor=tokenizer,
-        export=form,
-        overwrite=overwrite,
-        beside=pruned.draw if draw else None,
-    )
+    with rescuing(pruned.model, tokenizer, spare_folder(folder)):
+        save_pruned(
+            pruned.model,
+            folder,
+            processor=tokenizer,
+            export=form,
+            overwrite=overwrite,
+            beside=pruned.draw if draw else None,
+        )
     return folder, pruned.plan, {what: folder / name for what, name in pictures.FILES.items() if draw}
 
 

@@ -15,12 +15,12 @@ from sparse_trainer.evaluation import Perplexity, evaluate
 from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.prune import Pruned, Tell, prune_model
 from sparse_trainer.folders.replace import check_target
+from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.inputs import inputs_for
 from sparse_trainer.recipe.oneshot import MeasureOptions, OneShotRecipe
 from sparse_trainer.run import outcome
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import PERPLEXITY, Comparison
-from sparse_trainer.run.rescue import rescuing, spare_folder
 from sparse_trainer.run.verify import Reloaded, verify_reload
 
 

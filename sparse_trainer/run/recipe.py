@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.export import least_bytes, save_pruned
+from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.recipe import OneShotRecipe
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.oneshot import run_one_shot
 from sparse_trainer.run.outcome import FILES, RECIPE_FILE, RunResult, compare, pipeline_lines, write_beside
-from sparse_trainer.run.rescue import rescuing
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import (
     Setting,
@@ -72,6 +72,7 @@ def _train(recipe: Recipe, folder: RunFolder, tell: Tell) -> RunResult:
         return _run_dense(setting, tell, start)
     student, teacher = setting.load_model(), load_teacher(setting, recipe.pruning)
     rehearse(setting, setting.rewound(student), recipe.pruning, teacher)
+    folder.check_room(least_bytes(student, recipe.pruning.density))
     folder.start()
 
     dense, dense_metrics, student = starting_points(setting, student, tell)

@@ -91,6 +91,10 @@ class RunFolder:
                 "another training.output_dir.",
             )
 
+    def check_room(self, need: int) -> None:
+        """Raise `CheckpointError` where this many bytes have no room at the place of the result."""
+        check_target(self.result, ours=self.mark, need=need)
+
     def start(self) -> None:
         """Write down which recipe is run here, unless an earlier run goes on."""
         if not (self._goes_on and self._is_of_this_recipe(self.path / RUN_FILE)):

@@ -23,7 +23,7 @@ from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.distillation.comparable import check_distillation, check_teacher
-from sparse_trainer.errors import CheckpointError, RecipeError
+from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files import write_text
 from sparse_trainer.fill import fill, rewind
 from sparse_trainer.folders.loading import resolve
@@ -207,7 +207,13 @@ def fine_prune(
         model=student, args=training, sparse_args=pruning, teacher=teacher, **setting.trainer_options()
     )
     trainer.train(resume_from_checkpoint=setting.checkpoint(training))
-    return optimize_model(student)
+    try:
+        return optimize_model(student)
+    except SparseTrainerError as error:
+        uncut = setting.folder.path / "uncut"
+        trainer.save_model(str(uncut))
+        remedy = f"{error.remedy} The trained model, with its gates, is in {uncut}."
+        raise type(error)(error.where, error.what, remedy) from error
 
 
 def evaluate(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:

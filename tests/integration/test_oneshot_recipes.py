@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: 
     scope: dict[str, Any] = {}
     exec("\n".join(first.load_lines), scope)
     assert scope["model"].num_parameters() == first.plan.params["compact"]
-    again = run(small("llama-wanda", files, tmp_path / "out", "export.verify=false"), lambda line: None)
+    unverified = small("llama-wanda", files, tmp_path / "out", "export.verify=false")
+    with pytest.raises(CheckpointError, match="holds a result already"):
+        run(unverified, lambda line: None)
+    again = run(unverified, lambda line: None, overwrite=True)
     assert again.plan == first.plan
     assert json.dumps(again.to_json())
 
@@ -107,6 +111,10 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     with pytest.raises(CheckpointError, match="not ours to replace"):
         run(small("llama-wanda", files, tmp_path), print)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _no_loading(*_: Any, **__: Any) -> None:
@@ -298,13 +306,24 @@ def test_a_result_is_replaced_only_when_asked(files: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "place", ["sparse_trainer.folders.export.write_text", "sparse_trainer.folders.own_files.write_text"]
 )
+def test_a_model_that_cannot_be_saved_is_rescued(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    monkeypatch.setattr("sparse_trainer.pictures._save", _full)
+    with pytest.raises(
+        CheckpointError, match=r"out: cannot be written .*The pruned model is in .*spare"
+    ) as caught:
+        command("prune", files / "model", tmp_path / "out", "--criterion", "random")
+    assert load_pruned(caught.value.remedy.split()[-1][:-1]).num_parameters() > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["spare"]
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     place: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(place, full)
+    monkeypatch.setattr(place, _full)
     with pytest.raises(
         CheckpointError, match=r"out: cannot be written \(.*No space left on device.*Make room"
     ):

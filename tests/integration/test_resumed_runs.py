@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from sparse_trainer import load_pruned
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.probe import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.folders.checkpoint import load_patched
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.recipe import Recipe, load_recipe
 from sparse_trainer.run import run
@@ -225,6 +229,24 @@ def test_a_model_that_cannot_be_saved_is_rescued(
         == Plan.load(tmp_path / "rescued").params["compact"]
     )
     assert not (tmp_path / "pruned").exists()
+
+
+def test_a_model_that_cannot_be_cut_is_kept_with_its_gates(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at("stages.optimize_model")(monkeypatch, SelfCheckError("cut", "differs.", "Report it."))
+    with pytest.raises(SelfCheckError, match=r"Report it\. The trained model, with its gates, is in .*uncut"):
+        go(small("sst2-local", files, tmp_path, "export.verify=false"))
+    assert optimize_model(load_patched(tmp_path / "uncut")).num_parameters() > 0
+
+
+def test_a_disk_without_room_for_the_result_is_found_before_training(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at_step(0, monkeypatch, AssertionError("training started"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(CheckpointError, match="Make room"):
+        go(small("sst2-local", files, tmp_path))
 
 
 def test_runs_without_training_have_nothing_to_go_on_from() -> None:

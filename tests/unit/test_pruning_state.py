@@ -1,6 +1,8 @@
 """Resuming a pruning training: from a complete checkpoint of the same pruning, or not at all."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +128,13 @@ def test_no_step_is_taken_after_the_last_one(tmp_path: Path) -> None:
     assert resumed.state.global_step == 10
     for name, tensor in state(first.model).items():
         assert torch.equal(tensor, state(resumed.model)[name]), name
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = trainer(tmp_path, sparse_args("movement"))
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written .No space left on device.*Make room"):
+        run.save_model(str(tmp_path / "model"))
