@@ -15,6 +15,7 @@ from patchers.groups import BLOCK_KINDS, Group, Kind, Stack, Structure
 from patchers.hidden import read_hidden
 from patchers.layers import LINEAR_TYPES, features, linear_at
 from patchers.parts import Part, Refusal, starred
+from patchers.sorts import sort_of
 from patchers.stacks import fixed_layers, number_in, stack_around
 
 
@@ -130,6 +131,7 @@ def _read(model: nn.Module) -> tuple[list[tuple[Stack, list[_Block]]], list[Refu
         stack = Stack(
             path=stack_path,
             size=len(lists[stack_path]),
+            sorts=tuple(map(sort_of, lists[stack_path])),
             forms=tuple(dict.fromkeys(part.form for part in parts)),
             fixed_layers=narrowing | pinned.get(stack_path, {}) | fixed_layers(model, stack_path),
         )
@@ -194,7 +196,7 @@ def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
                 path = f"{stack.path}.{layer}"
                 yield Group(
                     name=f"{path}.layer", kind="layers", layer=layer, stack=stack.path, block=path,
-                    num_units=1, consumer=path,
+                    num_units=1, consumer=path, sort=stack.sorts[layer],
                 )  # fmt: skip
 
 

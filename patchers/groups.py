@@ -135,12 +135,19 @@ class Group:
     """The same in the dtype and with the kernels that the model has now: its module cannot run with other counts."""
     active: float = 1.0
     """Share of the parameters in `tensors` that a token meets: experts chosen / experts."""
+    sort: str = ""
+    """Of a layer: what mixes tokens in it."""
     norms: tuple[str, ...] = ()
     """Of hidden features: the norms behind which all that reads them stands, or the linear that first writes them."""
 
     def fits(self, num_kept: int) -> bool:
         """Tell whether the module can run with so many units."""
         return num_kept % self.least_multiple == 0 or num_kept == self.num_units
+
+    @property
+    def peers(self) -> tuple[str, str]:
+        """Return what a layer has in common with those of its stack and sort: one of them stays."""
+        return self.stack, self.sort
 
     @property
     def consumer_slice(self) -> Features:
@@ -162,6 +169,8 @@ class Stack:
     size: int
     forms: tuple[str, ...] = ()
     """Names of the forms that its blocks follow."""
+    sorts: tuple[str, ...] = ()
+    """What mixes tokens in each block."""
     fixed_layers: Mapping[int, str] = field(default_factory=dict)
     """Layers that cannot be taken away as a whole, with the reason."""
 

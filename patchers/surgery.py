@@ -1,6 +1,6 @@
 """Take closed units out of a model: every slice of them, for good."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -30,6 +30,7 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
         _check_shape(structure, name, keep[name])
     closed = {name for name, keep_U in keep.items() if not bool(keep_U.any())}
     gone_layers = {(g.stack, g.layer) for g in structure.of(["layers"]) if g.name in closed}
+    _check_sorts(structure, gone_layers)
     gone_branches = {g.consumer for g in structure.of(["attention", "ffn"]) if g.name in closed}
     for group in structure.of(["hidden"]):
         if group.name in keep:
@@ -59,6 +60,19 @@ def _check_shape(structure: Structure, name: str, keep_U: Tensor) -> None:
             f"{tuple(keep_U.shape)} kept flags for {structure[name].num_units} units.",
             "Was the plan made for another model?",
         )
+
+
+def _check_sorts(structure: Structure, gone: Collection[tuple[str, int]]) -> None:
+    """Raise where no layer of a sort would be left: caches and masks look for the first of each."""
+    for stack in structure.stacks:
+        left = {sort for layer, sort in enumerate(stack.sorts) if (stack.path, layer) not in gone}
+        lost = set(stack.sorts) - left
+        if lost:
+            raise UnsupportedModelError(
+                stack.path,
+                f"no layer with {min(lost) or 'feed-forward parts only'} would stay.",
+                "Keep one layer of each sort.",
+            )
 
 
 def _check_least(group: Group, keep_U: Tensor) -> None:

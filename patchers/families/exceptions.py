@@ -29,8 +29,10 @@ CHANNELS_STAY: dict[str, str] = {
 }
 """Feed-forward modules that need all their channels."""
 
-NEVER_EMPTY = frozenset({"BloomAttention", "GPTNeoXJapaneseAttention", "HrmTextAttention", "FSMTAttention"})
-"""Attention modules that do more than attend: add the residual stream, return a bias, share a cache."""
+NEVER_EMPTY = frozenset(
+    {"BloomAttention", "GitSelfAttention", "GPTNeoXJapaneseAttention", "HrmTextAttention", "FSMTAttention"}
+)
+"""Attention modules that do more than attend: add the residual stream, return a bias, share a cache, tell a number."""
 
 LAYERS_STAY: dict[str, str] = {
     "JambaAttentionDecoderLayer": "its config counts the layers of each sort by period",
@@ -78,9 +80,11 @@ TAPPED = ("deepstack", "intermediate_layers", "fullatt_block", "out_features", "
 """Parts of attribute names beside a list of blocks whose outputs are taken by number."""
 SHARED_CACHE = ("is_kv_shared_layer", "store_full_length_kv")
 """Attributes of an attention that shares keys and values with another layer."""
-PER_HEAD_MASK: dict[str, tuple[tuple[str, int, int], ...]] = dict.fromkeys(
-    ("Sam3Attention", "Sam3LiteTextAttention"), (("attention_mask", 3, 1),)
-)
+PER_HEAD_MASK: dict[str, tuple[tuple[str, int, int], ...]] = {
+    "LayoutLMv3Attention": (("position_bias", 2, 1),),
+    "Sam3Attention": (("attention_mask", 3, 1),),
+    "Sam3LiteTextAttention": (("attention_mask", 3, 1),),
+}
 """Per-head arguments by class of attention, where the names of its parts tell too little."""
 TOWERS = ("vision", "image_tower", "video_tower")
 """Parts of the paths of towers, of which `config.vision_feature_layer` takes one layer's output."""

@@ -21,7 +21,7 @@ class NestedSelector:
 
     Scores say of each enclosing unit whether it should stay: one below 0 goes, the lowest first. Where that misses the
     budget, fewer or more of them go. The units inside those that stay fill the budget, best first, as `Selector` does.
-    One layer of every stack always stays.
+    One layer of every stack always stays, and of each sort in it.
 
     Args:
         nesting: The groups, and what their units cost; hidden features, where others share them, are left out.
@@ -40,7 +40,7 @@ class NestedSelector:
         self.inner = tuple(g for g in self.nesting.groups if g.name not in taken and not nesting.is_apart(g))
         whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
         shared = [nesting.shared.get(g.name, 0) for g in self.inner]
-        spared = {g.stack for g in self.outer if g.kind == "layers"}
+        spared = {g.peers for g in self.outer if g.kind == "layers"}
         self._pool = Pool(self.inner, [nesting.own[g.name] for g in self.inner], whole, shared, spared)
         floors = self._floors(whole, spared)
         ordered = (*self.outer, *self.inner)
@@ -55,20 +55,19 @@ class NestedSelector:
             for name, count in counts.items():
                 values = [c * n for c, n in zip(own, count, strict=True)]
                 self._tensors[f"{name}_{ending}"] = torch.tensor(values, dtype=torch.float64)
-        places = {g.stack: [i for i, o in enumerate(self.outer) if o.kind == "layers" and o.stack == g.stack]
-                  for g in self.outer}  # fmt: skip
-        self._stacks = {f"stack {path}": torch.tensor(found) for path, found in places.items() if found}
+        places = {peers: [i for i, o in enumerate(self.outer) if o.kind == "layers" and o.peers == peers]
+                  for peers in spared}  # fmt: skip
+        self._stacks = {f"stack {' '.join(peers)}": torch.tensor(found) for peers, found in places.items()}
         self._tensors |= self._stacks
         self._check()
 
-    def _floors(self, whole: Budget, spared: Collection[str]) -> dict[str, float]:
+    def _floors(self, whole: Budget, spared: Collection[tuple[str, str]]) -> dict[str, float]:
         """Return how many units of each inner group stay in any case, by name."""
-        stacks = {g.stack for g in self.inner}
-        floors = {g.name: Pool([g], [1], whole, spared=stacks).floor for g in self.inner}
-        for stack in stacks - set(spared):
-            layers = [g for g in self.inner if g.kind == "layers" and g.stack == stack]
-            if layers:
-                floors[max(layers, key=lambda g: self.nesting.own[g.name]).name] = 1.0
+        inner = {g.peers for g in self.inner if g.kind == "layers"}
+        floors = {g.name: Pool([g], [1], whole, spared=inner).floor for g in self.inner}
+        for peers in inner - set(spared):
+            layers = [g for g in self.inner if g.kind == "layers" and g.peers == peers]
+            floors[max(layers, key=lambda g: self.nesting.own[g.name]).name] = 1.0
         return floors
 
     def _around(self, ordered: Sequence[Group]) -> Tensor:
@@ -134,7 +133,7 @@ class NestedSelector:
     def _turns(self, score_E: Tensor) -> Tensor:
         """Return at which turn each group closes, shape [G], enclosing units closing one by one, the lowest first.
 
-        A group closes with the first unit around it; the best layer of each stack never has its turn.
+        A group closes with the first unit around it; the best layer of each stack and sort never has its turn.
         """
         spared_E = torch.zeros_like(score_E, dtype=torch.bool)
         for name in self._stacks:

@@ -1,7 +1,7 @@
 """A pool: groups that share one budget.
 
 The units of each group are put in order of score and taken in chunks of `multiple_of`; chunks are kept, best first, as
-long as the budget lasts. The best layer of every stack stays in any case.
+long as the budget lasts. The best layer of every stack, and of each sort in it, stays in any case.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,13 +25,13 @@ class Pool:
         costs: Sequence[int],
         budget: Budget,
         shared: Sequence[int] | None = None,
-        spared: Collection[str] = (),
+        spared: Collection[tuple[str, str]] = (),
     ) -> None:
         """Build the index.
 
         Args:
             shared: What of a unit's cost is proportional to the share of hidden features that stay.
-            spared: Stacks of which a layer stays elsewhere.
+            spared: Peers (stack and sort) of which a layer stays elsewhere.
         """
         self.groups = groups
         self.density = budget.density_of(groups[0].kind)
@@ -170,10 +170,12 @@ class Pool:
         return taken_C
 
 
-def _layers_of_stacks(groups: Sequence[Group], starts: Tensor, spared: Collection[str]) -> list[Tensor]:
-    """Return the chunks of the layers of each stack, shape [L] each, but for those that are spared elsewhere."""
-    found: dict[str, list[int]] = {}
+def _layers_of_stacks(
+    groups: Sequence[Group], starts: Tensor, spared: Collection[tuple[str, str]]
+) -> list[Tensor]:
+    """Return the chunks of the layers of each stack and sort, shape [L] each, but for those spared elsewhere."""
+    found: dict[tuple[str, str], list[int]] = {}
     for group, start in zip(groups, starts.tolist(), strict=True):
-        if group.kind == "layers" and group.stack not in spared:
-            found.setdefault(group.stack, []).append(start)
+        if group.kind == "layers" and group.peers not in spared:
+            found.setdefault(group.peers, []).append(start)
     return [torch.tensor(chunks) for chunks in found.values()]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,14 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers import cut, discover, gated
-from patchers.groups import WIDTH_KINDS, Group
+from patchers.groups import WIDTH_KINDS
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer.conformance.case import Case, CheckError
-from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.conformance.case import Case, CheckError, cast
+from sparse_trainer.conformance.decoding import RUN_ERRORS, decodes_alike
 from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.inputs import outputs_of
-from sparse_trainer.plan.record import Request, make_plan, measure
 
+Law = Callable[[Case], bool]
+"""True = it holds, False = it has nothing to say of a model; raises where it does not hold."""
 EXPECTED_FILE = "expected.safetensors"
 """Inputs and outputs, beside the weights of a cut model."""
 INPUT, OUTPUT = "input.", "output."
@@ -95,29 +94,13 @@ def _branches(case: Case) -> bool:
 def _layers(case: Case) -> bool:
     """A closed layer equals its removal, config and all."""
     done = False
-    for group in _one_per_stack(case):
+    for group in case.one_per_stack():
         keep = {group.name: torch.tensor([False])}
         expected = case.masked(keep)
-        compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
+        compact = case.compact(keep)
         case.same(outputs_of(compact, case.inputs), expected)
         done |= case.changed(expected)
     return done
-
-
-def _one_per_stack(case: Case) -> list[Group]:
-    """Return a layer of each stack, the second where another one of its sort stays."""
-    chosen: dict[str, Group] = {}
-    for group in case.structure.of(["layers"]):
-        alike = [g for g in case.structure.of(["layers"]) if _sort(case, g) == _sort(case, group)]
-        if group.stack in case.reached and len(alike) > 1 and (group.stack not in chosen or group.layer == 1):
-            chosen[group.stack] = group
-    return list(chosen.values())
-
-
-def _sort(case: Case, layer: Group) -> tuple[object, ...]:
-    block = case.model.get_submodule(layer.block)
-    kinds = tuple(g.kind for g in case.structure.groups if g.block == layer.block)
-    return (layer.stack, kinds, *(type(module) for module in block.modules()))
 
 
 def _backward(case: Case) -> bool:
@@ -149,63 +132,20 @@ def _gradients(model: PreTrainedModel, case: Case) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "_gate." not in n}
 
 
-def _generation(case: Case) -> bool:
-    """Greedy generation with a cache is the same, gated and cut."""
-    model = case.model
-    if (
-        not model.can_generate()
-        or model.main_input_name != "input_ids"
-        or "input_ids" not in case.inputs
-        or set(case.inputs) - _TEXT
-        or not _writes(case)
-    ):
-        return False
-    groups = case.structure.of(WIDTH_KINDS)
-    keep = case.keep(groups, 11)
-    layers = _one_per_stack(case)
-    for decision in (keep, {g.name: torch.tensor([False]) for g in layers}):
-        if not decision:
-            continue
-        whole = case.fresh()
-        compact = optimize_model(case.fresh(), plan=_plan(case, decision), inplace=True, check=False)
-        with gated(whole, case.structure, decision):
-            expected = _generate(whole, case.inputs)
-        if not torch.equal(_generate(compact, case.inputs), expected):
-            raise CheckError("generate", "the cut model writes other tokens than the gated one.", "")
-    return True
-
-
-def _writes(case: Case) -> bool:
-    """Tell whether the model as it is generates from text alone, and in the dtype at hand."""
-    try:
-        _generate(case.model, case.inputs)
-    except (RuntimeError, ValueError, TypeError):
-        return False
-    return True
-
-
-_TEXT = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "token_type_ids"}
-
-
-def _generate(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    given = {k: v[:1] for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-    if model.config.is_encoder_decoder:
-        given["decoder_start_token_id"] = 1  # type: ignore[assignment]
-    generate: Any = model.generate
-    tokens: Tensor = generate(**given, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=True)
-    return tokens
-
-
 def _save(case: Case) -> bool:
     """Uneven widths, a layer and a branch: optimize, save, load; the folder is kept for a fresh process."""
     keep = case.keep([g for g in case.structure.of(WIDTH_KINDS) if g.num_units > 1], 13)
-    layers = _one_per_stack(case)
+    layers = case.one_per_stack()
     if layers:
         keep[layers[-1].name] = torch.tensor([False])
     expected = case.masked(keep)
-    compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
+    compact = case.compact(keep)
     case.same(outputs_of(compact, case.inputs), expected)
     _save_folder(case, compact, "")
+    if case.folder is not None:
+        wide = replace(case, structure=discover(case.model, ["hidden"]))
+        if wide.structure.groups:
+            _save_folder(case, wide.compact(wide.keep(wide.structure.groups, 19)), "-hidden")
     return True
 
 
@@ -213,18 +153,15 @@ def _save_folder(case: Case, compact: PreTrainedModel, suffix: str) -> None:
     """Save a cut model with its inputs and outputs, for a fresh process to load."""
     if case.folder is None:
         return
-    # In float32: buffers that no folder holds are computed anew, in float32, when a model is loaded.
-    single = compact.float()
-    inputs = {k: t.float() if t.is_floating_point() else t for k, t in case.inputs.items()}
     name = case.model.config.model_type.replace("/", "-")
-    folder = save_pruned(single, case.folder / f"{name}{suffix}", overwrite=True)
-    tensors = {f"{INPUT}{name}": tensor for name, tensor in inputs.items()}
-    tensors |= {f"{OUTPUT}{place}": tensor for place, tensor in enumerate(outputs_of(single, inputs))}
+    folder = save_pruned(compact, case.folder / f"{name}{suffix}", overwrite=True)
+    tensors = {f"{INPUT}{name}": tensor for name, tensor in case.inputs.items()}
+    tensors |= {f"{OUTPUT}{place}": tensor for place, tensor in enumerate(outputs_of(compact, case.inputs))}
     save_file({k: t.contiguous().clone() for k, t in tensors.items()}, folder / EXPECTED_FILE)
 
 
 def _hidden(case: Case) -> bool:
-    """Hidden features: open gates change nothing; closed ones equal their removal, alone and beside others; saved."""
+    """Hidden features: open gates change nothing; closed ones equal their removal, alone and beside others."""
     wide = replace(case, structure=discover(case.model, (*WIDTH_KINDS, "hidden")))
     features = wide.structure.of(["hidden"])
     if not features:
@@ -237,11 +174,10 @@ def _hidden(case: Case) -> bool:
             raise CheckError(
                 "gates", "closing hidden features changes no output.", "The check would be void."
             )
-        compact = optimize_model(case.fresh(), plan=_plan(wide, keep), inplace=True, check=False)
+        compact = wide.compact(keep)
         found = outputs_of(compact, case.inputs)
         kept_U = keep[features[0].name]
         case.same(found, [_narrowed(e, f, kept_U) for e, f in zip(expected, found, strict=True)])
-    _save_folder(case, compact, "-hidden")
     return True
 
 
@@ -262,26 +198,30 @@ def _native(case: Case) -> bool:
         keep[group.name][torch.randperm(group.num_units, generator=generator)[:half]] = True
     if not keep:
         return False
-    compact = optimize_model(case.fresh(), plan=_plan(case, keep), inplace=True, check=False)
+    compact = case.compact(keep)
     return type(compact) is stock_class_of(compact)
 
 
-def _plan(case: Case, keep: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a plan as JSON values, as a user would hand it in."""
-    before = measure(case.model, case.structure, 128)
-    plan = make_plan(
-        case.model,
-        request=Request(method="conformance"),
-        structure=case.structure,
-        keep=keep,
-        reached=None,
-        before=before,
-    )
-    values: dict[str, Any] = json.loads(plan.to_json())
-    return values
+def _default(case: Case) -> bool:
+    """With the kernels that users run: open gates change nothing; closed units and layers equal their removal."""
+    _open_gates(case)
+    found = [law(case) for law in (_widths, _layers, _backward)]
+    return any(found)
 
 
-LAWS: dict[str, Callable[[Case], bool]] = {
+def _half(case: Case) -> bool:
+    """In bfloat16 closed units equal their removal, up to its rounding, where the model runs in it at all."""
+    groups = [g for g in case.structure.of(WIDTH_KINDS) if g.num_units > 1]
+    model, inputs = case.fresh().bfloat16(), cast(case.inputs, torch.bfloat16)
+    try:
+        before = outputs_of(model, inputs)
+    except RUN_ERRORS:
+        return False
+    half = replace(case, model=model, inputs=inputs, before=before)
+    return bool(groups) and half.equals_cut(half.keep(groups, 29))
+
+
+EXACT: dict[str, Law] = {
     "open": _open_gates,
     "widths": _widths,
     "kinds": _kinds_alone,
@@ -289,8 +229,14 @@ LAWS: dict[str, Callable[[Case], bool]] = {
     "branches": _branches,
     "layers": _layers,
     "backward": _backward,
-    "generate": _generation,
-    "save": _save,
     "native": _native,
     "hidden": _hidden,
 }
+"""Laws of a model in double precision, with kernels that compute in it."""
+DEFAULT: dict[str, Law] = {
+    "default": _default,
+    "half": _half,
+    "generate": decodes_alike,
+    "save": _save,
+}
+"""Laws of the same model as users run it."""

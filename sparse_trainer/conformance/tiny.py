@@ -107,23 +107,34 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
         ) from error
 
 
-def tiny_model(model_type: str, *, dtype: torch.dtype | None = None, seed: int = 0) -> PreTrainedModel:
+def tiny_model(
+    model_type: str, *, dtype: torch.dtype | None = None, seed: int = 0, exact: bool | None = None
+) -> PreTrainedModel:
     """Return a seeded, perturbed model in evaluation mode: stock biases are 0 and norms 1, which hides mistakes.
 
-    `dtype` is that of `dtype_for` unless given. Raises `NotTestable`.
+    Args:
+        dtype: Default: that of `dtype_for`.
+        exact: Whether experts are the plain code of their class, rather than the kernels that users get; default:
+            whether the dtype is float64, in which these do not compute.
+
+    Raises:
+        NotTestable: no such model can be built here.
     """
     auto = auto_class_for(model_type)
     config = tiny_config(model_type)
+    dtype = dtype or dtype_for(model_type)
+    exact = dtype == torch.float64 if exact is None else exact
+    kernels = {"experts_implementation": "eager"} if exact else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: PreTrainedModel = auto.from_config(config, experts_implementation="eager")
+            model: PreTrainedModel = auto.from_config(config, **kernels)
         except _BUILD_ERRORS as error:
             raise NotTestable(
                 model_type, f"is not built: {error}", "Add overrides to tiny_configs."
             ) from error
         perturb(model)
-    nn.Module.to(model, dtype or dtype_for(model_type))
+    nn.Module.to(model, dtype)
     model.eval()
     return model
 

@@ -126,6 +126,7 @@ OVERRIDES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
             "hidden_sizes": (16, 24, 32),
             "num_attention_heads": (2, 2, 4),
         },
+        "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
         "lfm2_moe": {
             "layer_types": ["conv", "full_attention", "conv", "full_attention"],
             "num_hidden_layers": 4,

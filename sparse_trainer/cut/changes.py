@@ -1,5 +1,6 @@
 """Ways to say in a config what a cut did: fields by name, tried one after the other by `fit`."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _DEPTHS = ("depths", "num_layers", "depth")
 _PER_LAYER = ("layer", "types", "pattern", "rope", "sliding", "interleave", "window", "kernels", "dilations")
 """Parts of the names of config fields with one entry per layer."""
 
+_SPEC = "_heterogeneity_spec"
+"""Where a config of transformers 5 keeps `per_layer_config`."""
 _INDICES = ("indices", "idx", "_layers", "layer_ids")
 """Parts of the names of config fields that list layers by number."""
 
@@ -79,18 +82,29 @@ def layer_changes(config: PreTrainedConfig, cut: Cut, stack: str) -> Iterator[Ch
 
 
 def _thinned(part: PreTrainedConfig, size: int, gone: Set[int]) -> Change:
-    """Return the lists with an entry per layer, without those of the layers that are gone."""
+    """Return what has an entry per layer, without those of the layers that are gone."""
     lists: Change = [
         (part, name, type(value)(entry for layer, entry in enumerate(value) if layer not in gone))
         for name, value in vars(part).items()
         if isinstance(value, list | tuple) and len(value) == size and any(key in name for key in _PER_LAYER)
     ]
+    lists += _overrides(part, gone)
     left = next((value for _, name, value in lists if name == "attention_layers"), None)
     if left is None or "attention_types" not in vars(part):
         return lists
     # GPT-Neo writes its list twice, the second time as [[kinds, how often], …].
     lists = [entry for entry in lists if entry[1] != "attention_types"]
     return [*lists, (part, "attention_types", [[list(left), 1]])]
+
+
+def _overrides(part: PreTrainedConfig, gone: Set[int]) -> Change:
+    """Return the fields that single layers have of their own (`per_layer_config` of transformers 5), numbered anew."""
+    spec = vars(part).get(_SPEC)
+    if spec is None:
+        return []
+    left = {layer - sum(g < layer for g in gone): own for layer, own in spec.per_layer_overrides.items()
+            if layer not in gone}  # fmt: skip
+    return [(part, _SPEC, dataclasses.replace(spec, per_layer_overrides=left))]
 
 
 def _renumbered(part: PreTrainedConfig, size: int, gone: Set[int]) -> Change:

@@ -13,6 +13,7 @@ from patchers import cut, discover
 from patchers.modeling_pruned import ROOT, overridden, portable, stock_class_of, stock_config
 from sparse_trainer.auto_classes import heads_of
 from sparse_trainer.cut.fit import shapes_of
+from sparse_trainer.errors import UnsupportedModelError
 
 Sizes = dict[str, list[list[int]]]
 """[dimension, size] of what gets narrower, by tensor."""
@@ -48,7 +49,11 @@ def _narrowed(
             other = stock(config)
     except Exception as error:  # noqa: BLE001 - a class may refuse the config of another one with any error
         return f"it does not build from this config: {error}"
-    structure = discover(other, ["hidden"])
+    try:
+        structure = discover(other, ["hidden"])
+    except UnsupportedModelError as error:
+        # Helium's output projection is as wide as the stream, whatever its heads are: no config says both.
+        return f"hidden features are gone, and of its own {error.what}"
     group = next(iter(structure.of(["hidden"])), None)
     if group is None:
         reasons = (why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden")
