@@ -20,6 +20,7 @@ _SEGMENTS: Final = LOSS_MAPPING["ForSemanticSegmentation"]
 _OVER_LAST_AXIS: Final = tuple(
     LOSS_MAPPING[name]
     for name in ("ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForCTC", "ForQuestionAnswering")
+    if name in LOSS_MAPPING  # transformers before 5.19 has no ForCTC
 )
 
 
