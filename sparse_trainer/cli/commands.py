@@ -15,6 +15,7 @@ from sparse_trainer.bench import bench as run_bench
 from sparse_trainer.bench import find_device, find_dtype
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, complain, print_result, tell
+from sparse_trainer.cli.environment import environment
 from sparse_trainer.cli.evaluate import evaluate
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune
@@ -162,6 +163,13 @@ def architectures(
     if write is not None:
         write_matrix(Matrix.load().merged(matrix), write)
     print_result(as_json, matrix.to_json(), show.architectures(matrix))
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Print versions and hardware, for a bug report."""
+    found = environment()
+    print_result(as_json, found, [show.environment(found)])
 
 
 def main() -> None:

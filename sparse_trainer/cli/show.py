@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -42,6 +43,20 @@ def run_result(result: RunResult) -> list[RenderableType]:
 def recipe_table(recipes: Mapping[str, str]) -> Table:
     """Return the names of recipes with their descriptions."""
     return table([["recipe", "description"], *([name, text] for name, text in recipes.items())], None, "left")
+
+
+def environment(found: Mapping[str, Any]) -> Table:
+    """Return versions and hardware as a table, to be pasted into a report."""
+    rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
+    cpu = found["cpu"]
+    rows += [
+        ["python", found["python"]],
+        ["system", found["system"]],
+        ["cpu", f"{cpu['kind']}, {cpu['cores']} cores, {cpu['threads']} threads"],
+        ["gpu", ", ".join(found["gpus"]) or ("mps" if found["mps"] else "none")],
+        ["cuda", found["cuda"] or "none"],
+    ]
+    return table([["what", "found"], *rows], None, "left")
 
 
 def inspection(result: Inspection) -> list[RenderableType]:

@@ -55,6 +55,30 @@ def test_recipes_lists_every_shipped_recipe(
     assert all(name in shown for name in shipped())
 
 
+def test_env_says_what_a_report_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(monkeypatch, capsys, "env")
+    named = (
+        "sparse-trainer",
+        "torch",
+        "transformers",
+        "accelerate",
+        "peft",
+        "trl",
+        "safetensors",
+        "tokenizers",
+    )
+    assert {*named, "datasets", "huggingface-hub"} <= found["packages"].keys()
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["cpu"]["threads"] == torch.get_num_threads()
+    assert {"python", "system", "gpus"} <= found.keys()
+    monkeypatch.setattr("sparse_trainer.cli.environment._PACKAGES", ("torch", "no-such-package"))
+    assert answer(monkeypatch, capsys, "env")["packages"]["no-such-package"] is None
+    assert call(monkeypatch, "env") == 0
+    assert "not installed" in capsys.readouterr().out
+
+
 def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
