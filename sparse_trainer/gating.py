@@ -12,6 +12,7 @@ from sparse_trainer.budget import make_selector
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
+from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.plan.protect import put_first, survivors
@@ -52,6 +53,8 @@ class Gating:
 
     def _forget(self) -> None:
         self._finite: Tensor | None = None
+        self._tied_G: Tensor | None = None
+        self._warned = False
         self._threshold: Tensor | None = None
 
     def _request(self) -> Request:
@@ -125,7 +128,9 @@ class Gating:
         scores = put_first(scores, self.protected) if self.protected else scores
         finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
         self._finite = finite if self._finite is None else self._finite & finite
-        selection = self.selector.select(scores, self.args.schedule.remaining(self.progress))
+        remaining = self.args.schedule.remaining(self.progress)
+        self._tied_G = tied(raw) if remaining < 1.0 and not self._warned else None
+        selection = self.selector.select(scores, remaining)
         self._threshold = selection.threshold
         for name, gate in self.gates.items():
             gate.set_keep(selection.keep[name])
@@ -162,7 +167,7 @@ class Gating:
         return logged if self._threshold is None else logged | {"threshold": float(self._threshold)}
 
     def check_finite(self, step: int) -> None:
-        """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far."""
+        """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far; warn of ties."""
         if self._finite is not None and not bool(self._finite):
             scores = self.criterion.scores(self.model, self.structure, self.gates)
             bad = [name for name, score_U in scores.items() if not bool(score_U.isfinite().all())]
@@ -172,12 +177,17 @@ class Gating:
                 "Training stopped before saving over the last checkpoint. Lower the learning rates or check the data.",
             )
 
+        if self._tied_G is not None and not self._warned:
+            self._warned = warn_of_ties(self.gates, self._tied_G, f"scoring={self.args.scoring!r}")
+
     def final(self) -> AbstractContextManager[None]:
         """Leave the gates as they are: evaluation sees what training multiplies by."""
         return nullcontext()
 
     def end(self) -> None:
-        """Do nothing: gates stay until `optimize_model`."""
+        """Say which groups escaped the budget; gates stay until `optimize_model`."""
+        if self.args.scope == "global":
+            warn_of_whole_groups({name: gate.keep_U for name, gate in self.gates.items()}, self._normalizer)
 
     def report(self) -> dict[str, Any]:
         """Return what was asked and reached."""

@@ -42,17 +42,41 @@ def _over_sum(score_U: Tensor) -> Tensor:
 
 
 def zscore_layer(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
-    """Give the scores of every group mean 0 and standard deviation 1; equal scores become 0."""
-    return {name: _zscore(score_U, score_U) for name, score_U in scores.items()}
+    """Give the scores of every group mean 0 and standard deviation 1, outliers aside; equal scores become 0.
+
+    One score of several hundred times the others would stretch the deviation until no unit of its layer stood below the
+    mean, and the layer escaped the budget. So mean and deviation are those of the scores brought inside a fence.
+
+    >>> plain = torch.arange(32.0)
+    >>> outlier = torch.cat([plain, torch.tensor([1e6])])
+    >>> bool(zscore_layer({"a": outlier}, {})["a"][0] < -0.5)
+    True
+    """
+    return {name: _zscore(score_U, _fenced(score_U)) for name, score_U in scores.items()}
 
 
 def zscore_global(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
-    """Give all scores of a kind together mean 0 and standard deviation 1; the kind is the last part of the name."""
+    """Give all scores of a kind together mean 0 and standard deviation 1, outliers aside.
+
+    The kind is the last part of the name.
+    """
     by_kind: dict[str, list[Tensor]] = {}
     for name, score_U in scores.items():
         by_kind.setdefault(name.rpartition(".")[2], []).append(score_U)
-    pooled = {kind: torch.cat(parts) for kind, parts in by_kind.items()}
+    pooled = {kind: _fenced(torch.cat(parts)) for kind, parts in by_kind.items()}
     return {name: _zscore(score_U, pooled[name.rpartition(".")[2]]) for name, score_U in scores.items()}
+
+
+_FENCE = 10.0
+"""How many deviations from the median, of the median deviation of a normal sample, a score counts as it is."""
+
+
+def _fenced(score_U: Tensor) -> Tensor:
+    """Bring outliers to the fence; nothing changes where there are none, or where most scores are equal."""
+    middle = score_U.median()
+    spread = 1.4826 * (score_U - middle).abs().median()
+    reach = torch.where(spread > 0, _FENCE * spread, torch.inf)
+    return score_U.clamp(middle - reach, middle + reach)
 
 
 def _zscore(score_U: Tensor, sample: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from patchers import Structure
 from sparse_trainer.budget import Selector
 from sparse_trainer.budget.standardize import fitting
+from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.oneshot.allocation import select
 from sparse_trainer.oneshot.mixture import check_finite, criterion_of, name_of
 from sparse_trainer.oneshot.options import Options
@@ -78,15 +79,21 @@ def criteria_needs(options: Options) -> tuple[Need, ...]:
 def decide(
     structure: Structure, scores: Scores, costs: Mapping[str, int], selector: Selector, options: Options
 ) -> Decision:
-    """Choose under the budget."""
+    """Choose under the budget; warn where scores do not tell units, or whole layers, apart."""
+    for one, found in ((options.criterion, scores.ranks), (options.allocation, scores.shares)):
+        if one is not None:
+            warn_of_ties(found, tied(found), name_of(one))
     asked = options.criterion if options.allocation is None else options.allocation
     own = criterion_of(asked, options.normalize).standardize
+    standardize = options.asked.standardize or fitting(own, {g.kind for g in structure.groups})
     keep = select(
         structure,
         costs,
         selector,
         scores=scores.shares,
-        standardize=options.asked.standardize or fitting(own, {g.kind for g in structure.groups}),
+        standardize=standardize,
         ranks=None if options.allocation is None else scores.ranks,
     )
+    if selector.budget.scope == "global":
+        warn_of_whole_groups(keep, standardize)
     return Decision(structure=structure, scores=scores.ranks, keep=keep)

@@ -36,6 +36,7 @@ from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.criteria import CRITERIA
 from tests.compact_models import tiny
 from tests.hidden_models import NAMES, hidden_model, outputs, some, tolerance
+from tests.same import assert_same, assert_same_answer
 
 KINDS_BESIDE: list[tuple[Kind, ...]] = [
     ("hidden",),
@@ -191,7 +192,7 @@ def test_a_copy_of_a_patched_model_is_independent() -> None:
     assert torch.equal(outputs(model), before)
     assert not torch.allclose(outputs(twin), before)
     unpatch(twin)
-    assert torch.equal(outputs(twin), before)
+    assert_same_answer(outputs(twin), before)
 
 
 def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object) -> None:
@@ -204,7 +205,7 @@ def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object) -> N
     again = tiny("bert", torch.float32)
     patch(again, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
     again.load_state_dict(model.state_dict())
-    assert torch.equal(outputs(again), outputs(model))
+    assert_same(again, model, outputs)
 
 
 REFUSED = {

@@ -23,6 +23,7 @@ from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.streaming import cut_checkpoint
 from tests.hidden_models import hidden_model, outputs, some
 from tests.laws.training import quiet_model, sparse_args, trainer
+from tests.same import assert_same, assert_same_answer
 
 
 @pytest.mark.parametrize(("name", "left"), [("llama-tied", 20), ("qwen2", 21), ("mistral", 12), ("bert", 20)])
@@ -40,7 +41,7 @@ def test_folders_load_as_they_were_saved(name: str, left: int, tmp_path: Path) -
     torch.testing.assert_close(outputs(compact), masked, rtol=0, atol=1e-5)
     folder = save_pruned(compact, tmp_path / "folder")
     again = stock_class_of(compact).from_pretrained(folder) if is_native else load_pruned(folder)
-    assert torch.equal(outputs(again.eval()), outputs(compact))
+    assert_same(again.eval(), compact, outputs)
     if is_native:
         assert (again.config.hidden_size, again.config.head_dim) == (left, 8)
 
@@ -52,7 +53,7 @@ def test_a_checkpoint_of_a_training_is_cut_like_the_model_that_was_trained(tmp_p
     run.train()
     compact = optimize_model(run.model)
     folder, plan = compact_folder(str(tmp_path / "checkpoint-12"), tmp_path / "compact")
-    assert torch.equal(outputs(load_pruned(folder).eval()), outputs(compact.eval()))
+    assert_same(load_pruned(folder).eval(), compact.eval(), outputs, calculated=True)
     assert plan.density_reached == compact.pruning_plan.density_reached
     assert (
         plan.groups["bert.encoder.hidden"]["keep"]
@@ -90,7 +91,7 @@ def test_a_checkpoint_is_cut_on_disk_like_in_memory_and_never_padded(tmp_path: P
     unpatch(model)
     model.save_pretrained(tmp_path / "dense")
     folder = cut_checkpoint(tmp_path / "dense", compact.pruning_plan, tmp_path / "cut")
-    assert torch.equal(outputs(load_pruned(folder).eval()), outputs(compact))
+    assert_same(load_pruned(folder).eval(), compact, outputs, calculated=True)
     bert = hidden_model("bert", torch.float32)
     structure = discover(bert, ["hidden"])
     patch(bert, structure, lambda group: Gate(group.num_units, scored=False))
@@ -131,14 +132,14 @@ def test_a_folder_loads_under_other_task_heads(model_type: str, tmp_path: Path) 
         auto = getattr(transformers, f"AutoModelFor{head}")
         # A classifier of sequences and one of tokens have the same names, as in stock folders.
         again = auto.from_pretrained(folder, trust_remote_code=True, ignore_mismatched_sizes=True).eval()
-        assert torch.equal(again.base_model(ids_BT).last_hidden_state, expected), head
+        assert_same_answer(again.base_model(ids_BT).last_hidden_state, expected)
         again(ids_BT.view(1, 2, 8) if head == "MultipleChoice" else ids_BT)
         again.save_pretrained(tmp_path / head)
         third = auto.from_pretrained(tmp_path / head, trust_remote_code=True).eval()
         for name, tensor in again.state_dict().items():
             assert torch.equal(third.state_dict()[name], tensor), (head, name)
     base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    assert torch.equal(base(ids_BT).last_hidden_state, expected)
+    assert_same_answer(base(ids_BT).last_hidden_state, expected)
 
 
 def test_a_cut_under_another_head_still_loads_under_the_first(tmp_path: Path) -> None:

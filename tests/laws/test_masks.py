@@ -18,6 +18,7 @@ from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, op
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.masking import Masking
 from tests.compact_models import batch, logits, tiny
+from tests.same import assert_same
 
 BLOCKS = {"attention_block_rows": 4, "attention_block_cols": 8, "dense_block_rows": 2, "dense_block_cols": 4}
 CHANNELS = {option: size for option, size in BLOCKS.items() if option != "dense_block_cols"}
@@ -240,7 +241,7 @@ def test_a_masked_checkpoint_is_refused_by_stock_loaders(name: str, tmp_path: Pa
     again = tiny("bert", torch.float32)
     masked(again, half=False, **ASKED[name])
     again.load_state_dict(model.state_dict())
-    assert torch.equal(logits(again), logits(model))
+    assert_same(again, model, logits)
 
 
 def test_a_copy_of_a_masked_model_is_independent() -> None:

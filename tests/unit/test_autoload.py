@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from patchers import discover
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import logits, patched, tiny, uneven_keep
+from tests.same import assert_same
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def test_stock_loading_accepts_the_folder(folder: Path, tmp_path: Path) -> None:
     model = tiny("mpnet")
     expected = optimize_model(patched(model, uneven_keep(discover(model))))
     assert type(loaded) is type(expected)
-    assert torch.equal(logits(loaded), logits(expected))
+    assert_same(loaded, expected, logits)
     trusted = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-    assert torch.equal(logits(trusted), logits(expected))
+    assert_same(trusted, expected, logits)
     assert type(AutoModel.from_pretrained(folder)).__name__ == "MPNetModel"
     assert (
         AutoModelForTokenClassification.from_config(loaded.config).num_parameters() < model.num_parameters()

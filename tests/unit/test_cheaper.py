@@ -19,6 +19,7 @@ from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.streaming import cut_checkpoint
 from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny
 from tests.laws.training import trainer
+from tests.same import assert_same
 
 BOTH = ("relu", "no_norm")
 
@@ -55,7 +56,7 @@ def test_relu_survives_the_folder(family: str, tmp_path: Path) -> None:
     finish(model)
     model.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64)
-    assert torch.equal(logits(again.eval()), logits(model))
+    assert_same(again.eval(), model, logits)
     assert not torch.allclose(gelu, logits(model), rtol=0, atol=1e-3)
 
 
@@ -73,7 +74,7 @@ def test_relu_reaches_the_task_heads_that_read_the_same_field(model_type: str, t
     assert torch.equal(model(ids_BT).logits, blended_logits)
     model.save_pretrained(tmp_path)
     again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-    assert torch.equal(again(ids_BT).logits, blended_logits)
+    assert_same(again, model, lambda one: one(ids_BT).logits)
 
 
 def test_blend_and_statistics_by_hand() -> None:
@@ -151,7 +152,7 @@ def test_relu_and_pruning_go_together(tmp_path: Path) -> None:
     save_pruned(compact, tmp_path / "out")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float64)
     assert again.config.hidden_act == "relu"
-    assert torch.equal(logits(again.eval()), logits(compact))
+    assert_same(again.eval(), compact, logits)
 
 
 def test_bad_input() -> None:
@@ -176,7 +177,7 @@ def test_no_norm_and_pruning_go_together_in_either_order(decision: str, first: s
     torch.testing.assert_close(logits(compact), before, rtol=0, atol=1e-10)
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in compact.bert.encoder.modules())
     again = load_pruned(save_pruned(compact, tmp_path / "out"))
-    assert torch.equal(logits(again), logits(compact))
+    assert_same(again, compact, logits)
     assert again.pruning_plan.density_reached < 1
     if first == "optimize":
         assert again.pruning_plan.method == "gates, relu + no_norm"
@@ -198,10 +199,10 @@ def test_a_cut_may_follow_on_a_finished_model_and_on_its_folder(tmp_path: Path) 
     assert plan.params["dense"] == model.num_parameters()
     shape = {name: p.shape for name, p in compact.named_parameters()}
     again = load_pruned(save_pruned(compact, tmp_path / "cut"))
-    assert torch.equal(logits(again), logits(compact))
+    assert_same(again, compact, logits)
     assert {name: p.shape for name, p in load_shape(str(tmp_path / "cut")).named_parameters()} == shape
     streamed = load_pruned(cut_checkpoint(folder, plan, tmp_path / "streamed"))
-    assert torch.equal(logits(streamed), logits(compact))
+    assert_same(streamed, compact, logits, calculated=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -211,10 +212,10 @@ def test_a_model_that_was_only_made_cheaper_saves_and_loads(family: str, tmp_pat
     finish(model)
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-12)
     again = load_pruned(save_pruned(model, tmp_path / "out"))
-    assert torch.equal(logits(again), logits(model))
+    assert_same(again, model, logits)
     assert [tuple(p.shape) for p in again.parameters()] == [tuple(p.shape) for p in model.parameters()]
     again.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(load_pruned(tmp_path / "again")), logits(model))
+    assert_same(load_pruned(tmp_path / "again"), model, logits)
     stock = type(model).stock_class
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         stock.from_pretrained(tmp_path / "out")
@@ -231,7 +232,7 @@ def test_decoders_pictures_and_sound_save_and_load_too(model_type: str, tmp_path
     finish(model)
     again = load_pruned(save_pruned(model, tmp_path / "out"))
     check_same(before, model, what="the outputs before and after folding")
-    assert all(map(torch.equal, outputs_of(model), outputs_of(again)))
+    assert_same(again, model, outputs_of)
 
 
 def test_exports_that_only_the_stock_class_reads_are_refused(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.trainer import STATE_FILE, save_state
 from tests.compact_models import DECISIONS, FAMILIES, logits, patched, perturbed, tiny
+from tests.same import assert_same
 
 WEIGHTS = "model.safetensors"
 
@@ -51,7 +52,7 @@ def test_load_gives_back_what_was_saved(family: str, decision: str, tmp_path: Pa
     assert type(loaded) is type(model)
     assert not loaded.training
     assert loaded.dtype == model.dtype
-    assert torch.equal(logits(loaded), logits(model))
+    assert_same(loaded, model, logits)
     assert plan_of(loaded) == plan_of(model)
     again = save_pruned(loaded, tmp_path / "again")
     for name in (WEIGHTS, "config.json", "pruning_plan.json", "README.md"):
@@ -90,7 +91,7 @@ def test_sharded_weights(tmp_path: Path) -> None:
     model = compact_model()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    assert torch.equal(logits(load_pruned(tmp_path)), logits(model))
+    assert_same(load_pruned(tmp_path), model, logits)
     assert not is_patched_checkpoint(tmp_path)
     next(tmp_path.glob("*-00002-of-*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match="00002"):
@@ -110,7 +111,7 @@ def test_another_task_head(tmp_path: Path) -> None:
     )
     assert type(load_model(folder, AutoModel)).__name__ == "BertModel"
     tiny().save_pretrained(tmp_path / "dense")
-    assert torch.equal(logits(load_model(tmp_path / "dense")), logits(tiny()))
+    assert_same(load_model(tmp_path / "dense"), tiny(), logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -243,7 +244,7 @@ def test_a_checkpoint_with_gates_loads_with_its_gates(tmp_path: Path) -> None:
     model = training_checkpoint(tmp_path)
     loaded = load_patched(tmp_path)
     assert len(gates_of(loaded)) == len(gates_of(model)) == 6
-    assert torch.equal(logits(loaded), logits(model))
+    assert_same(loaded, model, logits)
     compact = optimize_model(loaded)
     assert compact.num_parameters() < tiny().num_parameters()
     torch.testing.assert_close(logits(compact), logits(model), rtol=0, atol=1e-10)
@@ -258,7 +259,7 @@ def test_a_pruned_model_that_is_pruned_again_can_be_resumed(tmp_path: Path) -> N
     compact.save_pretrained(tmp_path, max_shard_size="20KB")
     save_state(tmp_path, coordinator)
     assert is_patched_checkpoint(tmp_path)
-    assert torch.equal(logits(load_patched(tmp_path)), logits(compact))
+    assert_same(load_patched(tmp_path), compact, logits)
 
 
 def test_a_damaged_checkpoint_with_gates_is_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sparse_trainer.inputs import outputs_of as run
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 from tests.compact_models import DECISIONS, FAMILIES, even_keep, logits, patched, tiny, uneven_keep
+from tests.same import assert_same
 
 
 class FakeProcessor:
@@ -262,7 +263,7 @@ def test_even_folders_load_as_stock_models(tmp_path: Path) -> None:
     compact = optimize_model(patched(model, even_keep(discover(model))))
     loaded = AutoModelForSequenceClassification.from_pretrained(save_pruned(compact, tmp_path / "out"))
     assert type(loaded) is type(model)
-    assert torch.equal(logits(loaded), logits(compact))
+    assert_same(loaded, compact, logits)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "t5", "gpt2", "falcon", "vit", "whisper", "mixtral"])

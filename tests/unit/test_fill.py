@@ -11,6 +11,7 @@ from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, op
 from sparse_trainer.errors import ArgumentError, BudgetError, CheckpointError
 from sparse_trainer.fill import fill, rewind
 from tests.compact_models import FAMILIES, logits, patched, tiny, uneven_keep
+from tests.same import assert_same
 from tests.unit.test_coordinator import loop
 
 
@@ -57,7 +58,7 @@ def test_fill_is_reproducible_and_refuses_what_it_cannot_mean() -> None:
     one, two, other = with_zeros(), with_zeros(), with_zeros()
     for model, seed in ((one, 42), (two, 42), (other, 1)):
         fill(model, seed=seed)
-    assert torch.equal(logits(one), logits(two))
+    assert_same(one, two, logits)
     assert not torch.equal(logits(one), logits(other))
     with pytest.raises(ArgumentError, match="noise"):
         fill(one, noise=-1.0)
@@ -74,7 +75,7 @@ def test_rewind_keeps_the_decision_and_the_dense_weights() -> None:
     structure = discover(dense)
     by_hand = copy.deepcopy(dense)
     cut(by_hand, structure, plan.keep_for(structure))
-    assert torch.equal(logits(again), logits(by_hand))
+    assert_same(again, by_hand, logits, calculated=True)
     assert not torch.equal(logits(again), logits(optimize_model(trained)))
     with pytest.raises(CheckpointError):
         rewind(tiny("distilbert"), plan)

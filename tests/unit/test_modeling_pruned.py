@@ -29,6 +29,7 @@ from patchers.modeling_pruned import (
 )
 from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import FAMILIES, logits, patched, tiny, uneven_keep
+from tests.same import assert_same
 
 
 def compact_model(family: str = "bert") -> Any:
@@ -64,7 +65,7 @@ def test_copies_and_pickles_are_the_same_model(family: str) -> None:
     model = compact_model(family)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - our own bytes
         assert type(other) is type(model)
-        assert torch.equal(logits(other), logits(model))
+        assert_same(other, model, logits)
 
 
 def test_a_fresh_model_from_the_config_is_initialised() -> None:

@@ -40,6 +40,7 @@ from tests.nn_pruning_files import (
     with_zeros,
     write,
 )
+from tests.same import assert_same
 
 # Shape legend: B = rows, T = tokens.
 
@@ -94,7 +95,7 @@ def test_load_optimize_save_and_load_again(
 
     for number, saved in enumerate((model, compact)):
         again = load_pruned(save_pruned(saved, tmp_path / str(number)))
-        assert torch.equal(spans(again), spans(saved))
+        assert_same(again, saved, spans)
         assert plan_of(again) == plan_of(saved)
 
 
@@ -136,7 +137,7 @@ def test_equal_heads_everywhere_and_a_list_of_none(tmp_path: Path) -> None:
     same(spans(model), spans(reference))
     # transformers 3 and 4 wrote the empty entry into every config.
     dense = write(tmp_path / "b", family, cut_state(family, reference, {}), {"0": []})
-    assert torch.equal(spans(load_pruned(dense)), spans(reference))
+    assert_same(load_pruned(dense), reference, spans, calculated=True)
 
 
 READER = """
@@ -353,6 +354,6 @@ def test_norms_that_only_scale(removed: Mapping[int, list[int]], file: str, tmp_
     assert plan.params["dense"] == reference.num_parameters()
     for number, saved in enumerate((model, compact)):
         again = load_pruned(save_pruned(saved, tmp_path / str(number)))
-        assert torch.equal(spans(again), spans(saved))
+        assert_same(again, saved, spans)
     with pytest.raises(CheckpointError, match="checkpoint of nn_pruning"):
         cut_checkpoint(folder, plan, tmp_path / "streamed")

@@ -25,6 +25,7 @@ from sparse_trainer.width_criteria import Evidence
 from sparse_trainer.width_criteria.random import Random
 from sparse_trainer.width_criteria.taylor import Taylor
 from tests.oneshot_models import MODELS, calibration, model_of, sequences, widths
+from tests.same import assert_same
 
 
 def kept(plan: Any) -> dict[str, list[int]]:
@@ -242,8 +243,7 @@ def test_biases_are_added_where_the_config_can_say_so(tmp_path: Path, reconstruc
     assert bool((pruned.get_parameter("model.layers.0.mlp.down_proj.bias") != 0).any())
     save_pruned(pruned, tmp_path / "out", plan=plan)
     loaded = load_pruned(tmp_path / "out", dtype=torch.float64).eval()
-    with torch.no_grad():
-        assert torch.equal(loaded(**batches[0]).logits, pruned(**batches[0]).logits)
+    assert_same(loaded, pruned, lambda model: model(**batches[0]).logits)
 
 
 def test_a_bias_that_no_config_field_adds_is_refused() -> None:
