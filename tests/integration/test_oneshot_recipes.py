@@ -303,9 +303,6 @@ def test_a_result_is_replaced_only_when_asked(files: Path, tmp_path: Path) -> No
     assert Plan.load(tmp_path / "out").density_asked == 0.5
 
 
-@pytest.mark.parametrize(
-    "place", ["sparse_trainer.folders.export.write_text", "sparse_trainer.folders.own_files.write_text"]
-)
 def test_a_model_that_cannot_be_saved_is_rescued(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +317,9 @@ def test_a_model_that_cannot_be_saved_is_rescued(
     assert [path.name for path in tmp_path.iterdir()] == ["spare"]
 
 
+@pytest.mark.parametrize(
+    "place", ["sparse_trainer.folders.export.write_text", "sparse_trainer.folders.own_files.write_text"]
+)
 def test_a_full_disk_leaves_nothing_half_written(
     place: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
