@@ -77,6 +77,12 @@ class Plan:
                     "no such group in this model.",
                     "Give the model that the plan was made for.",
                 )
+            if structure[name].kind != group["kind"]:
+                raise CheckpointError(
+                    f"plan: groups.{name}.kind",
+                    f"{group['kind']!r}, but these units are {structure[name].kind}.",
+                    "Give the plan as it was written.",
+                )
             if structure[name].num_units != group["size"]:
                 raise CheckpointError(
                     f"plan: groups.{name}.size",

@@ -208,3 +208,11 @@ def test_a_checkpoint_of_a_protected_run_loads_without_its_first_plan(plan: Plan
     save_state(tmp_path / "checkpoint", coordinator)
     (tmp_path / "first.json").unlink()
     assert gates_of(load_patched(tmp_path / "checkpoint"))
+
+
+def test_a_kind_that_contradicts_the_group_is_refused(plan: Plan) -> None:
+    values = plan.to_dict()
+    name = next(name for name, group in values["groups"].items() if group["kind"] == "heads")
+    values["groups"][name]["kind"] = "channels"
+    with pytest.raises(CheckpointError, match=r"kind: 'channels', but these units are heads"):
+        optimize_model(tiny(), plan=values)
