@@ -74,6 +74,31 @@ def raises_if(function: Callable[..., Any], argument: str) -> bool:
     )
 
 
+@lru_cache(maxsize=1024)
+def shifts_labels_itself(forward: Callable[..., Any]) -> bool | None:
+    """Tell whether a function that computes a cross-entropy itself compares each position with the label of the next.
+
+    It then cuts off the first label: `labels[..., 1:]`. None where it leaves the loss to another function.
+    """
+    nodes = list(ast.walk(_tree(forward)))
+    if any(isinstance(node, ast.Subscript) and _cuts_first_label(node) for node in nodes):
+        return True
+    called = {_name(node.func) for node in nodes if isinstance(node, ast.Call)}
+    return False if called & {"CrossEntropyLoss", "cross_entropy"} else None
+
+
+def _cuts_first_label(node: ast.Subscript) -> bool:
+    last = node.slice.elts[-1] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
+    if not isinstance(last, ast.Slice) or last.upper is not None:
+        return False
+    return isinstance(last.lower, ast.Constant) and last.lower.value == 1 and "label" in _name(node.value)
+
+
+def _name(node: ast.expr) -> str:
+    """Return the last part of a dotted name, empty for anything else."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
 def called_around(forward: Callable[..., Any], first: str, last: str) -> frozenset[str] | None:
     """Return the children that a function calls, none of those between two of them; None where its source is silent."""
     calls = _children_called(forward)

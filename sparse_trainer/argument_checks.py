@@ -8,7 +8,9 @@ from torch import nn
 from patchers import discover
 from patchers.groups import KINDS, Kind, Structure
 from patchers.parts import starred
+from sparse_trainer.criteria import CRITERIA, is_calibrated
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
+from sparse_trainer.width_criteria.scorable import check_scorable
 
 _CONTAINED: Final[Mapping[str, set[str]]] = {
     "layers": {"attention", "ffn", "heads", "channels", "experts"},
@@ -17,10 +19,6 @@ _CONTAINED: Final[Mapping[str, set[str]]] = {
     "experts": {"channels"},
     "hidden": {"layers", "attention", "ffn", "heads", "channels", "experts"},
 }
-_OF_HIDDEN: Final = ("l0", "movement", "taylor", "magnitude", "random")
-"""Criteria that score hidden features."""
-_SOFT: Final = ("l0", "layer_gate")
-"""Criteria whose gates take other values than 0 and 1, which a router cannot read."""
 _POSITIVE: Final = (
     "score_learning_rate",
     "update_every",
@@ -80,7 +78,8 @@ def check_units(args: Any) -> None:
         one_of("units", kind, KINDS)
     if not kinds:
         raise ArgumentError("units", "names no kind.", f"Name some of {', '.join(KINDS)}, or leave it out.")
-    _check_scored(args, kinds)
+    if not is_calibrated(args.scoring):
+        check_scored(args)
     if isinstance(args.density, Mapping):
         missing = kinds - set(args.density)
         if missing:
@@ -99,12 +98,22 @@ def check_units(args: Any) -> None:
             )
 
 
-def _check_scored(args: Any, kinds: Collection[Kind]) -> None:
-    if "hidden" in kinds and (args.uses_masks or args.scoring not in _OF_HIDDEN):
+def check_scored(args: Any) -> None:
+    """Raise `ArgumentError` for kinds of unit that the criterion cannot score, whatever the model.
+
+    Of a one-shot criterion that depends on the statistics it needs: it is asked when a coordinator is made.
+    """
+    kinds = args.kinds
+    able = [name for name, criterion in CRITERIA.items() if set(kinds) <= set(criterion.scored)]
+    hidden = "hidden" in kinds and args.uses_masks
+    unscored = (
+        "hidden" if hidden else next((k for k in kinds if k not in CRITERIA[args.scoring].scored), None)
+    )
+    if unscored is not None and (hidden or not args.uses_masks):
         raise ArgumentError(
             "units",
-            f"{args.method_name} does not score hidden features.",
-            f"Take {', '.join(_OF_HIDDEN)}.",
+            f"{args.method_name} does not score {'hidden features' if unscored == 'hidden' else unscored}.",
+            f"Take {unscored!r} out of units, or score by {', '.join(able)}.",
         )
     if "hidden" in kinds and "no_norm" in args.cheaper_layers:
         raise ArgumentError(
@@ -112,23 +121,19 @@ def _check_scored(args: Any, kinds: Collection[Kind]) -> None:
             "no_norm takes the norms away that hidden features are gated at.",
             "Take 'hidden' out of units, or change the norms in a run of its own afterwards.",
         )
-    if "experts" in kinds and args.scoring in _SOFT:
-        raise ArgumentError(
-            "units",
-            f"a router chooses among experts that are there or not: {args.scoring} cannot close them softly.",
-            "Take 'experts' out of units, or another scoring, e.g. movement.",
-        )
 
 
 def check_on_model(model: nn.Module, structure: Structure, args: Any) -> None:
     """Refuse, before any training, what the model does not have.
 
     Raises:
-        UnsupportedModelError: no unit of a kind that was asked for.
+        UnsupportedModelError: no unit of a kind that was asked for, or one that the criterion cannot score.
     """
     if args.units is not None or isinstance(args.density, Mapping):
         where = "units" if args.units is not None else "density"
         _check_present(model, structure, args.kinds, where, bool(args.include or args.exclude))
+    if not args.uses_masks:
+        check_scorable(structure.groups, CRITERIA[args.scoring](args).needs(), args.scoring)
 
 
 def _check_present(

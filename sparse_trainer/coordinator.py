@@ -13,7 +13,7 @@ from patchers import Gate, Structure, discover
 from patchers.groups import Kind
 from patchers.merging import base_model, check_mergeable
 from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.argument_checks import check_on_model
+from sparse_trainer.argument_checks import check_on_model, check_scored
 from sparse_trainer.cheaper import Blending
 from sparse_trainer.distillation.comparable import check_distillation
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
@@ -21,6 +21,7 @@ from sparse_trainer.distillation.teacher import Distiller, TeacherSource, make_d
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.gating import Gating
 from sparse_trainer.masking import Masking
+from sparse_trainer.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class ModelPatchingCoordinator:
             given = type(self.args).__name__
             raise ArgumentError("sparse_args", f"is a {given}.", "Give SparseTrainingArguments(density=…).")
         self.args.check()
+        check_scored(self.args)
         self.teacher = teacher
         self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)
         self.distiller, self.teacher_context = None, nullcontext
@@ -86,6 +88,7 @@ class ModelPatchingCoordinator:
         """
         self.args.check()
         check_mergeable(model)
+        check_weights(model)
         check_distillation(model, self.args, self.teacher)
         return self._hang(model, make_distiller(model, self.args, self.teacher, self._load_teacher))
 

@@ -8,8 +8,8 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from patchers.sources import calls_super, raises_if
-from sparse_trainer.distillation.comparable import bare
-from sparse_trainer.distillation.teacher import IGNORED, carries_gradient
+from sparse_trainer.answers import IGNORED, bare
+from sparse_trainer.distillation.teacher import carries_gradient
 from sparse_trainer.errors import ArgumentError
 
 _COUNT = "num_items_in_batch"

@@ -1,9 +1,11 @@
 """Magnitude of the weights of a unit: what criteria before and during training share."""
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor, nn
 
-from patchers.groups import WIDTH_KINDS, Group, Slice
+from patchers.groups import WIDTH_KINDS, Features, Group
 from patchers.layers import linear_at, weight_OI
 
 # Shape legend: U = units, W = features of a unit.
@@ -11,7 +13,7 @@ from patchers.layers import linear_at, weight_OI
 
 @torch.no_grad()
 def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
-    """Return the sum over a unit's weights of |w|^norm, shape [U]."""
+    """Return the sum over a unit's weights of |w|^norm, shape [U]; stacked experts are tensors, not linears."""
     total_U: Tensor | None = None
     for s in group.slices:
         weight = weight_OI(linear_at(model, s.path)).float()
@@ -19,6 +21,11 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
         per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
         whole = group.kind not in (*WIDTH_KINDS, "hidden")
         part_U = per_feature.sum().unsqueeze(0) if whole else _per_unit(per_feature, s)
+        total_U = part_U if total_U is None else total_U + part_U
+    for t in group.tensors if not group.slices else ():
+        tensor = attrgetter(t.name)(model).float()
+        powers = (tensor.abs() if norm == 1 else tensor.square()).movedim(t.dim, 0).flatten(1).sum(1)
+        part_U = _per_unit(powers, t) if group.kind in WIDTH_KINDS else powers.sum().unsqueeze(0)
         total_U = part_U if total_U is None else total_U + part_U
     if total_U is None:
         block = model.get_submodule(group.block)
@@ -31,7 +38,7 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
     return total_U
 
 
-def _per_unit(per_feature: Tensor, s: Slice) -> Tensor:
+def _per_unit(per_feature: Tensor, s: Features) -> Tensor:
     """Sum over the features of each unit, shape [U]; contiguous runs need no index on the device."""
     if s.index is None:
         return per_feature.view(s.units, s.width).sum(dim=1)

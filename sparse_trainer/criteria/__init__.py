@@ -1,7 +1,7 @@
 """Criteria of fine-pruning: a new one is one file here, one line below, one row in the law tests."""
 
 from sparse_trainer.criteria.base import Criterion, Gates
-from sparse_trainer.criteria.calibrated import calibrated
+from sparse_trainer.criteria.calibrated import Calibrated, calibrated
 from sparse_trainer.criteria.l0 import L0
 from sparse_trainer.criteria.layer_gate import LayerGate
 from sparse_trainer.criteria.magnitude import Magnitude
@@ -21,4 +21,10 @@ CRITERIA: dict[str, type[Criterion]] = {
 # Those of one-shot pruning that are not among them: scored once, before training.
 CRITERIA |= {name: calibrated(width) for name, width in WIDTH_CRITERIA.items() if name not in CRITERIA}
 
-__all__ = ["CRITERIA", "Criterion", "Gates"]
+
+def is_calibrated(name: str) -> bool:
+    """Tell whether a criterion is one of one-shot pruning, which scores once, before training."""
+    return issubclass(CRITERIA[name], Calibrated)
+
+
+__all__ = ["CRITERIA", "Criterion", "Gates", "is_calibrated"]

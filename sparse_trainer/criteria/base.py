@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from patchers.gates import Gate
-from patchers.groups import Group, Kind, Structure
+from patchers.groups import KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.statistics import Need, Statistics
 
@@ -23,6 +23,8 @@ class Criterion(Protocol):
 
     kinds: ClassVar[tuple[Kind, ...]]
     """Kinds of unit it prunes when the user names none."""
+    scored: ClassVar[tuple[Kind, ...]]
+    """Kinds of unit it can score."""
     standardize: ClassVar[str]
     """Normaliser that suits its scores when the user names none."""
     learns: ClassVar[bool]
@@ -74,6 +76,7 @@ class Plain:
     """The parts of a criterion that most do not need."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("heads", "channels")
+    scored: ClassVar[tuple[Kind, ...]] = KINDS
     optimizer_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, args: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from patchers.gates import Gate, SaliencyGate
 from patchers.groups import Group, Structure
 from sparse_trainer.criteria.base import Criterion, Gates, Plain
-from sparse_trainer.statistics import Need, Statistics
+from sparse_trainer.statistics import Need, Statistics, kinds_with
 from sparse_trainer.width_criteria import Evidence, WidthCriterion
 
 
@@ -50,5 +50,6 @@ class Calibrated(Plain):
 
 def calibrated(width: type[WidthCriterion]) -> type[Criterion]:
     """Return a one-shot criterion as a criterion of fine-pruning."""
-    made = type(width.__name__, (Calibrated,), {"width": width, "standardize": width.standardize})
+    body = {"width": width, "standardize": width.standardize, "scored": kinds_with(width().needs())}
+    made = type(width.__name__, (Calibrated,), body)
     return cast(type[Criterion], made)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchers.concrete import SHIFT, ConcreteGate, drawn, presence
 from patchers.gates import Gate
-from patchers.groups import Group, Structure
+from patchers.groups import KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.criteria.base import Gates, Plain
 
@@ -89,6 +89,8 @@ class ExpectedSize:
 class L0(Plain):
     """Learned random gates; the budget decides how many close, the loss which."""
 
+    # A router chooses among experts that are there or not: it cannot read a soft gate.
+    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != "experts")
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
 

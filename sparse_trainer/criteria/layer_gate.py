@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers.gates import Gate, PolarGate
-from patchers.groups import Group, Kind, Structure
+from patchers.groups import BLOCK_KINDS, Group, Kind, Structure
 from sparse_trainer.criteria.base import Gates, Plain
 
 
@@ -22,6 +22,8 @@ class LayerGate(Plain):
     """Learned soft gates that polarise, then close for good."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("layers",)
+    # A router chooses among experts that are there or not: it cannot read a soft gate.
+    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in BLOCK_KINDS if kind != "experts")
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
 

@@ -1,31 +1,14 @@
 """Whether a student and a teacher can be compared, read off their configs before any work is done."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparse_trainer.answers import bare, is_encoder_decoder
 from sparse_trainer.errors import ArgumentError
 
 _TEACHER = "distil_teacher_name_or_path"
-
-
-@runtime_checkable
-class _Wrapper(Protocol):
-    """Models of peft."""
-
-    def get_base_model(self) -> nn.Module: ...
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """Return the model that peft has wrapped, or the model itself."""
-    return model.get_base_model() if isinstance(model, _Wrapper) else model
-
-
-def is_encoder_decoder(model: nn.Module) -> bool:
-    """Tell whether a model has an encoder and a decoder."""
-    model = bare(model)
-    return isinstance(model, PreTrainedModel) and bool(model.config.is_encoder_decoder)
 
 
 def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from sparse_trainer.distillation.comparable import bare
+from sparse_trainer.answers import bare
 from sparse_trainer.errors import ArgumentError
 
 # Shape legend: B = batch, C = classes or vocabulary, H x W = pixels.

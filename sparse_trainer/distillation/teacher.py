@@ -5,26 +5,21 @@ import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from patchers import Gate, Structure
-from sparse_trainer.distillation.comparable import bare, check_teacher, is_encoder_decoder
+from sparse_trainer.answers import IGNORED, bare, shifts_labels, without_answers
+from sparse_trainer.distillation.comparable import check_teacher
 from sparse_trainer.distillation.divergences import Divergence, divergence_for
 from sparse_trainer.distillation.layer_map import LayerMap
 from sparse_trainer.errors import ArgumentError
 
 # Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, L = layers.
-
-IGNORED = -100
-"""Label of positions that do not count, as in transformers."""
 
 
 def valid_distributions(logits: Tensor, inputs: Mapping[str, Any], *, shifted: bool) -> Tensor:
@@ -56,13 +51,6 @@ def hidden_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None
         return error_BT.mean()
     mask_BT = mask_BT.to(error_BT.dtype)
     return ((error_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp_min(1)).mean()
-
-
-@runtime_checkable
-class _ShiftsLabels(Protocol):
-    """Encoder-decoders that make decoder inputs of labels."""
-
-    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor: ...
 
 
 @final
@@ -110,28 +98,15 @@ class Distiller:
                 "Return the outputs that the loss was computed from, or train without a teacher.",
             )
         with torch.no_grad(), context():
-            taught = self.teacher(**self._questions(inputs), output_hidden_states=self.needs_hidden_states)
+            taught = self.teacher(
+                **without_answers(self.teacher, inputs), output_hidden_states=self.needs_hidden_states
+            )
         parts = []
         if self.args.distil_alpha_teacher > 0:
             parts.append(self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught))
         if self.needs_hidden_states:
             parts.append(self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L))
         return torch.stack(parts).sum()
-
-    def _questions(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs without answers; a decoder beside an encoder reads the answer so far."""
-        withheld = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
-        questions = {name: value for name, value in inputs.items() if name not in withheld}
-        labels, asked = inputs.get("labels"), {"decoder_input_ids", "decoder_inputs_embeds"} & set(questions)
-        if labels is None or asked or not is_encoder_decoder(self.teacher):
-            return questions
-        teacher = bare(self.teacher)
-        if isinstance(teacher, _ShiftsLabels):
-            return {
-                **questions,
-                "decoder_input_ids": teacher.prepare_decoder_input_ids_from_labels(labels=labels),
-            }
-        return {**questions, "labels": labels}
 
     def _logits(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
         names = [name for name in taught if name.endswith("logits") and taught[name] is not None]
@@ -194,18 +169,6 @@ def make_distiller(
         return None
     check_teacher(model, teacher, args)
     return Distiller(teacher, args, student=model, shifted=shifts_labels(model))
-
-
-def shifts_labels(model: nn.Module) -> bool:
-    """Tell whether a model is judged at each position by the label of the next: Trainer's rule in 5.23, and a list.
-
-    The list is for classes whose names do not say so: GPT2LMHeadModel.
-    """
-    model = bare(model)
-    if is_encoder_decoder(model):
-        return False
-    named = isinstance(model, PreTrainedModel) and LOSS_MAPPING.get(str(model.loss_type)) is ForCausalLMLoss
-    return named or type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:

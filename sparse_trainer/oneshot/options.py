@@ -13,9 +13,10 @@ from patchers.groups import WIDTH_KINDS, Kind
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.budget.standardize import ACROSS_LAYERS
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest
-from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of
+from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of, name_of
 from sparse_trainer.oneshot.reconstruct import REPAIRS
-from sparse_trainer.statistics import Moments, SequenceMeans
+from sparse_trainer.statistics import Moments, SequenceMeans, kinds_with
+from sparse_trainer.width_criteria import WIDTH_CRITERIA
 
 Protect = str | int
 
@@ -77,6 +78,18 @@ class Options:
             raise ArgumentError(
                 where, str(error), "Give a name, an instance or names with weights."
             ) from error
+        unscored = [kind for kind in self.kinds if kind not in kinds_with(needs)]
+        if unscored:
+            able = [
+                n
+                for n, known in WIDTH_CRITERIA.items()
+                if set(self.kinds) <= set(kinds_with(known().needs()))
+            ]
+            raise ArgumentError(
+                where,
+                f"{name_of(asked)} does not score {unscored[0]}.",
+                f"Take {', '.join(able)}; or other units.",
+            )
         if not self.by_block:
             return
         if any(not isinstance(need, Moments | SequenceMeans) for need in needs):

@@ -9,20 +9,22 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from patchers import Gate, is_patched, patch
+from patchers import Gate, Structure, is_patched, patch
 from sparse_trainer.budget import Selector
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.cut.optimize import carry_out
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.oneshot.course import Course, kept_in
 from sparse_trainer.oneshot.decision import Decision, criteria_needs, decide, score, score_by_block
-from sparse_trainer.oneshot.mixture import CriterionLike, name_of
+from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of, name_of
 from sparse_trainer.oneshot.options import Options, Protect, density_of, options_of, structure_for
 from sparse_trainer.oneshot.repair import prepare_biases, repair, repair_needs
 from sparse_trainer.plan import Plan
 from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
-from sparse_trainer.statistics import Batches, Need, Statistics, collect
+from sparse_trainer.statistics import Batches, Moments, Need, Statistics, collect, lacks
+from sparse_trainer.weights import check_weights
 from sparse_trainer.width_criteria import Evidence
+from sparse_trainer.width_criteria.scorable import check_scorable
 
 M = TypeVar("M", bound=PreTrainedModel)
 Calibration = Iterable[Mapping[str, Any]]
@@ -30,6 +32,7 @@ Watch = Callable[[Decision], None]
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)
 def prune(
     model: M,
     calibration: Calibration | None = None,
@@ -115,7 +118,10 @@ def prune(
         sequence_length=sequence_length,
     )
     _check_model(model)
+    structure = structure_for(model, options)
+    _check_structure(structure, options)
     batches = _batches(model, calibration, options, statistics)
+    _check_collected(structure, options, statistics)
     pruned = model if inplace else copy.deepcopy(model)
     before = plan_of(model)
     course = Course(kept=kept_in(before))
@@ -138,6 +144,7 @@ def _check_model(model: Any) -> None:
             "is no transformers model.",
             "Unwrap it first: merge_and_unload() of a peft model.",
         )
+    check_weights(model)
     if is_patched(model):
         raise UnsupportedModelError(
             type(model).__name__,
@@ -146,6 +153,32 @@ def _check_model(model: Any) -> None:
         )
     if plan_of(model) is not None:
         logger.info("%s was pruned before: the plans compose.", type(model).__name__)
+
+
+def _check_structure(structure: Structure, options: Options) -> None:
+    """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
+    for asked in (options.criterion, options.allocation):
+        if asked is not None:
+            needs = criterion_of(asked, options.normalize).needs()
+            check_scorable(structure.groups, needs, name_of(asked))
+    for group in structure.groups if options.reconstruct is not None else ():
+        reason = lacks(group, [Moments()])
+        if reason is not None:
+            raise UnsupportedModelError(
+                group.name,
+                f"{options.reconstruct!r} cannot refit what reads it: {reason}.",
+                "Set no reconstruct.",
+            )
+
+
+def _check_collected(structure: Structure, options: Options, statistics: Statistics | None) -> None:
+    """Raise `DataError` where the statistics that were handed over lack something."""
+    missing = None if statistics is None else statistics.missing(structure.groups, needs_of(options))
+    if missing is not None:
+        raise DataError(
+            "statistics", f"hold nothing of what {name_of(options.criterion)} needs to know of {missing}.",
+            "Collect them for this model and criterion, or pass calibration.",
+        )  # fmt: skip
 
 
 def needs_of(options: Options) -> tuple[Need, ...]:

@@ -12,8 +12,9 @@ import torch
 from transformers import TrainingArguments
 
 from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.argument_checks import check_scored
 from sparse_trainer.data import DataOptions
-from sparse_trainer.errors import RecipeError
+from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
 from sparse_trainer.recipe.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot, parse_one_shot
 from sparse_trainer.recipe.sections import (
@@ -125,6 +126,11 @@ def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
         origin=origin,
     )
     _check_dense(recipe)
+    if recipe.pruning is not None:
+        try:
+            check_scored(recipe.pruning)
+        except ArgumentError as error:
+            raise RecipeError(f"{origin}: pruning.{error.where}", error.what, error.remedy) from error
     return recipe
 
 

@@ -11,6 +11,8 @@ from sparse_trainer.statistics.needs import (
     Need,
     SequenceMeans,
     Statistics,
+    kinds_with,
+    lacks,
 )
 from sparse_trainer.statistics.walk import Walk
 
@@ -27,4 +29,6 @@ __all__ = [
     "Walk",
     "as_batches",
     "collect",
+    "kinds_with",
+    "lacks",
 ]

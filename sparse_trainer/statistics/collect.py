@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchers import Gate, Group, Structure, patch, unpatch
-from sparse_trainer.errors import DataError
+from patchers import Gate, Group, Structure, gates_by_group, patch, unpatch
+from sparse_trainer.errors import DataError, UnsupportedModelError
 from sparse_trainer.modes import evaluating
 from sparse_trainer.statistics.calibration import Batches, as_batches, count_real
 from sparse_trainer.statistics.elements import ElementCollector
@@ -17,7 +17,15 @@ from sparse_trainer.statistics.flight import Flight
 from sparse_trainer.statistics.forward import EnoughSeen, Run
 from sparse_trainer.statistics.mask_gradients import GateGradientCollector, MaskGradientCollector
 from sparse_trainer.statistics.moments import MomentCollector
-from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need, SequenceMeans, Statistics
+from sparse_trainer.statistics.needs import (
+    Elements,
+    MaskGradients,
+    Moments,
+    Need,
+    SequenceMeans,
+    Statistics,
+    lacks,
+)
 
 
 def _stop(module: nn.Module, args: Any) -> None:
@@ -28,13 +36,13 @@ def _stop(module: nn.Module, args: Any) -> None:
 class _Collectors:
     moments: dict[str, MomentCollector] = field(default_factory=dict)
     gradients: dict[str, MaskGradientCollector] = field(default_factory=dict)
-    experts: dict[str, GateGradientCollector] = field(default_factory=dict)
+    gated: dict[str, GateGradientCollector] = field(default_factory=dict)
     elements: ElementCollector | None = None
 
     def all(self) -> Iterator[Any]:
         yield from self.moments.values()
         yield from self.gradients.values()
-        yield from self.experts.values()
+        yield from self.gated.values()
         if self.elements is not None:
             yield self.elements
 
@@ -65,6 +73,7 @@ def collect(
     wanted = tuple(dict.fromkeys(needs))
     if not wanted or not structure.groups:
         return Statistics()
+    _check_collectable(structure.groups, wanted)
     batches = as_batches(model, calibration)
     flight = Flight(is_encoder_decoder=batches.is_encoder_decoder)
     collectors = _make(flight, structure.groups, wanted)
@@ -74,9 +83,10 @@ def collect(
     tokens, sequences = torch.zeros((), dtype=torch.long), 0
     run = Run(model, structure.groups, labelled="labels" in losses, differentiable=bool(losses))
     with (
+        torch.inference_mode(False),
         evaluating(model),
         _frozen(model),
-        _gates(model, structure, collectors.experts),
+        _gates(model, structure, collectors.gated),
         ExitStack() as stack,
     ):
         for collector in collectors.all():
@@ -85,7 +95,7 @@ def collect(
         if stop_early and not losses:
             last = model.get_submodule(structure.groups[-1].consumer)
             stack.callback(last.register_forward_pre_hook(_stop).remove)
-        alone = one_by_one or bool(collectors.experts)
+        alone = one_by_one or bool(collectors.gated)
         alone = alone or any("experts" in g.consumer for g in structure.groups)
         for batch in batches.read(labelled="labels" in losses, one_by_one=alone):
             flight.batch = batch
@@ -95,9 +105,8 @@ def collect(
                 value = (
                     loss if kind == "labels" else sum(flight.norms, torch.zeros((), device=batches.device))
                 )
-                assert value is not None
-                # Nothing asks for a gradient where no group was reached.
-                if value.requires_grad:
+                # Nothing asks for a gradient where no group was reached, or no label counts.
+                if value is not None and value.requires_grad:
                     value.backward(retain_graph=number + 1 < len(losses))
             flight.norms.clear()
             for collector in collectors.all():
@@ -106,6 +115,14 @@ def collect(
     flight.check()
     _check_reached(structure.groups, collectors)
     return _result(collectors, wanted, int(tokens), sequences)
+
+
+def _check_collectable(groups: Sequence[Group], needs: Sequence[Need]) -> None:
+    """Raise `UnsupportedModelError` where a statistic does not exist for a group."""
+    for group in groups:
+        reason = lacks(group, needs)
+        if reason is not None:
+            raise UnsupportedModelError(group.name, f"{reason}.", "Leave it out, or ask for mask gradients.")
 
 
 def _make(flight: Flight, groups: Sequence[Group], needs: Sequence[Need]) -> _Collectors:
@@ -122,10 +139,10 @@ def _make(flight: Flight, groups: Sequence[Group], needs: Sequence[Need]) -> _Co
         }
     if any(isinstance(n, MaskGradients) for n in needs):
         for g in groups:
-            if g.consumer_tensor is None:
+            if g.kind in ("heads", "channels") and g.consumer_tensor is None:
                 made.gradients[g.name] = MaskGradientCollector(flight, g)
             else:
-                made.experts[g.name] = GateGradientCollector(flight, g)
+                made.gated[g.name] = GateGradientCollector(flight, g)
     elements = [n for n in needs if isinstance(n, Elements)]
     if elements:
         made.elements = ElementCollector(flight, groups, elements)
@@ -136,7 +153,7 @@ def _check_reached(groups: Sequence[Group], made: _Collectors) -> None:
     """Raise `DataError` where no batch came past a group."""
     missed = [name for name, collector in made.moments.items() if not collector.is_reached]
     missed += [name for name, collector in made.gradients.items() if not collector.sums.is_reached]
-    missed += [name for name, collector in made.experts.items() if not collector.sums.is_reached]
+    missed += [name for name, collector in made.gated.items() if not collector.sums.is_reached]
     if made.elements is not None:
         missed += [g.name for sums in made.elements.sums.values() for g in groups if g.name not in sums]
     if missed:
@@ -153,7 +170,7 @@ def _result(made: _Collectors, needs: Sequence[Need], tokens: int, sequences: in
         sequence_means={n: c.means_I for n, c in made.moments.items() if c.wants_means},
         mask_gradients={
             **{name: collector.result() for name, collector in made.gradients.items()},
-            **{name: collector.result() for name, collector in made.experts.items()},
+            **{name: collector.result() for name, collector in made.gated.items()},
         },
         elements={} if made.elements is None else made.elements.sums,
     )
@@ -174,18 +191,34 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _gates(
-    model: nn.Module, structure: Structure, experts: Mapping[str, GateGradientCollector]
+    model: nn.Module, structure: Structure, collectors: Mapping[str, GateGradientCollector]
 ) -> Iterator[None]:
-    """Hang gates on stacked experts, if there are any."""
-    if not experts:
+    """Give these groups gates with a score that takes the gradient; a model that is patched already lends its own."""
+    if not collectors:
         yield
         return
-    chosen = Structure(
-        groups=tuple(g for g in structure.groups if g.name in experts), stacks=structure.stacks
-    )
+    hung = gates_by_group(model, structure)
+    if not hung:
+        chosen = Structure(
+            groups=tuple(g for g in structure.groups if g.name in collectors), stacks=structure.stacks
+        )
+        hung = patch(model, chosen, lambda g: Gate(g.num_units, scored=True))
+        try:
+            yield from _lent(hung, collectors)
+        finally:
+            unpatch(model)
+        return
+    yield from _lent(hung, collectors)
+
+
+def _lent(gates: Mapping[str, Gate], collectors: Mapping[str, GateGradientCollector]) -> Iterator[None]:
+    """Lend every collector its gate, with a fresh score for the time of the pass."""
+    before = {name: gates[name].score_U for name in collectors}
+    for name, collector in collectors.items():
+        collector.gate = gates[name]
+        gates[name].score_U = nn.Parameter(torch.zeros_like(gates[name].keep_U))
     try:
-        for name, gate in patch(model, chosen, lambda g: Gate(g.num_units, scored=True)).items():
-            experts[name].gate = gate
         yield
     finally:
-        unpatch(model)
+        for name, score_U in before.items():
+            gates[name].score_U = score_U

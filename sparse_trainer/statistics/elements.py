@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.groups import Group, Slice
 from patchers.layers import linear_at, weight_OI
-from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
 from sparse_trainer.statistics.needs import Elements
 
@@ -38,11 +37,6 @@ class ElementCollector:
         self.flight, self.needs = flight, needs
         self.slices: dict[str, list[tuple[Group, int]]] = {}
         for group in groups:
-            if group.consumer_tensor is not None:
-                raise UnsupportedModelError(
-                    group.name, "its weights are stacked experts, not linears.",
-                    "Choose taylor (form='vector'), fisher, magnitude or random, or exclude the experts.",
-                )  # fmt: skip
             for number, s in enumerate(group.slices):
                 self.slices.setdefault(s.path, []).append((group, number))
         self.sums: dict[Elements, dict[str, Tensor]] = {need: {} for need in needs}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchers.groups import Group
 from sparse_trainer.errors import NonFiniteError, UnsupportedModelError
@@ -80,17 +80,3 @@ def wide(device: torch.device) -> torch.dtype:
 def first_tensor(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Return the activations among the arguments of a linear."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-
-
-def consumer_of(model: nn.Module, group: Group) -> nn.Module:
-    """Return the linear that reads a group's units.
-
-    Raises:
-        UnsupportedModelError: stacked experts read them, where no hook sees the input.
-    """
-    if group.consumer_tensor is not None:
-        raise UnsupportedModelError(
-            group.name, "its units feed stacked experts, whose input no hook sees.",
-            "Choose taylor (form='vector'), fisher, magnitude or random, or exclude the experts.",
-        )  # fmt: skip
-    return model.get_submodule(group.consumer)

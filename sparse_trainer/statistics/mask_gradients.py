@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.gates import Gate
 from patchers.groups import Group
-from sparse_trainer.statistics.flight import Flight, consumer_of, first_tensor, precise, wide
+from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
 from sparse_trainer.statistics.needs import MaskGradientSums
 
 # Shape legend: B = sequences, T = tokens, I = features of a consumer's input, U = units, W = features of a unit.
@@ -49,7 +49,9 @@ class MaskGradientCollector:
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hang the hook."""
-        return [consumer_of(model, self.group).register_forward_pre_hook(self._see, with_kwargs=True)]
+        return [
+            model.get_submodule(self.group.consumer).register_forward_pre_hook(self._see, with_kwargs=True)
+        ]
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor(args, kwargs)

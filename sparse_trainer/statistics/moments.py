@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from patchers.groups import Group
-from sparse_trainer.statistics.flight import Flight, consumer_of, first_tensor, precise, wide
+from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
 from sparse_trainer.statistics.needs import MomentSums
 
 # Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = features of a consumer's input.
@@ -31,7 +31,7 @@ class MomentCollector:
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hang the hook, in front of a gate: what closed units say counts."""
-        consumer = consumer_of(model, self.group)
+        consumer = model.get_submodule(self.group.consumer)
         return [consumer.register_forward_pre_hook(self._see, with_kwargs=True, prepend=True)]
 
     def finish_batch(self) -> None:

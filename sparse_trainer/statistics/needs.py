@@ -1,10 +1,13 @@
 """The nouns: what a criterion can ask of a calibration pass, and what it gets."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from patchers.groups import BLOCK_KINDS, Group, Kind
 
 # Shape legend: I = features of a consumer's input, U = units of a group, T = linears (slices) of a unit.
 
@@ -12,10 +15,16 @@ Loss = Literal["labels", "output_norm"]
 Form = Literal["absolute", "vector", "upper", "removal", "signed_removal", "trimmed"]
 
 
+_READ_BY_A_LINEAR: tuple[Kind, ...] = ("heads", "channels")
+"""Kinds whose units are input features of a linear, where a hook sees them and whose weights it can compare."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moments:
     """Mean and second moment of the consumers' inputs."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = _READ_BY_A_LINEAR
+    in_stacked_experts: ClassVar[bool] = False
     covariance: bool = False
     """All products of two features as well: I x I numbers per group."""
 
@@ -24,16 +33,24 @@ class Moments:
 class SequenceMeans:
     """Squared mean over tokens of |x|, summed over sequences."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = _READ_BY_A_LINEAR
+    in_stacked_experts: ClassVar[bool] = False
+
 
 @dataclass(frozen=True)
 class MaskGradients:
     """dL/dgate of every unit, per sequence: its sum, absolute sum and square sum. Memory: three numbers per unit."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = BLOCK_KINDS
+    in_stacked_experts: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elements:
     """Sums over a unit's weights of a function of p = w dL/dw, where dL/dw is that of one sequence."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = _READ_BY_A_LINEAR
+    in_stacked_experts: ClassVar[bool] = False
     loss: Loss = "labels"
     """`labels`: the model's loss, summed over tokens. `output_norm`: Frobenius norms of the linears' outputs."""
     form: Form = "absolute"
@@ -44,6 +61,22 @@ class Elements:
 
 
 Need = Moments | SequenceMeans | MaskGradients | Elements
+
+
+def kinds_with(needs: Iterable[Need]) -> tuple[Kind, ...]:
+    """Return the kinds of unit for which all of this can be collected; all of them, where nothing is needed."""
+    wanted = tuple(needs)
+    return tuple(kind for kind in BLOCK_KINDS if all(kind in need.kinds for need in wanted))
+
+
+def lacks(group: Group, needs: Iterable[Need]) -> str | None:
+    """Return why something cannot be collected for the units of a group, None where all can."""
+    for need in needs:
+        if group.kind not in need.kinds:
+            return f"{group.kind} are no input features of a linear"
+        if group.consumer_tensor is not None and not need.in_stacked_experts:
+            return "its units lie in stacked experts, whose inputs and weights no hook sees one by one"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +125,22 @@ class Statistics:
     mask_gradients: dict[str, MaskGradientSums] = field(default_factory=dict)
     elements: dict[Elements, dict[str, Tensor]] = field(default_factory=dict)
     """Per linear and unit, shape [T, U], in the order of `group.slices`; of the trimmed form [1, U]."""
+
+    def missing(self, groups: Iterable[Group], needs: Iterable[Need]) -> str | None:
+        """Return the first group of which something that is needed was not collected, None where all is there."""
+        for need in needs:
+            found = self._of(need)
+            name = next((group.name for group in groups if group.name not in found), None)
+            if name is not None:
+                return name
+        return None
+
+    def _of(self, need: Need) -> Collection[str]:
+        """Return the groups of which it was collected."""
+        if isinstance(need, Moments):
+            return [
+                n for n, sums in self.moments.items() if not need.covariance or sums.centred_II is not None
+            ]
+        if isinstance(need, SequenceMeans):
+            return self.sequence_means
+        return self.mask_gradients if isinstance(need, MaskGradients) else self.elements.get(need, {})

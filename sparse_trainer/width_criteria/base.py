@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from patchers.groups import Features, Group, Structure
 from patchers.layers import linear_at, weight_OI
-from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.statistics import Need, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
@@ -37,16 +36,7 @@ class WidthCriterion(Protocol):
 
 
 def consumer_weight(model: nn.Module, group: Group) -> Tensor:
-    """Return the weight that reads a group's units, [O, I], in float32 or float64.
-
-    Raises:
-        UnsupportedModelError: stacked experts read them.
-    """
-    if group.consumer_tensor is not None:
-        raise UnsupportedModelError(
-            group.name, "its units feed stacked experts, which this criterion cannot look into.",
-            "Choose taylor (form='vector'), fisher, magnitude or random, or exclude the experts.",
-        )  # fmt: skip
+    """Return the weight that reads a group's units, [O, I], in float32 or float64."""
     weight = weight_OI(linear_at(model, group.consumer)).detach()
     return weight if weight.dtype == torch.float64 else weight.float()
 

@@ -54,7 +54,8 @@ class Obs:
     def _second(self, moments: MomentSums) -> Tensor:
         assert moments.centred_II is not None
         second_II = moments.centred_II.to(moments.mean_I.dtype) if self.centred else moments.second_II
-        mean = second_II.diagonal().mean().clamp_min(torch.finfo(second_II.dtype).tiny)
+        # Of a consumer whose inputs are all 0 nothing is lost, and the inverse must stay finite.
+        mean = second_II.diagonal().mean().clamp_min(torch.finfo(second_II.dtype).eps)
         return second_II + self.damping * mean * torch.eye(
             len(second_II), dtype=second_II.dtype, device=mean.device
         )

@@ -38,8 +38,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"distil_alpha_hidden": -0.1}, "distil_alpha_hidden: -0.1 is negative"),
     ({"distil_alpha_ce": 0.0, "distil_alpha_teacher": 0.0}, "distil_alpha_hidden: all are 0"),
     ({"units": []}, "units: names no kind. Name some of heads"),
-    ({"scoring": "l0", "units": ["experts"]}, "l0 cannot close them softly"),
-    ({"scoring": "layer_gate", "density": {"experts": 0.5}}, "layer_gate cannot close them softly"),
+    ({"scoring": "l0", "units": ["experts"]}, "l0 does not score experts"),
+    ({"scoring": "layer_gate", "density": {"experts": 0.5}}, "layer_gate does not score experts"),
     (
         {"protect_plan": "p", "protect_kinds": ["head"]},
         "protect_kinds: unknown value 'head'.*Did you mean 'heads'",

@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.answers import shifts_labels
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.distillation.divergences import logit_loss
 from sparse_trainer.distillation.teacher import (
     Distiller,
     hidden_loss,
-    shifts_labels,
     valid_distributions,
 )
 from sparse_trainer.errors import ArgumentError
