@@ -13,7 +13,7 @@ from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patche
 from sparse_trainer.masking import Masking
 from sparse_trainer.trainer import PruningTrainer
 from tests.compact_models import logits, tiny
-from tests.laws.training import quiet_model, state, trainer
+from tests.laws.training import CHECKPOINTING, quiet_model, state, trainer
 
 BLOCKS = {"attention_block_rows": 4, "attention_block_cols": 8}
 L0 = {"regularization": "l0", "regularization_final_lambda": 20.0, "mask_scores_learning_rate": 0.5}
@@ -228,6 +228,6 @@ def test_a_penalty_makes_masks_close(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["elements", "l0"])
 def test_bf16_autocast_and_recomputed_activations_train(name: str, tmp_path: Path) -> None:
-    run = trainer(tmp_path, asked(name), quiet_model().float(), bf16=True, activation_checkpointing=True)
+    run = trainer(tmp_path, asked(name), quiet_model().float(), bf16=True, **{CHECKPOINTING: True})
     assert torch.isfinite(torch.tensor(run.train().training_loss))
     assert masking_of(run).density() < 1

@@ -14,7 +14,7 @@ from sparse_trainer import PruningTrainer, SparseTrainer
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import NonFiniteError
 from tests.compact_models import FAMILIES, tiny
-from tests.laws.training import METHODS, quiet_model, rows, sparse_args, state, trainer
+from tests.laws.training import CHECKPOINTING, METHODS, quiet_model, rows, sparse_args, state, trainer
 
 CASES = [("bert", method) for method in METHODS] + [
     (family, method)
@@ -115,7 +115,7 @@ def test_read_scores_stay_out_of_the_optimizer_and_of_clipping(tmp_path: Path) -
 def test_gradient_checkpointing_changes_nothing(method: str, tmp_path: Path) -> None:
     plain = trainer(tmp_path / "a", sparse_args(method))
     plain.train()
-    thrifty = trainer(tmp_path / "b", sparse_args(method), activation_checkpointing=True)
+    thrifty = trainer(tmp_path / "b", sparse_args(method), **{CHECKPOINTING: True})
     thrifty.train()
     for (name, a), b in zip(state(plain.model).items(), state(thrifty.model).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9, msg=name)

@@ -1,5 +1,6 @@
 """A small training that laws are checked on."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,14 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from sparse_trainer import PruningTrainer, SparseTrainingArguments
 from tests.compact_models import tiny
+
+CHECKPOINTING = next(
+    field.name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    for field in dataclasses.fields(TrainingArguments)
+    if field.name == name
+)
+"""What this release of transformers calls the argument that computes activations again in the backward pass."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "movement": {},
