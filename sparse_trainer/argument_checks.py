@@ -78,7 +78,7 @@ def check_units(args: Any) -> None:
         one_of("units", kind, KINDS)
     if not kinds:
         raise ArgumentError("units", "names no kind.", f"Name some of {', '.join(KINDS)}, or leave it out.")
-    if not is_calibrated(args.scoring):
+    if not is_calibrated(args.scoring) or "hidden" in kinds:
         check_scored(args)
     if isinstance(args.density, Mapping):
         missing = kinds - set(args.density)

@@ -234,8 +234,10 @@ class Batches:
             if mask_BT is not None and mask_BT.dim() == 2:
                 real_T = mask_BT[row] != 0
                 shape = part["attention_mask"].shape
+                # Labels of an encoder-decoder are the decoder's, whatever their number.
+                cut = set(_PER_TOKEN) - ({"labels"} if self.is_encoder_decoder else set())
                 part = {
-                    name: value[:, real_T] if name in _PER_TOKEN and value.shape == shape else value
+                    name: value[:, real_T] if name in cut and value.shape == shape else value
                     for name, value in part.items()
                 }
             yield part
