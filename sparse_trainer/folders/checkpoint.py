@@ -24,7 +24,7 @@ from sparse_trainer.folders.nn_pruning_format import (
     loading_options,
     removed_heads,
 )
-from sparse_trainer.folders.stored import Stored, files_of_index, named_as_in
+from sparse_trainer.folders.stored import Stored, named_as_in, weight_files
 from sparse_trainer.foreign_code import drop_code_names
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
@@ -228,10 +228,8 @@ def _load(
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file():
-        return files_of_index(index)
-    return [folder / SAFE_WEIGHTS_NAME] if (folder / SAFE_WEIGHTS_NAME).is_file() else []
+    has_some = any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    return weight_files(folder) if has_some else []
 
 
 def _entry_names(file: Path) -> list[str]:
