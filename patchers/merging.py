@@ -46,6 +46,7 @@ class _Merges(Protocol):
 
     disable_adapters: bool
     merged: bool
+    active_adapters: list[str]
 
     def merge(self) -> None: ...
     def unmerge(self) -> None: ...
@@ -60,6 +61,12 @@ def has_adapters(model: nn.Module) -> bool:
 def base_model(model: nn.Module) -> nn.Module:
     """Return the model that peft has wrapped, or the model itself."""
     return model.get_base_model() if isinstance(model, _Whole) else model
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """Return the names of the adapters that are active in a model, in order."""
+    found = (wrapper.active_adapters for _, wrapper in _wrappers(model) if isinstance(wrapper, _Merges))
+    return list(dict.fromkeys(name for names in found for name in names))
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:

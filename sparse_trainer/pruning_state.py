@@ -16,7 +16,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from patchers.merging import base_model, has_adapters
+from patchers.merging import active_adapters, base_model, has_adapters
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
@@ -47,6 +47,8 @@ def save_state(folder: str | os.PathLike[str], coordinator: ModelPatchingCoordin
         base: Any = base_model(coordinator.model)
         state["model"] = {
             "class": stock_class_of(base).__name__,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "adapters": active_adapters(base),
             "config": json.loads(base.config.to_json_string(use_diff=False)),
         }
     write_text(Path(folder) / STATE_FILE, json.dumps(state, indent=2) + "\n")
@@ -62,7 +64,7 @@ def read_sparse_args(folder: str | os.PathLike[str], remedy: str) -> SparseTrain
         CheckpointError: It is.
     """
     file = Path(folder) / STATE_FILE
-    values = read_object(file, remedy)
+    values = read_object(file, remedy, constants=True)
     if values.get("format") != _FORMAT or not isinstance(values.get("sparse_args"), dict):
         raise CheckpointError(str(file), f"is not a pruning state of format {_FORMAT}.", remedy)
     try:
@@ -71,20 +73,31 @@ def read_sparse_args(folder: str | os.PathLike[str], remedy: str) -> SparseTrain
         raise CheckpointError(f"{file}: sparse_args", f"cannot be used ({error}).", remedy) from error
 
 
-def read_model(folder: str | os.PathLike[str], remedy: str) -> tuple[str, dict[str, Any]]:
-    """Return the class of the model under an adapter, by name, and its config.
+def args_to_restore(folder: str | os.PathLike[str], remedy: str) -> SparseTrainingArguments:
+    """Return the pruning arguments of a checkpoint without what matters at the start of a training only.
 
     Raises:
-        CheckpointError: the file is missing, damaged or says nothing about a model.
+        CheckpointError: as `read_sparse_args`.
+    """
+    sparse_args = read_sparse_args(folder, remedy)
+    # The gates are stored: an earlier plan is of no use here, and may be gone.
+    sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
+    sparse_args.protect_kinds = SparseTrainingArguments().protect_kinds
+    return sparse_args
+
+
+def read_model(folder: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Return what stands under an adapter: the name of its class, its config and dtype, and the active adapters.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or does not say it.
     """
     file = Path(folder) / STATE_FILE
-    model = read_object(file, remedy).get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("class"), str):
-        raise CheckpointError(f"{file}: model", "does not name the class under the adapter.", remedy)
-    config = model.get("config")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"{file}: model", "holds no config.", remedy)
-    return model["class"], config
+    said = read_object(file, remedy, constants=True).get("model")
+    kinds = {"class": str, "config": dict, "dtype": str, "adapters": list}
+    if not isinstance(said, dict) or any(not isinstance(said.get(name), k) for name, k in kinds.items()):
+        raise CheckpointError(f"{file}: model", "does not say which model stands under the adapter.", remedy)
+    return said
 
 
 def check_resumed(checkpoint: Path, model: nn.Module, asked: SparseTrainingArguments) -> None:

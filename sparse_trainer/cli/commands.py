@@ -95,6 +95,9 @@ def optimize(
         Path | None, typer.Option(help="Cut a model by this plan; a folder is cut without loading it whole.")
     ] = None,
     export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
+    base_model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the model below an adapter; default: as it says.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +106,7 @@ def optimize(
     with redirect_stdout(sys.stderr), bar:
         task = bar.add_task("cutting", total=None, visible=plan is not None)
         folder, done = compact_folder(
-            checkpoint, out, plan=plan, export=export, overwrite=overwrite,
+            checkpoint, out, plan=plan, export=export, overwrite=overwrite, base_model=base_model,
             progress=lambda written, total: bar.update(task, completed=written, total=total),
         )  # fmt: skip
     print_result(

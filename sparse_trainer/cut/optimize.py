@@ -59,9 +59,10 @@ def carry_out(
     """Do what `optimize_model` does, where nothing to cut is fine too: in a step of many."""
     refuse_blends(model)
     compact: Any = model if inplace else copy.deepcopy(model)
-    _drop_autocast(compact)
+    _drop_wrapped_forward(compact)
     if has_adapters(compact):
         compact = merge_adapters(compact)
+        _drop_wrapped_forward(compact)
     cheaper = fold_cheaper(compact)
     check = check and next(compact.parameters()).device.type != "meta"
     zeroed = plan is None and (mode == "heads" or bool(masks_of(compact)))
@@ -98,9 +99,13 @@ def _check_model(model: Any) -> None:
     )
 
 
-def _drop_autocast(model: nn.Module) -> None:
-    """Take off the mixed-precision wrapper that accelerate leaves on a trained model."""
-    if vars(model).pop("_original_forward", None) is not None:
+def _drop_wrapped_forward(model: nn.Module) -> None:
+    """Take off what a Trainer leaves on a trained model: accelerate's mixed precision, trl's fused head.
+
+    The forward pass that such a wrapper remembers is that of the model before it was copied and cut.
+    """
+    vars(model).pop("_original_forward", None)
+    if "_hf_hook" not in vars(model):
         vars(model).pop("forward", None)
 
 

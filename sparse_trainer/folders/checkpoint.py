@@ -14,9 +14,9 @@ from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import pruned_class
 from patchers.patch import PATCH_ENTRIES
-from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.adapted import load_adapted, refuse_adapter_alone
 from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing
 from sparse_trainer.folders.nn_pruning_format import (
     complete,
@@ -26,9 +26,10 @@ from sparse_trainer.folders.nn_pruning_format import (
 )
 from sparse_trainer.folders.stored import Stored, named_as_in, weight_files
 from sparse_trainer.foreign_code import drop_code_names
+from sparse_trainer.gate_file import GATE_FILE
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
-from sparse_trainer.pruning_state import STATE_FILE, read_sparse_args
+from sparse_trainer.pruning_state import STATE_FILE, args_to_restore
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -71,6 +72,7 @@ def load_model(path: str | os.PathLike[str], auto_class: Any = None, **kwargs: A
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     if os.path.isdir(where):
         refuse_patched(where)
+        refuse_adapter_alone(where)
     values = config_values(where, hub)
     plan = _read_plan(where, hub)
     cls = _class_of(where, values, auto_class)
@@ -112,30 +114,37 @@ def is_patched_checkpoint(folder: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointError: the weights are damaged.
     """
-    return any(
+    return (Path(folder) / GATE_FILE).is_file() or any(
         name.endswith(PATCH_ENTRIES) for file in _weight_files(Path(folder)) for name in _entry_names(file)
     )
 
 
-def load_patched(folder: str | os.PathLike[str]) -> PreTrainedModel:
+def load_patched(
+    folder: str | os.PathLike[str], *, base_model: str | os.PathLike[str] | None = None
+) -> PreTrainedModel:
     """Load a training checkpoint together with its gates: a patched model, for `optimize_model`.
 
+    Args:
+        base_model: Of a checkpoint with an adapter: the folder or hub id of the model below; None = the one that the
+            adapter names. What comes back is a peft model then.
+
     Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
+        CheckpointError: no such checkpoint, or a damaged one; or no base model.
     """
     where = Path(folder)
+    if (where / GATE_FILE).is_file():
+        adapted: PreTrainedModel = load_adapted(where, base_model)
+        return adapted
+    refuse_adapter_alone(where)
     if not is_patched_checkpoint(where):
         raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
     # Libraries that save the model they wrap may do so in a subfolder.
     beside = where if (where / STATE_FILE).is_file() else where.parent
-    sparse_args = read_sparse_args(beside if (beside / STATE_FILE).is_file() else where, _UNSAVED)
+    sparse_args = args_to_restore(beside if (beside / STATE_FILE).is_file() else where, _UNSAVED)
     values = config_values(str(where), {})
     cls: Any = _class_of(str(where), values, None)
     with refusing(f"{where}: {CONFIG_FILE}", cls.__name__):
         model: Any = cls._from_config(cls.config_class.from_pretrained(where))
-    # The gates stand in the weights: an earlier plan is of no use here, and may be gone.
-    sparse_args.protect_plan = sparse_args.rewind_model_name_or_path = None
-    sparse_args.protect_kinds = SparseTrainingArguments().protect_kinds
     ModelPatchingCoordinator(sparse_args).restore(model)
     _load_state(model, where)
     model.eval()

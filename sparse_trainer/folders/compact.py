@@ -24,6 +24,7 @@ def compact_folder(
     plan: Path | None = None,
     export: str = "auto",
     overwrite: bool = False,
+    base_model: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, Plan]:
     """Cut the model in `source` and save it; return the folder and the record of the cut.
@@ -33,6 +34,7 @@ def compact_folder(
     Args:
         source: A checkpoint with gates, or a folder or hub id of a model that contains zeros or has a plan.
         plan: A file or folder with the plan to cut by.
+        base_model: Of a checkpoint with an adapter: the model below, where it is not the one that the adapter names.
         progress: Told about every file written, where the cut goes tensor by tensor.
 
     Raises:
@@ -43,7 +45,7 @@ def compact_folder(
     if plan is not None and form == "auto" and Path(resolve(source)).is_dir():
         made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
         return made, Plan.load(made)
-    model = _load(source)
+    model = _load(source, base_model)
     before = model.num_parameters()
     compact = optimize_model(model, plan=plan, inplace=True)
     done = plan_of(compact)
@@ -56,6 +58,8 @@ def compact_folder(
     ), done
 
 
-def _load(source: str) -> PreTrainedModel:
+def _load(source: str, base_model: str | None) -> PreTrainedModel:
     name = resolve(source)
-    return load_patched(name) if Path(name).is_dir() and is_patched_checkpoint(name) else load_model(name)
+    if Path(name).is_dir() and is_patched_checkpoint(name):
+        return load_patched(name, base_model=base_model)
+    return load_model(name)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from patchers import Gate, Structure, is_patched, patch
+from patchers.merging import has_adapters
 from sparse_trainer.budget import Selector
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.cut.optimize import carry_out
@@ -143,6 +144,12 @@ def _check_model(model: Any) -> None:
             type(model).__name__,
             "is no transformers model.",
             "Unwrap it first: merge_and_unload() of a peft model.",
+        )
+    if has_adapters(model):
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "has adapters inside, which a cut would not fit.",
+            "Pass patchers.merging.merge_adapters(model), which merges them into the weights.",
         )
     check_weights(model)
     if is_patched(model):

@@ -203,6 +203,20 @@ def test_adapters_that_transformers_injected_are_merged_too() -> None:
     assert outputs(model).equal(said)
 
 
+def test_the_cut_model_runs_its_own_forward_pass_whatever_a_trainer_put_in_its_place() -> None:
+    """As trl's fused head does, a function on the instance that remembers the model it was made for."""
+    model = adapted(dense("llama"), ADAPTERS["lora"]("llama"))
+    hang(model)
+    said, inner = outputs(model), model.get_base_model()
+    remembered = inner.forward
+    inner.forward = lambda **inputs: remembered(**inputs)
+    compact = optimize_model(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(outputs(compact), said, rtol=0, atol=1e-9)
+
+
 def test_unpatching_leaves_the_very_same_adapters() -> None:
     model = adapted(dense("bert"), ADAPTERS["lora"]("bert"))
     before, said = dict(model.named_parameters()), outputs(model)
