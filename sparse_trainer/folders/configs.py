@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import LayoutError
@@ -36,6 +37,7 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     if file is None:
         raise CheckpointError(place, "is missing.", "Give the folder of a model, or a name on the hub.")
     _check_types(place, read_object(Path(file), DAMAGED, constants=True))
+    _check_adapter(Path(where, ADAPTER_CONFIG_NAME))
     with refusing(place, "a config"):
         values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
     return values
@@ -51,6 +53,13 @@ def _check_types(place: str, values: Mapping[str, Any]) -> None:
     for name in _IMPLEMENTATIONS:
         if "/" in str(values.get(name)):  # the name of a kernel on the hub
             raise CheckpointError(f"{place}: {name}", f"{shown(values[name])} names code.", "Take it out.")
+
+
+def _check_adapter(file: Path) -> None:
+    """Raise where the config of an adapter, which transformers loads with the model, names a module to import."""
+    named = read_object(file, DAMAGED).get("megatron_core") if file.is_file() else None
+    if named not in (None, "megatron.core"):
+        raise CheckpointError(f"{file}: megatron_core", f"{shown(named)} names code.", "Take it out.")
 
 
 @contextmanager

@@ -187,6 +187,19 @@ def test_a_broken_chat_template_is_named(source: Path, tmp_path: Path, template:
     assert "chat_template" in str(done.exception)
 
 
+def test_an_adapter_that_names_a_module_is_refused(source: Path, tmp_path: Path) -> None:
+    values = {
+        "peft_type": "LORA",
+        "megatron_config": {"a": 1},
+        "megatron_core": "marked",
+        "target_modules": ["q_proj"],
+    }
+    (source / "adapter_config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="megatron_core: 'marked' names code"):
+        load_pruned(source)
+    assert not (tmp_path / MARK).exists()
+
+
 def test_a_metric_is_no_script_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(metrics, "hub_reachable", lambda: True)
