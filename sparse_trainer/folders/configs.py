@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import LayoutError
@@ -17,6 +16,7 @@ from sparse_trainer.json_text import read_object
 
 CONFIG_FILE = "config.json"
 DAMAGED = "Save the model again, or restore the folder."
+_ADAPTER_FILE = "adapter_config.json"
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
@@ -37,7 +37,7 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     if file is None:
         raise CheckpointError(place, "is missing.", "Give the folder of a model, or a name on the hub.")
     _check_types(place, read_object(Path(file), DAMAGED, constants=True))
-    _check_adapter(Path(where, ADAPTER_CONFIG_NAME))
+    _check_adapter(Path(where, _ADAPTER_FILE))
     with refusing(place, "a config"):
         values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
     return values
