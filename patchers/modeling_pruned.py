@@ -22,8 +22,8 @@ from transformers import Cache, EncoderDecoderCache, PreTrainedConfig, PreTraine
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
-_PARTS = ("layers", "skips", "norms", "shapes", "heads", "attributes", "selects")
-_LATER: dict[str, Any] = {"norms": {}, "heads": {}}
+_PARTS = ("layers", "skips", "norms", "shapes", "heads", "attributes", "selects", "routers")
+_LATER: dict[str, Any] = {"norms": {}, "heads": {}, "routers": {}}
 """Parts that older folders do not have."""
 ROOT = "/"
 """Begins a path that counts from the whole model: what lies outside the part that all heads share."""
@@ -257,6 +257,39 @@ _BUILD_COUNTS = frozenset({
     "decoder_num_hidden_layers", "num_blocks", "num_transformer_layers",
 })  # fmt: skip
 """Fields of configs that count layers: what `build` may say, beside lists with an entry per layer or stage."""
+
+
+class RouterLogits:
+    """Shows as many logits as the config counts experts, -inf for those gone: losses add up the routers of all layers.
+
+    Args:
+        index: Where the logits stand in the output of the module.
+        width: How many there are to be.
+    """
+
+    def __init__(self, index: int, width: int) -> None:
+        self.index, self.width = index, width
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Widen the logits (forward hook)."""
+        if not isinstance(output, tuple):
+            return self._wide(output)
+        return (*output[: self.index], self._wide(output[self.index]), *output[self.index + 1 :])
+
+    def _wide(self, logits: Tensor) -> Tensor:
+        missing = max(0, self.width - logits.shape[-1])
+        return nn.functional.pad(logits, (0, missing), value=-torch.inf)
+
+
+def widen_routers(model: nn.Module, routers: dict[str, tuple[int, int]]) -> None:
+    """Make these modules, by path, and no others show router logits of a width: (place in the output, width)."""
+    for path, module in model.named_modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if type(getattr(hook, "__self__", None)).__name__ == RouterLogits.__name__:
+                del module._forward_hooks[key]
+        if path in routers:
+            # Before what records them.
+            module.register_forward_hook(RouterLogits(*routers[path]).after, prepend=True)
 
 
 class OwnConfig:
@@ -533,6 +566,14 @@ def _apply_selects(model: nn.Module, path: str, selects: list[dict[str, Any]]) -
         add_select(module, **select)
 
 
+def _apply_router(model: nn.Module, path: str, value: list[int]) -> None:
+    """Make a module show router logits of a width; `value` is [place in the output, width]."""
+    index, width = value
+    _refuse_unless(_is_count(index, 10) and _is_count(width, 2**16), f"{_shown(value)} is no width of logits")
+    module = model.get_submodule(path)
+    module.register_forward_hook(RouterLogits(index, width).after, prepend=True)
+
+
 _APPLY: dict[str, Any] = {
     "layers": _apply_layers,
     "skips": _apply_skip,
@@ -541,6 +582,7 @@ _APPLY: dict[str, Any] = {
     "heads": _apply_heads,
     "attributes": _apply_attributes,
     "selects": _apply_selects,
+    "routers": _apply_router,
 }
 
 

@@ -1,9 +1,10 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode, and answers without anything beside them, for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 
 @contextmanager
@@ -25,3 +26,32 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def answering_only(model: nn.Module) -> Iterator[None]:
+    """Switch off what configs ask for beside the answer (maps, hidden states, router logits) for a `with` block."""
+    named = (vars(module).get("config") for module in model.modules())
+    configs = {
+        id(c): vars(c) for config in named if isinstance(config, PreTrainedConfig) for c in _all(config)
+    }
+    asked = [
+        (fields, name)
+        for fields in configs.values()
+        for name, value in fields.items()
+        if name.lstrip("_").startswith("output_") and value is True
+    ]
+    for fields, name in asked:
+        fields[name] = False
+    try:
+        yield
+    finally:
+        for fields, name in asked:
+            fields[name] = True
+
+
+def _all(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    yield config
+    for value in list(vars(config).values()):
+        if isinstance(value, PreTrainedConfig):
+            yield from _all(value)

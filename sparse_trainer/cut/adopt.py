@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from patchers import discover
-from patchers.modeling_pruned import FORMAT, pruned_class, stock_class_of
+from patchers.modeling_pruned import FORMAT, portable, pruned_class, stock_class_of, widen_routers
 from sparse_trainer.auto_classes import auto_map_for
 from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.fit import fit_config
@@ -16,6 +16,7 @@ from sparse_trainer.cut.layout import (
     layout_of,
     mark_skips,
 )
+from sparse_trainer.cut.router_logits import most_experts, short_routers
 from sparse_trainer.plan import Plan
 from sparse_trainer.plan.record import Request, attach_plan, compose, counts_anew, make_plan, measure, plan_of
 
@@ -48,7 +49,10 @@ def take_class(model: Any, done: Cut) -> None:
     earlier = earlier_layout(model.config)
     fit = fit_config(model, done, earlier["build"])
     follow_counts(model, fit.built, [stack.path for stack in done.after.stacks])
+    routers = short_routers(model, done.after, most_experts(fit.built, done.after))
+    widen_routers(model, routers)
     layout = layout_of(model, fit, done, earlier)
+    layout["routers"] = {portable(model, path): list(pad) for path, pad in routers.items()}
     if is_native(layout):
         model.__class__ = stock_class_of(model)
     else:

@@ -45,11 +45,15 @@ class Layout(TypedDict):
     """Of the other classes of the type: what is narrower in their task heads, or why they cannot be built."""
     attributes: dict[str, dict[str, Any]]
     selects: dict[str, list[dict[str, Any]]]
+    routers: dict[str, list[int]]
+    """[place in the output, width] of logits that lack experts which other layers have."""
 
 
 def empty_layout() -> Layout:
     """Return the layout of a stock model."""
-    return Layout(layers={}, build={}, skips={}, norms={}, shapes={}, heads={}, attributes={}, selects={})
+    return Layout(
+        layers={}, build={}, skips={}, norms={}, shapes={}, heads={}, attributes={}, selects={}, routers={}
+    )
 
 
 def layout_of(model: PreTrainedModel, fit: Fit, done: Cut, earlier: Layout) -> Layout:

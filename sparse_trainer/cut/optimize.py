@@ -10,6 +10,7 @@ from patchers import cut, discover, gated, gates_by_group, is_patched, masks_of,
 from patchers.merging import base_model, has_adapters, merge_adapters
 from patchers.zeros import fold_constants
 from sparse_trainer.cut.adopt import record, take_class
+from sparse_trainer.cut.alignment import renumber_alignment
 from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.cheaper import fold_cheaper, refuse_blends
 from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, decide, refuse_all_open
@@ -138,6 +139,7 @@ def _cut(model: Any, decision: Decision) -> None:
     if decision.folds:
         fold_constants(model, structure, keep, lambda: outputs_of(model))
     cut(model, structure, keep)
+    renumber_alignment(model, structure, keep)
     gone: dict[str, set[int]] = {}
     for group in structure.of(["layers"]):
         if group.name in keep and not bool(keep[group.name].any()):

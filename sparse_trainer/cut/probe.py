@@ -8,11 +8,11 @@ from transformers import PreTrainedConfig
 
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
-from sparse_trainer.inputs import inputs_for
+from sparse_trainer.inputs import inputs_for, special_ids
 from sparse_trainer.inputs import outputs_of as run
 from sparse_trainer.modes import evaluating
 
-# Shape legend: B = rows, T = tokens, K = hidden features that are kept.
+# Shape legend: V = vocabulary, B = rows, T = tokens, K = hidden features that are kept.
 
 _ROWS, _LONGEST = 3, 16
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -40,8 +40,10 @@ def probe_batch(model: Any) -> dict[str, Tensor]:
     # RoBERTa counts positions from the padding id + 1.
     length = max(1, min(_LONGEST, fields.get("max_position_embeddings", _LONGEST) - pad - 1))
     generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(0, max(fields["vocab_size"] - 1, 1), (_ROWS, length), generator=generator)
-    ids_BT += ids_BT >= pad
+    ids_V = torch.arange(fields["vocab_size"])
+    words_V = ids_V[~torch.isin(ids_V, torch.tensor([pad, *special_ids(model.config)]))]
+    words_V = words_V if len(words_V) else ids_V
+    ids_BT = words_V[torch.randint(len(words_V), (_ROWS, length), generator=generator)]
     mask_BT = torch.ones_like(ids_BT)
     # Every token has to see a real one: none may look back over padding only.
     padding = min(length // 2, (fields.get("sliding_window") or length) - 1)
@@ -80,8 +82,15 @@ def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
     probed: Any = base_of(model) if _reads_tokens_only(model) and not whole else model
     batch = probe_batch(model)
     mask_BT = batch.get("attention_mask")
-    with evaluating(model):
-        outputs = run(probed, batch)
+    try:
+        with evaluating(model):
+            outputs = run(probed, batch)
+    except Exception as error:  # a model may fail with any error, and then the check has nothing to say
+        raise UnsupportedModelError(
+            type(model).__name__,
+            f"its forward pass fails on the made-up inputs of the self-check ({type(error).__name__}: {error}).",
+            "Run the model once yourself: where it works, pass check=False and compare outputs yourself.",
+        ) from error
     if mask_BT is None or mask_BT.dim() != 2:
         return outputs
     # What padding says means nothing: in a short sliding window it sees no token at all, and is NaN.
@@ -102,10 +111,23 @@ def check_same(expected: list[Tensor], model: Any, *, what: str, kept_K: Tensor 
     """
     whole = kept_K is not None
     least = _TOLERANCE_NORMS if whole and not _has_layer_norms(model) else 0.0
-    for reference, found in zip(expected, outputs_of(model, whole=whole), strict=True):
+    answers = outputs_of(model, whole=whole)
+    if len(answers) != len(expected):
+        raise SelfCheckError(
+            type(model).__name__,
+            f"{what} differ: {len(expected)} tensors before, {len(answers)} after.",
+            "Pass check=False and compare outputs yourself; please report this model.",
+        )
+    for reference, found in zip(expected, answers, strict=True):
         if kept_K is not None and found.shape != reference.shape:
             # A model without a task head says hidden features.
             reference = reference.index_select(-1, kept_K.to(reference.device))
+        if found.shape != reference.shape:
+            raise SelfCheckError(
+                type(model).__name__,
+                f"{what} differ: {tuple(reference.shape)} before, {tuple(found.shape)} after.",
+                "Pass check=False and compare outputs yourself; please report this model.",
+            )
         scale = float(reference.abs().max())
         worst = float((reference - found).abs().max())
         if not worst <= max(_tolerance(reference.dtype), least) * scale:

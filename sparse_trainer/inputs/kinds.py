@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-# Shape legend: B = rows, T = tokens, C = channels, F = frames, M = mel bins, N = patches, P = values of a patch.
+from sparse_trainer.inputs.placeholders import special_ids
+
+# Shape legend: V = ids, B = rows, T = tokens, C = channels, F = frames, M = mel bins, N = patches, P = values of one.
 
 TOKENS: Final = 11
 IMAGE: Final = 32
@@ -118,7 +120,10 @@ class Request:
         """Return ids of a vocabulary that may be small."""
         known = field_of(part_of(self.model.config, "text_config"), "vocab_size")
         last = min(LAST_WORD, known) if isinstance(known, int) else LAST_WORD
-        return self.whole(min(FIRST_WORD, last - 1), last, *shape)
+        ids = range(min(FIRST_WORD, last - 1), last)
+        special = special_ids(self.model.config)
+        ids_V = torch.tensor([i for i in ids if i not in special] or list(ids))
+        return ids_V[self.whole(0, len(ids_V), *shape)]
 
 
 def field_of(config: PreTrainedConfig, *names: str) -> Any:

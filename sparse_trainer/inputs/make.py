@@ -19,6 +19,7 @@ from sparse_trainer.inputs.kinds import (
     wave_inputs,
 )
 from sparse_trainer.inputs.special import BY_TYPE
+from sparse_trainer.modes import answering_only
 
 _BY_MAIN_INPUT: Final[Mapping[str, Callable[[Request], dict[str, Tensor]]]] = {
     "input_ids": text_inputs,
@@ -37,8 +38,11 @@ def inputs_for(model: PreTrainedModel, *, rows: int = 2, seed: int = 1) -> dict[
 
 
 def outputs_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return every floating-point tensor of the answer of a model, without caches; random choices are seeded."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    """Return every floating-point tensor of the answer of a model; random choices are seeded.
+
+    Without caches, and without what a config asks for beside the answer: its shapes follow layers, heads and experts.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), answering_only(model):
         torch.manual_seed(0)
         return list(_floats(model(**inputs)))
 
