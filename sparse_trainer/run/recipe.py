@@ -21,6 +21,7 @@ from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import (
     Setting,
     Tell,
+    check_goes_on,
     evaluate,
     fine_prune,
     load_teacher,
@@ -71,7 +72,9 @@ def _train(recipe: Recipe, folder: RunFolder, tell: Tell) -> RunResult:
     if recipe.pruning is None:
         return _run_dense(setting, tell, start)
     student, teacher = setting.load_model(), load_teacher(setting, recipe.pruning)
-    rehearse(setting, setting.rewound(student), recipe.pruning, teacher)
+    start_of_pruning = setting.rewound(student)
+    check_goes_on(setting, start_of_pruning, recipe.pruning, teacher)
+    rehearse(start_of_pruning, recipe.pruning, teacher)
     folder.check_room(least_bytes(student, recipe.pruning.density))
     folder.start()
 

@@ -112,20 +112,23 @@ def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrain
     return setting.task.load_model(resolve(name), "main", setting.data.labels)
 
 
-def rehearse(
+def check_goes_on(
     setting: Setting,
     model: PreTrainedModel,
     pruning: SparseTrainingArguments,
     teacher: PreTrainedModel | None,
 ) -> None:
-    """Patch and unpatch, so that what cannot work is refused before the dense fine-tune.
-
-    That may be a model, a budget or a teacher; or a checkpoint of other pruning arguments to go on from.
-    """
+    """Refuse, before the dense fine-tune, a checkpoint of other pruning arguments to go on from."""
     checkpoint = setting.folder.checkpoint(setting.recipe.training.output_dir)
     if checkpoint is not None:
         is_given = teacher is not None or pruning.distil_teacher_name_or_path == DENSE
         check_resumed(checkpoint, model, _of_coordinator(pruning, has_teacher=is_given))
+
+
+def rehearse(
+    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
+) -> None:
+    """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
     check_distillation(model, pruning, None)
     if teacher is not None:
         check_teacher(model, teacher, pruning)
