@@ -83,6 +83,7 @@ def test_a_checkpoint_comes_back_and_is_cut_as_in_process(model_type: str, tmp_p
 
 
 @pytest.mark.matrix
+@pytest.mark.filterwarnings("ignore")
 def test_every_type_that_is_renamed_comes_back(tmp_path: Path) -> None:
     # The class of apertus1p5_text cannot be built from a config that was saved (transformers 5.24).
     broken = {}
