@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
+from transformers import Trainer
 
 from patchers.sources import calls_super, raises_if
 from sparse_trainer.answers import IGNORED, bare
@@ -109,10 +110,14 @@ class PruningLoss:
             )
 
 
+SAYS_WHO_DIVIDES = "loss_is_scaled_for_ga" in vars(Trainer)
+"""Whether this release of transformers asks a Trainer whether its loss is divided already."""
+
+
 def divides(trainer: Any, num_items: Any) -> bool:
     """Tell whether `Trainer.training_step` divides the loss by the accumulation count: its rule in 5.23."""
-    # Older versions know no such attribute.
-    said: bool | None = getattr(trainer, "loss_is_scaled_for_ga", None)
+    # Older versions know no such attribute, and pass over it where a script sets it.
+    said: bool | None = trainer.loss_is_scaled_for_ga if SAYS_WHO_DIVIDES else None
     if said is not None:
         return not said
     counted = trainer.model_accepts_loss_kwargs and num_items is not None

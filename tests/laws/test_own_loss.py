@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from patchers import gates_of, masks_of
 from sparse_trainer import ModelPatchingCoordinator, PruningTrainer, SparseTrainer, SparseTrainingArguments
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.losses import SAYS_WHO_DIVIDES
 from tests.laws.training import quiet_model, rows, sparse_args, state, trainer
 
 SPLIT: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -87,6 +88,8 @@ def script(cls: type[Script], folder: Path, args: SparseTrainingArguments, **opt
 @pytest.mark.parametrize("cls", [ThreeArguments, FourArguments, CallsSuper, ForwardsKeywords])
 @pytest.mark.parametrize("method", ["movement-distilled", "layer_gate", "l0-nested"])
 def test_own_loss_trains_what_the_default_trains(cls: type[Script], method: str, tmp_path: Path) -> None:
+    if cls is FourArguments and not SAYS_WHO_DIVIDES:
+        pytest.skip("this release of transformers does not ask whether the loss is divided already")
     plain = trainer(tmp_path / "a", sparse_args(method))
     plain.train()
     for name, options in (("whole", {}), ("split", SPLIT)):
