@@ -69,14 +69,14 @@ def _refuse_wrapped(model: nn.Module, group: Group) -> None:
         raise UnsupportedModelError(
             adapted,
             f"is wrapped by an adapter, beside which {group.kind} cannot be gated.",
-            f"Leave it out of the adapter (target_parameters), or take {group.kind!r} out of units.",
+            f"Leave it out of the adapter (target_parameters), or take {group.kind!r} out of `units`.",
         )
     wrapped = next((path for path in replaced if "forward" in vars(model.get_submodule(path))), None)
     if wrapped is not None:
         raise UnsupportedModelError(
             wrapped,
             "its forward pass is wrapped, by a device map or a kernel.",
-            f"Load the model on one device, without kernels, or take {group.kind!r} out of units.",
+            f"Load the model on one device, without kernels, or take {group.kind!r} out of `units`.",
         )
 
 
@@ -118,7 +118,7 @@ def _hang_on_norms(model: nn.Module, group: Group, gate: Gate) -> None:
         raise UnsupportedModelError(
             strange,
             f"is a {type(owners[strange]).__name__} now, which is no norm over the open hidden features.",
-            "Take 'hidden' out of units, or leave LayerNorm in its place.",
+            "Take 'hidden' out of `units`, or leave LayerNorm in its place.",
         )
     for module in owners.values():
         if isinstance(module, LINEAR_TYPES):

@@ -87,8 +87,8 @@ def _check_least(group: Group, keep_U: Tensor) -> None:
         raise UnsupportedModelError(
             group.name,
             f"the kernels of its experts take multiples of {group.least_multiple} {group.kind}, not {num_kept}.",
-            f"Prune with multiple_of={group.multiple_of}; or call model.set_experts_implementation('eager') first, and "
-            "load the result with experts_implementation='eager'.",
+            f"Prune with `multiple_of={group.multiple_of}`; or call model.set_experts_implementation('eager') first, "
+            "and load the result with experts_implementation='eager'.",
         )
 
 

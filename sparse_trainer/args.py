@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from patchers.groups import KINDS, Kind
-from sparse_trainer.argument_checks import check_density, check_ranges, check_units
+from sparse_trainer.argument_checks import check_density, check_ranges, check_units, keeps_all
 from sparse_trainer.budget.budget import SCOPES, Budget, Scope
 from sparse_trainer.budget.cost import TARGETS, Target
 from sparse_trainer.budget.standardize import STANDARDIZERS
@@ -16,6 +16,16 @@ from sparse_trainer.errors import ArgumentError, nearest, one_of
 from sparse_trainer.fields import PerKind, check_types, understands_old_names
 from sparse_trainer.masking import MaskArguments
 from sparse_trainer.schedule import CubicSchedule, LinearSchedule, Schedule
+from sparse_trainer.width_criteria import WIDTH_CRITERIA
+
+_OPTIONS_OF: Final = dict.fromkeys(WIDTH_CRITERIA, "calibration_") | {
+    "l0": "l0_",
+    "layer_gate": "gate_",
+    "magnitude": "magnitude_",
+    "random": "pruning_seed",
+    "taylor": "taylor_",
+}
+"""Criterion -> how the names of its options begin."""
 
 
 # Renamed, so that HfArgumentParser reads them beside any TrainingArguments: `seed` is Trainer's, `warmup_ratio` that of
@@ -162,6 +172,22 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         if not self.uses_masks:
             return self.scoring
         return self.preset or f"masks: {self.dense_pruning_method}, {self.attention_pruning_method}"
+
+    @property
+    def method(self) -> str:
+        """What plans and cards say of how was pruned: the method, and its options that are not the default."""
+        prefix = _OPTIONS_OF.get("" if self.uses_masks else self.scoring)
+        changed = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if prefix is not None and f.name.startswith(prefix) and getattr(self, f.name) != f.default
+        ]
+        return f"{self.method_name}({', '.join(changed)})" if changed else self.method_name
+
+    @property
+    def prunes_nothing(self) -> bool:
+        """Whether all stays as it is: a mistake, except to try something else."""
+        return not self.uses_masks and not self.cheaper_layers and keeps_all(self.density)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -66,9 +66,18 @@ def check_density(density: object) -> None:
     for kind, value in values.items():
         if kind:
             one_of("density", kind, KINDS)
-        where = f"density.{kind}" if kind else "density"
+        where = f"`density`.{kind}" if kind else "density"
         if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 1:
             raise ArgumentError(where, f"{value!r} is not in (0, 1].", "Give the fraction to keep, e.g. 0.5.")
+
+
+def keeps_all(density: object) -> bool:
+    """Tell a budget under which nothing goes: 1, or 1 of every kind that is named.
+
+    >>> keeps_all(1.0), keeps_all({"heads": 1, "channels": 0.5})
+    (True, False)
+    """
+    return all(value == 1 for value in (density.values() if isinstance(density, Mapping) else (density,)))
 
 
 def check_units(args: Any) -> None:
@@ -84,7 +93,7 @@ def check_units(args: Any) -> None:
         missing = kinds - set(args.density)
         if missing:
             raise ArgumentError(
-                "density", f"says nothing of {sorted(missing)}.", "Name every kind in units, or drop units."
+                "density", f"says nothing of {sorted(missing)}.", "Name every kind in `units`, or drop it."
             )
         return
     for outer in kinds:
@@ -94,7 +103,7 @@ def check_units(args: Any) -> None:
             raise ArgumentError(
                 "units",
                 f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
-                f"Give one density per kind, e.g. density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}.",
+                f"Give one density per kind, e.g. `density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}`.",
             )
 
 
@@ -119,7 +128,7 @@ def check_scored(args: Any) -> None:
         raise ArgumentError(
             "cheaper",
             "no_norm takes the norms away that hidden features are gated at.",
-            "Take 'hidden' out of units, or change the norms in a run of its own afterwards.",
+            "Take 'hidden' out of `units`, or change the norms in a run of its own afterwards.",
         )
 
 
@@ -147,8 +156,8 @@ def _check_present(
     if narrowed and all(whole.of([kind]) for kind in missing):
         raise UnsupportedModelError(
             where,
-            f"include or exclude leaves no {named} of {type(model).__name__}.",
-            f"Exclude less, or take {named} out of {where}.",
+            f"`include` or `exclude` leaves no {named} of {type(model).__name__}.",
+            f"Exclude less, or take {named} out of `{where}`.",
         )
     reasons = {
         f"{starred(path)}: {reason}"
@@ -160,5 +169,5 @@ def _check_present(
     raise UnsupportedModelError(
         where,
         f"{type(model).__name__} has no {named} that can be pruned.{why}",
-        f"Take {named} out of {where}: it has {present}.",
+        f"Take {named} out of `{where}`: it has {present}.",
     )

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import ArgumentError, nearest, shown
+from sparse_trainer.fields import check_counts
 from sparse_trainer.modes import evaluating
+from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 # Shape legend: B = batch, T = tokens.
 
@@ -93,16 +95,12 @@ def bench(
         threads: CPU threads; None = as torch is set.
 
     Raises:
-        ArgumentError: Models on different devices or of different dtypes, or a count below 1.
+        ArgumentError: Models on different devices or of different dtypes, a count below 1, or sequences beyond the
+            positions of a model.
     """
-    counts = [
-        ("sequence_length", sequence_length),
-        ("rounds", rounds),
-        *(("batch_sizes", b) for b in batch_sizes),
-    ]
-    for name, value in counts:
-        if value < 1:
-            raise ArgumentError(name, f"{value} is not positive.", "Give 1 or more.")
+    check_bench(batch_sizes=batch_sizes, sequence_length=sequence_length, rounds=rounds, threads=threads)
+    for model in models.values():
+        check_positions("sequence_length", sequence_length, positions_of(model.config))
     device, dtype = _common_place(models)
     with _threads(threads), evaluating(*models.values()):
         latencies: dict[str, dict[int, Latency]] = {name: {} for name in models}
@@ -119,6 +117,17 @@ def bench(
             torch=torch.__version__,
         )
     return Bench(conditions=conditions, latencies=latencies)
+
+
+def check_bench(
+    *, batch_sizes: Sequence[int], sequence_length: int, rounds: int, threads: int | None = None
+) -> None:
+    """Raise `ArgumentError` for what cannot be timed with any model: ask before one is loaded."""
+    if not batch_sizes:
+        raise ArgumentError("batch_sizes", "names no batch size.", "Give e.g. 1.")
+    check_counts(
+        batch_sizes=min(batch_sizes), sequence_length=sequence_length, rounds=rounds, threads=threads
+    )
 
 
 def summarize(seconds: Sequence[float]) -> Latency:
@@ -148,11 +157,12 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # A device without numbers cannot answer, and one that lacks its module fails in many ways.
+        torch.ones(1, device=device).item()
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ArgumentError(
-            "device", f"{name!r} cannot be used ({reason}).", "Use cpu, or cuda where there is one."
+            "device", f"{shown(name)} cannot be used ({reason}).", "Use cpu, or cuda where there is one."
         ) from error
     return device
 

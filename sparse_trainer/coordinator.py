@@ -89,6 +89,8 @@ class ModelPatchingCoordinator:
         self.args.check()
         check_mergeable(model)
         check_weights(model)
+        if self.args.prunes_nothing:
+            logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
         check_distillation(model, self.args, self.teacher)
         return self._hang(model, make_distiller(model, self.args, self.teacher, self._load_teacher))
 
@@ -336,5 +338,5 @@ def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
     if "hidden" in kinds and not structure.of(["hidden"]):
         path, reason = next(iter(refused.items()), ("hidden", "include or exclude leaves them out"))
         raise UnsupportedModelError(
-            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of units."
+            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of `units`."
         )

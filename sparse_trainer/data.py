@@ -9,9 +9,10 @@ from typing import Literal
 
 from datasets import ClassLabel, Dataset
 
-from sparse_trainer.errors import DataError
+from sparse_trainer.errors import ArgumentError, DataError, shown
+from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.quickstart.generated import Split, generate
-from sparse_trainer.readers import read_hub, read_table
+from sparse_trainer.readers import TABLES, check_file, read_hub, read_table
 
 GENERATED = "generated"
 """As `data.source`: the question set of `sparse_trainer.quickstart.generated`."""
@@ -52,6 +53,30 @@ class DataOptions:
     seed: int = 42
     """Seed of the generator and of the drawing of samples."""
 
+    def __post_init__(self) -> None:
+        check_counts(
+            max_length=self.max_length,
+            max_train_samples=self.max_train_samples,
+            max_eval_samples=self.max_eval_samples,
+            num_train_rows=self.num_train_rows,
+            num_eval_rows=self.num_eval_rows,
+        )
+        check_seed(self.seed)
+        if self.label_column in self.text_columns:
+            raise ArgumentError(
+                "label_column", f"{shown(self.label_column)} is a text column.", "Name another."
+            )
+        given = self.train_file is not None or self.validation_file is not None
+        for name, file in (("train_file", self.train_file), ("validation_file", self.validation_file)):
+            if given and file is None:
+                raise ArgumentError(name, "missing.", "Give a training and a validation file.")
+
+    def check_files(self) -> None:
+        """Raise `DataError` for a local file that is not there: before anything is loaded."""
+        for name, file in (("train_file", self.train_file), ("validation_file", self.validation_file)):
+            if file is not None:
+                check_file(Path(file), f"data.{name}: {shown(file)}", tuple(TABLES))
+
 
 @dataclass(frozen=True, slots=True)
 class Splits:
@@ -84,7 +109,7 @@ def check_columns(dataset: Dataset, columns: Iterable[str], where: str) -> None:
         raise DataError(
             where,
             f"no column {', '.join(map(repr, missing))}.",
-            f"It has {', '.join(dataset.column_names) or 'no columns'}: set data.text_columns and data.label_column.",
+            f"It has {', '.join(dataset.column_names) or 'no columns'}: set `text_columns` and `label_column`.",
         )
     if len(dataset) == 0:
         raise DataError(where, "is empty.", "Give a file or split with at least one example.")
@@ -134,10 +159,8 @@ def _load(options: DataOptions, split: Split) -> Dataset:
     file = options.train_file if split == "train" else options.validation_file
     if file is not None:
         return read_table(Path(file), f"data.{split}_file: {file}")
-    if options.train_file is not None or options.validation_file is not None:
-        raise DataError(f"data.{split}_file", "missing.", "Give a training and a validation file.")
     if options.source is None:
-        raise DataError("data", "no source.", "Set data.source, or data.train_file and data.validation_file.")
+        raise DataError("data", "no source.", "Set `source`, or `train_file` and `validation_file`.")
     if options.source == GENERATED:
         num_rows = options.num_train_rows if split == "train" else options.num_eval_rows
         return Dataset.from_list([dict(row) for row in generate(split, num_rows, options.seed)])

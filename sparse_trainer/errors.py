@@ -4,7 +4,7 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from patchers.errors import SparseTrainerError, UnsupportedModelError
+from patchers.errors import SparseTrainerError, Spelling, UnsupportedModelError
 
 
 class ArgumentError(SparseTrainerError):
@@ -46,8 +46,12 @@ _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
+_MOST_NAMES = 40
+"""Names that a remedy lists; of more, the nearest will do."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a remedy that names the nearest known name and lists all of them.
+    """Return a remedy that names the nearest known name and lists all of them, or of many the nearest five.
 
     >>> nearest("densty", ["density", "target"])
     "Did you mean 'density'? Known: density, target."
@@ -57,6 +61,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = get_close_matches(name[:200], names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
+    if len(names) > _MOST_NAMES:
+        near = get_close_matches(name[:200], names, n=5, cutoff=0.0)
+        return f"{hint}The nearest of {len(names)}: {', '.join(near)}."
     return f"{hint}Known: {', '.join(names)}."
 
 
@@ -78,6 +85,7 @@ __all__ = [
     "NonFiniteError",
     "RecipeError",
     "SparseTrainerError",
+    "Spelling",
     "UnsupportedModelError",
     "nearest",
     "one_of",

@@ -8,6 +8,7 @@ import enum
 import functools
 import json
 import logging
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -132,7 +133,7 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
             return _converted(value, option)
     for option in _options(hint):
         # YAML 1.1 reads 1e-5 (no dot) as text.
-        if option is float and isinstance(value, str) and _is_number(value):
+        if option is float and isinstance(value, str) and _is_number(value) and not _is_endless(float(value)):
             return float(value)
     raise RecipeError(where, *_complaint(value, hint))
 
@@ -149,10 +150,35 @@ def check_types(options: Any, cls: type) -> None:
             raise ArgumentError(name, *_complaint(value, hint))
 
 
+def check_counts(least: int = 1, **counts: int | None) -> None:
+    """Raise `ArgumentError` for a count below `least`; None was not asked for.
+
+    >>> check_counts(batch_size=8, limit=None)
+    """
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ArgumentError(name, f"{count} is too small.", f"Give {least} or more.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ArgumentError` for a seed that not every generator takes: torch's, numpy's and Python's.
+
+    >>> check_seed(42)
+    """
+    if not 0 <= seed < 2**32:
+        raise ArgumentError("seed", f"{seed} is not from 0 to {2**32 - 1}.", "Give e.g. 42.")
+
+
 def _complaint(value: Any, hint: Any) -> tuple[str, str]:
     """Return what is wrong with a value, and what would do."""
     wanted = " or ".join(dict.fromkeys(_spelled(option) for option in _options(hint)))
-    return f"{shown(value)} is {_article(type(value).__name__)}.", f"Give {wanted}."
+    found = "no finite number" if _is_endless(value) else _article(type(value).__name__)
+    return f"{shown(value)} is {found}.", f"Give {wanted}."
+
+
+def _is_endless(value: object) -> bool:
+    """Tell NaN and the infinities: no option of ours means them."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -175,7 +201,7 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping) or hint is dict:
         return isinstance(value, Mapping)
     if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return isinstance(value, float | int) and not isinstance(value, bool) and not _is_endless(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

@@ -60,7 +60,7 @@ class Gating:
     def _request(self) -> Request:
         """Return what plans and cards quote of the arguments."""
         return Request(
-            method=self.args.scoring,
+            method=self.args.method,
             target=self.args.cost_target,
             scope=self.args.scope,
             density=self._asked(),

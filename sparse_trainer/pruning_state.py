@@ -141,7 +141,7 @@ def find_checkpoint(
             )
         return found
     folder = Path(resume_from_checkpoint)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, no error for a name that no folder can have
         raise CheckpointError(
             f"resume_from_checkpoint: {folder}",
             "is no folder.",

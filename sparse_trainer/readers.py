@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_table(path: Path, where: str) -> Dataset:
     Raises:
         DataError: An unknown kind of file, no file, one that cannot be read, or one without rows.
     """
-    _check_file(path, where, tuple(TABLES))
+    check_file(path, where, tuple(TABLES))
     reader = TABLES[ending(path)]
     try:
         loaded = load_dataset(reader, data_files={"rows": str(path)})
@@ -57,7 +58,7 @@ def read_text(path: Path, where: str) -> str:
     Raises:
         DataError: An unknown kind of file, no file, or one that cannot be read.
     """
-    _check_file(path, where, TEXTS)
+    check_file(path, where, TEXTS)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8")
@@ -91,11 +92,14 @@ def read_hub(
         ) from error  # fmt: skip
 
 
-def _check_file(path: Path, where: str, endings: tuple[str, ...]) -> None:
+def check_file(path: Path, where: str, endings: tuple[str, ...]) -> None:
+    """Raise `DataError` unless a file of one of these kinds is there, may be read and is not empty."""
+    if not os.path.isfile(path):  # unlike Path.is_file, no error for a name that no file can have
+        raise DataError(where, "is a folder." if os.path.isdir(path) else "no such file.", "Name a file.")
     if ending(path) not in endings:
         known = f"Known: {', '.join(endings)}, and .gz of them."
         raise DataError(where, f"unknown kind of file {path.suffix!r}.", known)
-    if not path.is_file():
-        raise DataError(where, "no such file.", "Check the path.")
+    if not os.access(path, os.R_OK):
+        raise DataError(where, "must not be read.", "Change its permissions, or name another file.")
     if path.stat().st_size == 0:
         raise DataError(where, "is empty.", "Give a file with at least one example.")

@@ -58,7 +58,7 @@ def check_counted(groups: Sequence[Group], costs: Mapping[str, int], density: De
         raise ArgumentError(
             "target",
             f"{', '.join(free)} cost nothing by this count: a token meets as many whichever are gone.",
-            "Take target='params' or 'units'.",
+            "Take `target='params'` or 'units'.",
         )
 
 
@@ -73,7 +73,7 @@ def check_reachable(asked: float, least: float, where: str = "") -> None:
     if asked < least - 1e-9:
         raise BudgetError(
             "density",
-            f"{asked:g} is not reachable{where}: min_keep, multiple_of and one layer of every stack and sort "
+            f"{asked:g} is not reachable{where}: `min_keep`, `multiple_of` and one layer of every stack and sort "
             f"keep at least {least:.4g}.",
-            f"Ask for a density in [{least:.4g}, 1], or lower min_keep or multiple_of.",
+            f"Ask for a density in [{least:.4g}, 1], or lower `min_keep` or `multiple_of`.",
         )

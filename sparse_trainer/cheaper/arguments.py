@@ -79,7 +79,7 @@ class CheaperArguments:
                 raise ArgumentError(
                     fields[name],
                     f"{given} steps, but training has {total_steps}: the original layers would never be gone.",
-                    "Train longer, lower it, or leave it out: then cheaper_until of training counts.",
+                    "Train longer, lower it, or leave it out: then `cheaper_until` of training counts.",
                 )
             steps[name] = self.cheaper_until * total_steps if given is None else given
         return steps
@@ -113,7 +113,7 @@ class CheaperArguments:
                 )
         if self.cheaper_until != defaults["cheaper_until"] and not self.cheaper_layers:
             raise ArgumentError(
-                "cheaper_until", "no cheaper layer is asked for.", f"Set cheaper to some of {list(LAYERS)}."
+                "cheaper_until", "no cheaper layer is asked for.", f"Set `cheaper` to some of {list(LAYERS)}."
             )
         if (
             self.layer_norm_patch_start_delta is not None

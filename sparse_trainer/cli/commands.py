@@ -12,28 +12,31 @@ import typer
 
 from patchers.groups import BLOCK_KINDS, KINDS
 from sparse_trainer.bench import bench as run_bench
-from sparse_trainer.bench import find_device, find_dtype
+from sparse_trainer.bench import check_bench, find_device, find_dtype
 from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, complain, print_result, tell
+from sparse_trainer.cli.boundary import run_app
+from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.environment import environment
 from sparse_trainer.cli.evaluate import evaluate
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune
 from sparse_trainer.conformance.matrix import Matrix, rerun
 from sparse_trainer.conformance.matrix_page import check_checkout, write_matrix
-from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.fields import check_counts
 from sparse_trainer.files import check_file
 from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.export import EXPORTS
 from sparse_trainer.folders.loading import load_model, load_shape
 from sparse_trainer.recipe import load_recipe
 from sparse_trainer.recipe.sections import describe, shipped
 from sparse_trainer.run import run as run_recipe
+from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 app = typer.Typer(
     name="sparse-trainer",
     help="Structured fine-pruning for Hugging Face Transformers.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -79,6 +82,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
+    check_counts(sequence_length=sequence_length)
     with redirect_stdout(sys.stderr):
         kinds = KINDS if hidden else BLOCK_KINDS
         inspection = inspect_model(load_shape(model), kinds=kinds, sequence_length=sequence_length)
@@ -129,13 +133,16 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure latency: median and interquartile range, models in turn."""
-    place, kind = find_device(device), find_dtype(dtype)
+    place, kind, sizes = find_device(device), find_dtype(dtype), batch_size or (1, 16)
+    check_bench(batch_sizes=sizes, sequence_length=sequence_length, rounds=rounds, threads=threads)
     names = [name for name in (against, model) if name is not None]
     with redirect_stdout(sys.stderr):
+        for name in names:
+            check_positions("sequence_length", sequence_length, positions_of(read_config(name)))
         models = {name: load_model(name, device=place, dtype=kind) for name in names}
         result = run_bench(
             models,
-            batch_sizes=batch_size or (1, 16),
+            batch_sizes=sizes,
             sequence_length=sequence_length,
             rounds=rounds,
             threads=threads,
@@ -157,6 +164,8 @@ def architectures(
     as_json: Json = False,
 ) -> None:
     """Show which model types of transformers can be pruned, as measured."""
+    if draft is not None and not check:
+        raise ArgumentError("draft", "nothing is measured.", "Set `check=True`, or drop it.")
     chosen = [*(types or ()), *(only or ())]
     if write is not None:
         check_checkout(write)
@@ -176,10 +185,6 @@ def env(as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; user errors become one line on stderr and exit code 2."""
+    """Run the command line on the arguments of the process, and leave with its exit code."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        app()
-    except SparseTrainerError as error:
-        complain(error)
-        raise SystemExit(2) from None
+    run_app(app, sys.argv[1:])

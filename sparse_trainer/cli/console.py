@@ -17,15 +17,20 @@ def tell(line: str) -> None:
     Console(stderr=True).print(f"[bold]>> {line}", highlight=False)
 
 
-def complain(error: Exception) -> None:
-    """Say on stderr, in one line, why nothing was done."""
-    print(f"error: {error}", file=sys.stderr)
+def say(line: str) -> None:
+    """Say a line on stderr as it is."""
+    print(line, file=sys.stderr)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """Print a JSON object on stdout."""
+    print(json.dumps(values, indent=2))
 
 
 def print_result(as_json: bool, values: dict[str, Any], shown: list[RenderableType]) -> None:
     """Print a result, for a script or for a reader."""
     if as_json:
-        print(json.dumps(values, indent=2))
+        print_json(values)
         return
     console = Console()
     for part in shown:

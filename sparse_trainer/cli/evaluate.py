@@ -14,7 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparse_trainer.bench import device_name
+from sparse_trainer.bench import device_name, find_dtype
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
@@ -24,12 +24,16 @@ from sparse_trainer.evaluation import (
     EvaluationOptions,
     Perplexity,
     Result,
+    check_tasks,
     compare,
 )
 from sparse_trainer.evaluation import (
     evaluate as measure,
 )
+from sparse_trainer.folders.checkpoint import check_weights
+from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.prune import SourceOptions
+from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,16 +82,24 @@ def evaluate(
         limit=limit, max_tokens=max_tokens, length=length, stride=stride, batch_size=batch_size
     )
     names, files = [part.strip() for part in tasks.split(",") if part.strip()], files_of(data or [])
+    if dtype != "auto":
+        find_dtype(dtype)
     asked: Any = dtype
-    sources = [
-        SourceOptions(name_or_path=name, device=device, dtype=asked) for name in (model, against) if name
-    ]
+    given = [model] if against is None else [model, against]
+    sources = [SourceOptions(name_or_path=name, device=device, dtype=asked) for name in given]
+    check_tasks(names, files, options)
+    for source in sources:
+        source.place()
+        check_weights(resolve(source.name_or_path))
+        check_positions("length", options.length, positions_of(source.config()))
     with redirect_stdout(sys.stderr):
         tokenizer = shared_tokenizer(sources)
         found = [_measured(source, tokenizer, names, files, options) for source in sources]
-    compared = {task: compare(found[0].results[task], found[1].results[task]) for task in names if against}
+    compared = {
+        task: compare(found[0].results[task], found[1].results[task]) for task in names if against is not None
+    }
     values: dict[str, Any] = found[0].to_json()
-    if against:
+    if against is not None:
         values["against"] = found[1].to_json()
         values["compared"] = {task: [asdict(each) for each in rows] for task, rows in compared.items()}
     values["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -11,7 +11,7 @@ import typer
 
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
 from sparse_trainer.folders.export import EXPORTS
 from sparse_trainer.folders.prune import (
@@ -78,14 +78,22 @@ def prune(
     calibration_file: Annotated[
         Path | None, typer.Option(help="Stands in for the data set on the hub.", rich_help_panel=DATA)
     ] = None,
-    samples: Annotated[int, typer.Option(help="Sequences.", rich_help_panel=DATA)] = 128,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.", rich_help_panel=DATA)] = 512,
-    seed: Annotated[int, typer.Option(help="Which sequences are drawn.", rich_help_panel=DATA)] = 42,
-    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.", rich_help_panel=DATA)] = 8,
+    samples: Annotated[
+        int | None, typer.Option(help="Sequences; default: 128.", rich_help_panel=DATA)
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens per sequence; default: 512.", rich_help_panel=DATA)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Which sequences are drawn; default: 42.", rich_help_panel=DATA)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences per forward pass; default: 8.", rich_help_panel=DATA)
+    ] = None,
     chat_template: Annotated[
-        bool,
+        bool | None,
         typer.Option("--chat-template", help="Put the text into the chat template.", rich_help_panel=DATA),
-    ] = False,
+    ] = None,
     reconstruct: Annotated[
         str | None, typer.Option(help=f"{', '.join(REPAIRS)}.", rich_help_panel=REPAIR)
     ] = None,
@@ -93,7 +101,9 @@ def prune(
         bool | None,
         typer.Option(help="Whether least squares may move biases.", rich_help_panel=REPAIR),
     ] = None,
-    damping: Annotated[float, typer.Option(help="Of the repair.", rich_help_panel=REPAIR)] = 0.1,
+    damping: Annotated[
+        float | None, typer.Option(help="Of least squares; default: 0.1.", rich_help_panel=REPAIR)
+    ] = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Repair layer by layer.", rich_help_panel=REPAIR)
     ] = False,
@@ -134,7 +144,6 @@ def prune(
         standardize=standardize,
         reconstruct=reconstruct,
         reconstruct_bias=reconstruct_bias,
-        damping=damping,
         sequential=sequential,
         by_block=by_block,
         steps=steps,
@@ -142,18 +151,17 @@ def prune(
         units=units or None,
         protect=protect or (),
         **_given(density=density, multiple_of=multiple_of, min_keep=min_keep),
+        **_known(damping=damping),
     )
-    text = None
-    if calibration is not None or calibration_file is not None:
-        text = CalibrationOptions(
-            source=calibration or str(calibration_file),
-            file=None if calibration_file is None else str(calibration_file),
-            samples=samples,
-            length=length,
-            seed=seed,
-            batch_size=batch_size,
-            chat_template=chat_template,
-        )
+    text = _calibration(
+        calibration,
+        calibration_file,
+        samples=samples,
+        length=length,
+        seed=seed,
+        batch_size=batch_size,
+        chat_template=chat_template,
+    )
     with redirect_stdout(sys.stderr):
         folder, plan, files = prune_folder(
             source, out, options, text, export=export, overwrite=overwrite, draw=pictures, tell=tell
@@ -172,7 +180,34 @@ def prune(
 
 def _options(cls: Any, **values: Any) -> Any:
     """Return options, checked against the types of their fields."""
-    return cls(**checked(cls, values, "prune"))
+    try:
+        return cls(**checked(cls, values, "prune"))
+    except RecipeError as error:
+        raise ArgumentError(error.where.removeprefix("prune."), error.what, error.remedy) from error
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _calibration(source: str | None, file: Path | None, **values: Any) -> CalibrationOptions | None:
+    """Return what is to be read, None where nothing is.
+
+    Raises:
+        ArgumentError: How to read it is said, but not what.
+    """
+    given = _known(**values)
+    if source is not None or file is not None:
+        text = {
+            "source": str(file) if source is None else source,
+            "file": None if file is None else str(file),
+        }
+        options: CalibrationOptions = _options(CalibrationOptions, **text, **given)
+        return options
+    if given:
+        raise ArgumentError(min(given), "there is no calibration text.", "Set `calibration`, or drop it.")
+    return None
 
 
 def _given(**asked: list[str] | None) -> dict[str, Any]:

@@ -109,13 +109,13 @@ def rerun(
         draft: Takes a JSON line per verdict as they come; types that are in it are not checked again.
         tell: Is told of the progress.
     """
+    drafted = {} if draft is None else _drafted(draft)
     wanted = list(types) or list(model_types())
     for name in wanted:
         if name not in model_types():
             raise ArgumentError(
                 name, "is no model type that can be built from a config.", _remedy(name, model_types())
             )
-    drafted = {} if draft is None else _answers(draft)
     found = {name: report_of(drafted[name]) for name in wanted if name in drafted}
     while left := [name for name in wanted if name not in found]:
         done = _run_batch(left[:_BATCH])
@@ -127,6 +127,24 @@ def rerun(
             passing = sum(report.ok for report in found.values())
             tell(f"{len(found)} of {len(wanted)} types checked, {passing} pass")
     return Matrix(versions=installed(), reports={name: found[name] for name in wanted})
+
+
+def _drafted(draft: Path) -> dict[str, Any]:
+    """Return the verdicts in a draft; none where it is still to be written.
+
+    Raises:
+        ArgumentError: It cannot be written, or holds something else.
+    """
+    if os.path.exists(draft) and not os.path.isfile(draft):
+        raise ArgumentError("draft", f"{draft} is no file.", "Name a file.")
+    if not os.path.isdir(draft.parent):
+        raise ArgumentError(
+            "draft", f"{draft.parent} is no folder.", "Name a file in a folder that is there."
+        )
+    try:
+        return {name: report_of(values) and values for name, values in _answers(draft).items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise ArgumentError("draft", f"{draft} holds no verdicts ({error}).", "Name another file.") from error
 
 
 def _run_batch(types: Sequence[str]) -> dict[str, Report]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,7 +58,7 @@ def check_checkout(checkout: Path) -> None:
         CheckpointError: Its files cannot be written.
     """
     for path in _places(checkout):
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):  # unlike Path.is_dir, no error for a name that no folder can have
             raise ArgumentError("write", f"{path.parent} is no folder.", "Name a checkout of the project.")
         check_file(path)
 

@@ -3,7 +3,7 @@
 from sparse_trainer.corpora.base import Corpus, Part, Question
 from sparse_trainer.corpora.batches import calibration_batches
 from sparse_trainer.corpora.encode import Frame, encode, frame_of, stream
-from sparse_trainer.corpora.read import find, joined, questions, rows, texts
+from sparse_trainer.corpora.read import check_source, find, joined, questions, rows, texts
 from sparse_trainer.corpora.table import CORPORA
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Part",
     "Question",
     "calibration_batches",
+    "check_source",
     "encode",
     "find",
     "frame_of",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sparse_trainer.corpora.base import Corpus, Part, Question, Row
 from sparse_trainer.corpora.table import CORPORA, plain
-from sparse_trainer.errors import DataError, nearest
-from sparse_trainer.readers import TEXTS, ending, read_hub, read_table, read_text
+from sparse_trainer.errors import DataError, nearest, shown
+from sparse_trainer.readers import TABLES, TEXTS, check_file, ending, read_hub, read_table, read_text
 
 
 def find(source: str) -> Corpus:
@@ -20,9 +21,21 @@ def find(source: str) -> Corpus:
     """
     if source in CORPORA:
         return CORPORA[source]
-    if Path(source).is_file():
+    if os.path.isfile(source):  # unlike Path.is_file, no error for a name that no file can have
         return Corpus(name=Path(source).name, hub=None, file=source, text=plain)
-    raise DataError(f"corpus {source!r}", "neither a name nor a file.", nearest(source, CORPORA))
+    raise DataError(f"corpus {shown(source)}", "neither a name nor a file.", nearest(source, CORPORA))
+
+
+def check_source(corpus: Corpus, part: Part, file: str | Path | None = None) -> None:
+    """Raise `DataError` where the local file of a corpus cannot be read: before anything slow starts.
+
+    Args:
+        file: Stands in for the hub.
+    """
+    named = corpus.file if file is None else file
+    if named is not None:
+        endings = tuple(TABLES) if corpus.question is not None else (*TABLES, *TEXTS)
+        check_file(Path(named), f"{corpus.name}, {part}: {shown(str(named))}", endings)
 
 
 def rows(corpus: Corpus, part: Part, file: str | Path | None = None) -> Sequence[Row]:
@@ -38,7 +51,7 @@ def rows(corpus: Corpus, part: Part, file: str | Path | None = None) -> Sequence
     file = corpus.file if file is None else file
     if file is None:
         assert corpus.hub is not None
-        remedy = f"a local file (--data {corpus.name}=FILE)"
+        remedy = "a local file as `files`" if part == "evaluation" else "a local file as `file`"
         hub: Sequence[Row] = read_hub(
             corpus.hub, corpus.config, corpus.split(part), where, remedy, corpus.files
         )

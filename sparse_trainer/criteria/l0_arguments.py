@@ -92,7 +92,7 @@ class L0Arguments:
                 raise ArgumentError(
                     "protect_kinds",
                     "says whose survivors are protected, but not those of which run.",
-                    "Give its plan as protect_plan.",
+                    "Give its plan as `protect_plan`.",
                 )
             return
         idle = [kind for kind in self.protect_kinds if kind not in pruned]

@@ -68,7 +68,7 @@ def _other_inputs(model: Any) -> dict[str, Tensor]:
         raise UnsupportedModelError(
             type(model).__name__,
             f"the self-check cannot make up {model.main_input_name} for it ({error}).",
-            "Pass check=False and compare outputs yourself.",
+            "Please report this model; in Python check=False skips the self-check.",
         ) from error
     return {
         name: value.to(reference.device, reference.dtype if value.is_floating_point() else value.dtype)
@@ -134,7 +134,7 @@ def check_same(expected: list[Tensor], model: Any, *, what: str, kept_K: Tensor 
             raise SelfCheckError(
                 type(model).__name__,
                 f"{what} differ: by {worst:.3g}, at outputs up to {scale:.3g}.",
-                "Mend weights that hold NaN or infinity; else please report this model. check=False skips this.",
+                "Mend weights that hold NaN or infinity; else please report it. In Python check=False skips this.",
             )
 
 

@@ -37,7 +37,7 @@ def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -
         raise ArgumentError(
             "distil_layer_map",
             "'learned' maps hidden states, and distil_alpha_hidden is 0.",
-            "Raise distil_alpha_hidden, or take 'fixed'.",
+            "Raise `distil_alpha_hidden`, or take 'fixed'.",
         )
     if not args.distil_alpha_hidden > 0:
         return
@@ -45,7 +45,7 @@ def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -
         raise ArgumentError(
             "distil_alpha_hidden",
             "there is no teacher to learn hidden states from.",
-            f"Set {_TEACHER}, e.g. to 'self', or pass teacher=.",
+            f"Set `{_TEACHER}`, e.g. to 'self', or pass teacher=.",
         )
     if is_encoder_decoder(model):
         raise ArgumentError(
@@ -75,7 +75,7 @@ def check_teacher(student: nn.Module, teacher: nn.Module, args: Any) -> None:
             _same(
                 "num_hidden_layers",
                 *texts,
-                "Set distil_layer_map='learned', which compares stacks of other heights, or distil_alpha_hidden=0.",
+                "Set `distil_layer_map='learned'`, which compares stacks of other heights, or `distil_alpha_hidden=0`.",
             )
 
 

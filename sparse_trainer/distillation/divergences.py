@@ -95,7 +95,7 @@ def divergence_for(model: nn.Module, name: str, logits: Tensor, labels: Any) -> 
         "distil_alpha_teacher",
         f"nothing says how the {name} {tuple(logits.shape)} of {type(model).__name__} are judged, so that a teacher "
         "could be compared by the same measure.",
-        "Set it to 0 and learn hidden states (distil_alpha_hidden), or train without a teacher.",
+        "Set it to 0 and learn hidden states (`distil_alpha_hidden`), or train without a teacher.",
     )
 
 

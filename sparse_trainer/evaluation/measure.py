@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sparse_trainer.corpora import find
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.corpora import Corpus, check_source, find
+from sparse_trainer.errors import ArgumentError, nearest, shown
 from sparse_trainer.evaluation.choices import Accuracy, multiple_choice
-from sparse_trainer.evaluation.text import Perplexity, perplexity, ratio_of_sums
+from sparse_trainer.evaluation.text import Perplexity, beyond_window, perplexity, ratio_of_sums
+from sparse_trainer.fields import check_counts
 
 Result = Perplexity | Accuracy
 
@@ -36,6 +37,12 @@ class EvaluationOptions:
     batch_size: int = 8
     """Sequences per forward pass."""
 
+    def __post_init__(self) -> None:
+        check_counts(limit=self.limit, stride=self.stride, batch_size=self.batch_size)
+        check_counts(2, max_tokens=self.max_tokens, length=self.length)
+        if self.stride is not None and self.length is not None and self.stride > self.length:
+            raise ArgumentError("stride", *beyond_window(self.stride, self.length))
+
 
 def evaluate(
     model: PreTrainedModel,
@@ -57,14 +64,8 @@ def evaluate(
         DataError: A corpus that is not known, or cannot be read.
         UnsupportedModelError: No causal language model.
     """
-    if not tasks:
-        raise ArgumentError("tasks", "none.", "Name at least one corpus.")
-    given = files or {}
-    for name in given:
-        if name not in tasks:
-            raise ArgumentError(f"data {name!r}", "not among the tasks.", nearest(name, tasks))
-    known = {task: find(task) for task in tasks}
-    wanted = options or EvaluationOptions()
+    given, wanted = files or {}, options or EvaluationOptions()
+    known = check_tasks(tasks, given, wanted)
     found: dict[str, Result] = {}
     for task, corpus in known.items():
 
@@ -83,6 +84,35 @@ def evaluate(
                 file=given.get(task), batch_size=wanted.batch_size, tell=told,
             )  # fmt: skip
     return found
+
+
+def check_tasks(
+    tasks: Sequence[str], files: Mapping[str, str | Path], options: EvaluationOptions
+) -> dict[str, Corpus]:
+    """Return the corpora of these names, and refuse what can be known to fail or to mean nothing: no model is needed.
+
+    Raises:
+        ArgumentError: No task; a file for a task that is not measured; an option that no task reads.
+        DataError: A corpus that is not known, or a file that is not there.
+    """
+    if not tasks:
+        raise ArgumentError("tasks", "none.", "Name at least one corpus.")
+    for name in files:
+        if name not in tasks:
+            raise ArgumentError("files", f"{shown(name)} is not among the tasks.", nearest(name, tasks))
+    known = {task: find(task) for task in tasks}
+    for task, corpus in known.items():
+        check_source(corpus, "evaluation", files.get(task))
+    has_text = any(corpus.question is None for corpus in known.values())
+    has_questions = any(corpus.question is not None for corpus in known.values())
+    if options.limit is not None and not has_questions:
+        raise ArgumentError(
+            "limit", "counts questions, and no task has any.", "Drop it; of text take `max_tokens`."
+        )
+    for name, value in (("max_tokens", options.max_tokens), ("stride", options.stride)):
+        if value is not None and not has_text:
+            raise ArgumentError(name, "is for running text, and the tasks are questions.", "Drop it.")
+    return known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +150,7 @@ def _ratio(result: Perplexity, baseline: Perplexity) -> Comparison:
     if counts != others:
         raise ArgumentError(
             "compare", f"{result.num_tokens} and {baseline.num_tokens} tokens, in other windows.",
-            "Measure both with the same tokenizer, length and stride.",
+            "Measure both with the same tokenizer, `length` and `stride`.",
         )  # fmt: skip
     pairs = zip(result.windows, baseline.windows, strict=True)
     moved, error = ratio_of_sums(tuple((mine - other, count) for (mine, count), (other, _) in pairs))

@@ -81,7 +81,11 @@ def perplexity(
     before = frame_of(tokenizer).before
     length = scorer.room(length, LENGTH)
     room = length - len(before)
-    stride = min(room if stride is None else stride, room)
+    if room < 1:
+        raise ArgumentError("length", f"{length} tokens, {len(before)} of them special.", "Give more.")
+    if stride is not None and stride > length:
+        raise ArgumentError("stride", *beyond_window(stride, length))
+    stride = room if stride is None else min(stride, room)  # as long as the window: no overlap
     if stride < 1:
         raise ArgumentError("stride", f"{stride} is not positive.", f"Give 1 to {room}.")
     ids = text_ids(known, tokenizer, known.max_tokens if max_tokens is None else max_tokens, file)
@@ -101,6 +105,14 @@ def perplexity(
         stride=stride,
         bos=bool(before),
         windows=parts,
+    )
+
+
+def beyond_window(stride: int, length: int) -> tuple[str, str]:
+    """Return what is wrong with a stride that would leave out tokens between two windows, and what to do."""
+    return (
+        f"{stride} is beyond the window of {length} tokens: it would leave text out.",
+        f"Give {length} or less.",
     )
 
 

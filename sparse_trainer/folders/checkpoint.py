@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import pruned_class
@@ -106,6 +106,20 @@ def refuse_patched(folder: str | os.PathLike[str]) -> None:
             "is a checkpoint from the middle of pruning: its weights count only together with the gates in it.",
             f"Cut it with `sparse-trainer optimize {os.fspath(folder)} OUT`, or go on training from it.",
         )
+
+
+def check_weights(name: str) -> None:
+    """Raise `CheckpointError` for a local folder whose weights are missing or damaged, by their headers alone."""
+    folder = Path(name)
+    if (
+        not os.path.isdir(name) or (folder / WEIGHTS_NAME).is_file()
+    ):  # pickled: of nn_pruning, told when it is loaded
+        return
+    files = _weight_files(folder)
+    if not files:
+        raise CheckpointError(name, "holds no safetensors weights.", DAMAGED)
+    for file in files:
+        _entry_names(file)
 
 
 def is_patched_checkpoint(folder: str | os.PathLike[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -11,6 +12,7 @@ from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched
 from sparse_trainer.folders.export import export_form, save_pruned
 from sparse_trainer.folders.loading import load_model, resolve
+from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.plan import Plan
@@ -42,24 +44,24 @@ def compact_folder(
         CheckpointError: `source` cannot be loaded or has nothing to cut; `folder` is not ours to replace.
     """
     form = export_form(export)
-    if plan is not None and form == "auto" and Path(resolve(source)).is_dir():
+    if plan is not None and form == "auto" and os.path.isdir(resolve(source)):
         made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
         return made, Plan.load(made)
+    check_target(folder, overwrite=overwrite)
+    by, processor = None if plan is None else Plan.load(plan), find_tokenizer(source)
     model = _load(source, base_model)
     before = model.num_parameters()
-    compact = optimize_model(model, plan=plan, inplace=True)
+    compact = optimize_model(model, plan=by, inplace=True)
     done = plan_of(compact)
     if done is None or (plan is None and compact.num_parameters() == before):
         raise CheckpointError(
             source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
         )
-    return save_pruned(
-        compact, folder, processor=find_tokenizer(source), export=form, overwrite=overwrite
-    ), done
+    return save_pruned(compact, folder, processor=processor, export=form, overwrite=overwrite), done
 
 
 def _load(source: str, base_model: str | None) -> PreTrainedModel:
     name = resolve(source)
-    if Path(name).is_dir() and is_patched_checkpoint(name):
+    if os.path.isdir(name) and is_patched_checkpoint(name):
         return load_patched(name, base_model=base_model)
     return load_model(name)

@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import LayoutError
 from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
 from sparse_trainer.json_text import read_object
+from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
 
 CONFIG_FILE = "config.json"
 DAMAGED = "Save the model again, or restore the folder."
 _ADAPTER_FILE = "adapter_config.json"
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}")
+_REMEDY = "Give a model folder or a hub id."
+
+
+def resolve(name: str) -> str:
+    """Return the folder or hub id that a model name stands for."""
+    return str(packaged_folder(name)) if is_packaged(name) else name
+
+
+def check_name(where: str) -> None:
+    """Raise `CheckpointError` for what is neither a folder with a config nor like a name on the hub."""
+    if os.path.isdir(where):
+        if not os.path.isfile(os.path.join(where, CONFIG_FILE)):
+            raise CheckpointError(where, f"the folder holds no {CONFIG_FILE}.", _REMEDY)
+    elif os.path.isfile(where):
+        raise CheckpointError(where, "is a file.", _REMEDY)
+    elif not _HUB_ID.fullmatch(where):
+        place = where if where.strip() and where.isprintable() else shown(where)
+        raise CheckpointError(f"{place}: {CONFIG_FILE}", "no such folder.", _REMEDY)
+
+
+def read_config(name: str, revision: str = "main") -> PreTrainedConfig:
+    """Return the config of a model.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or of a type that transformers does not know.
+    """
+    source = resolve(name)
+    config_values(source, {"revision": revision})
+    with refusing(f"{source}: {CONFIG_FILE}", "a config"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    return config
 
 
 def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +69,7 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: There is none, a damaged one, or one that would bring code from the hub.
     """
     place = f"{where}: {CONFIG_FILE}"
+    check_name(where)
     try:
         file = cached_file(where, CONFIG_FILE, **hub)
     except (OSError, ValueError) as error:
@@ -85,4 +125,4 @@ def refusing(place: str, what: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, on one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")

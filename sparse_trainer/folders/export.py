@@ -141,7 +141,7 @@ def _form(model: PreTrainedModel, export: Export) -> Export:
         raise CheckpointError(
             "export",
             f"'native' needs shapes that {type(model).__name__} can build, and the layers are uneven.",
-            "Use 'self-contained' or 'padded'; or prune with scope='uniform' and no heads.",
+            "Use 'self-contained' or 'padded'; or prune with `scope='uniform'` and no heads.",
         )
     if export == "self-contained" and not uneven:
         raise CheckpointError(

@@ -6,20 +6,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from patchers.modeling_pruned import pruned_class
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders import checkpoint
-from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, read_config, refusing
+from sparse_trainer.folders.configs import resolve as resolve
 from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
 from sparse_trainer.foreign_code import drop_code_names
-from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
-
-
-def resolve(name: str) -> str:
-    """Return the folder or hub id that a model name stands for."""
-    return str(packaged_folder(name)) if is_packaged(name) else name
 
 
 def load_model(name: str, *, device: torch.device | None = None, **options: Any) -> PreTrainedModel:
@@ -43,11 +38,8 @@ def load_shape(name: str) -> PreTrainedModel:
     Raises:
         CheckpointError: No readable config.
     """
-    source = resolve(name)
-    config_values(source, {})
+    source, config = resolve(name), read_config(name)
     place = f"{source}: {CONFIG_FILE}"
-    with refusing(place, "a config"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     cls, values = _model_class(config, place), config.to_dict()
     drop_code_names(config)
     if is_of_nn_pruning(values, source):

@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer import pictures
+from sparse_trainer.argument_checks import keeps_all
 from sparse_trainer.bench import find_device, find_dtype
-from sparse_trainer.corpora import calibration_batches
-from sparse_trainer.errors import CheckpointError, DataError
+from sparse_trainer.corpora import calibration_batches, check_source, find
+from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
+from sparse_trainer.fields import check_counts, check_seed
+from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.export import check_target, export_form, least_bytes, save_pruned
 from sparse_trainer.folders.loading import load_model
 from sparse_trainer.folders.rescue import rescuing, spare_folder
@@ -25,6 +28,7 @@ from sparse_trainer.oneshot.options import Options, options_of
 from sparse_trainer.oneshot.prune import needs_of
 from sparse_trainer.plan import Plan
 from sparse_trainer.plan.record import plan_of
+from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 Tell = Callable[[str], None]
 """Takes one line about what is being done."""
@@ -65,6 +69,14 @@ class SourceOptions:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
 
+    def config(self) -> PreTrainedConfig:
+        """Read the config alone.
+
+        Raises:
+            CheckpointError: There is none, or it cannot be read.
+        """
+        return read_config(self.name_or_path, self.revision)
+
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Load the tokenizer; None where there is none.
 
@@ -92,6 +104,15 @@ class CalibrationOptions:
     """Sequences per forward pass."""
     chat_template: bool = False
     """Put the text into the chat template of an instruction-tuned model."""
+
+    def __post_init__(self) -> None:
+        check_counts(samples=self.samples, batch_size=self.batch_size)
+        check_counts(2, length=self.length)
+        check_seed(self.seed)
+
+    def check(self) -> None:
+        """Raise `DataError` for a corpus that is not known or a file that is not there: before anything is loaded."""
+        check_source(find(self.source), "calibration", self.file)
 
     def batches(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Tensor]]:
         """Read and tokenize the text.
@@ -130,6 +151,8 @@ class PruneOptions:
     sequence_length: int = 128
 
     def __post_init__(self) -> None:
+        if keeps_all(self.density):
+            raise ArgumentError("density", "1 keeps all: nothing would be pruned.", "Give less, e.g. 0.8.")
         options_of(**self.keywords())
 
     def keywords(self) -> dict[str, Any]:
@@ -191,11 +214,12 @@ def prune_folder(
     if draw:
         pictures.check_drawing()
     place = source.place()
-    tell(f"loading {source.name_or_path}")
     tokenizer = source.tokenizer()
+    batches = read_calibration(source, tokenizer, options, calibration, tell)
+    tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
     check_target(folder, overwrite=overwrite, need=least_bytes(model, options.density))
-    pruned = prune_model(model, tokenizer, options, calibration, device=place, inplace=True, tell=tell)
+    pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
     tell(f"saving to {folder}")
     with rescuing(pruned.model, tokenizer, spare_folder(folder)):
         save_pruned(
@@ -210,40 +234,61 @@ def prune_folder(
 
 
 def check_calibration(options: PruneOptions, calibration: CalibrationOptions | None) -> None:
-    """Raise `DataError` where the criterion or the repair needs text and none is named."""
+    """Raise `DataError` where criterion or repair need text and none is named, or none of this name is there."""
+    if calibration is not None:
+        calibration.check()
     if calibration is None and options.needs_calibration():
         raise DataError(
             "calibration", f"{name_of(options.criterion)} needs one.",
-            "Name a corpus such as wikitext2, or a file; or choose magnitude or random without repair.",
+            "Set `calibration`: a corpus such as wikitext2, or a file; or choose magnitude or random without repair.",
         )  # fmt: skip
+
+
+def read_calibration(
+    source: SourceOptions,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: PruneOptions,
+    calibration: CalibrationOptions | None,
+    tell: Tell,
+) -> list[dict[str, Tensor]] | None:
+    """Return the calibration text as batches, where criterion or repair look at it: before the model is loaded.
+
+    Raises:
+        ArgumentError: Sequences longer than the model's positions.
+        CheckpointError: The model has no tokenizer, or no config that can be read.
+        DataError: The text cannot be had, or is too short.
+    """
+    if calibration is None:
+        return None
+    if not options.needs_calibration():
+        tell(f"{calibration.source} is not read: {name_of(options.criterion)} looks at weights only")
+        return None
+    check_positions("length", calibration.length, positions_of(source.config()))
+    if tokenizer is None:
+        raise CheckpointError(
+            source.name_or_path, "has no tokenizer to read calibration text with.",
+            "Save one into the folder; or choose magnitude or random without repair.",
+        )  # fmt: skip
+    tell(f"reading {calibration.source}")
+    return calibration.batches(tokenizer)
 
 
 def prune_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    batches: list[dict[str, Tensor]] | None,
     options: PruneOptions,
-    calibration: CalibrationOptions | None,
     *,
     device: torch.device,
     inplace: bool = False,
     tell: Tell,
 ) -> Pruned:
-    """Read the calibration text and prune a model that is loaded.
+    """Prune a model that is loaded.
 
     Args:
         device: Where blocks are run, with `by_block`.
     """
     if plan_of(model) is not None:
         tell("the model was pruned before: the new plan composes with its own")
-    batches = None
-    if calibration is not None and options.needs_calibration():
-        if tokenizer is None:
-            raise CheckpointError(
-                str(model.config.name_or_path), "has no tokenizer to read calibration text with.",
-                "Save one into the folder; or choose magnitude or random without repair.",
-            )  # fmt: skip
-        tell(f"reading {calibration.source}")
-        batches = calibration.batches(tokenizer)
     tell(f"pruning by {name_of(options.criterion)}")
     decisions: list[Decision] = []
     values = options.keywords() | {"device": device if options.by_block else None}

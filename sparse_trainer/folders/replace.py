@@ -99,7 +99,7 @@ def _check_replaceable(target: Path, overwrite: bool, ours: str) -> None:
         raise CheckpointError(
             str(target),
             "holds a result already.",
-            "Pass overwrite=True (--overwrite on the command line), or name another folder.",
+            "Set `overwrite=True`, or name another folder.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ def find_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
         CheckpointError: A folder holds one that cannot be loaded.
     """
     folder = Path(resolve(name))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, no error for a name that no folder can have
         try:
             return load_tokenizer(name, revision)
         except CheckpointError:

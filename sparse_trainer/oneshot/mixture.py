@@ -1,19 +1,24 @@
 """Criteria by name, and weighted mixtures of them after a named normaliser."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from sparse_trainer.budget.standardize import STANDARDIZERS
-from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest
-from sparse_trainer.oneshot.spelling import read_criterion, read_sum
+from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest, shown
+from sparse_trainer.oneshot.spelling import read_criterion, read_sum, written
 from sparse_trainer.statistics import Need
-from sparse_trainer.width_criteria import WIDTH_CRITERIA, Evidence, WidthCriterion
+from sparse_trainer.width_criteria import Evidence, WidthCriterion
 
 # Shape legend: U = units of a group.
+
+MIXED_AFTER = "zscore_layer"
+"""Normaliser of mixtures, unless another is asked for."""
 
 CriterionLike = str | WidthCriterion | Mapping[str, float]
 
@@ -48,7 +53,7 @@ class _Ones(dict[str, int]):
 _ONES = _Ones()
 
 
-def criterion_of(asked: CriterionLike, normalizer: str = "zscore_layer") -> WidthCriterion:
+def criterion_of(asked: CriterionLike, normalizer: str = MIXED_AFTER) -> WidthCriterion:
     """Return the criterion that a name, an instance or a mapping of names to weights means.
 
     Names may have options, and a sum may be one text: `obs(rounds=16)`, `wanda + 0.5 fisher`.
@@ -69,22 +74,31 @@ def criterion_of(asked: CriterionLike, normalizer: str = "zscore_layer") -> Widt
         raise ArgumentError("normalize", f"unknown value {normalizer!r}.", nearest(normalizer, STANDARDIZERS))
     if not asked:
         raise ArgumentError("criterion", "no criterion is named.", "Give names and weights.")
+    for name, weight in asked.items():
+        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight == 0:
+            raise ArgumentError(
+                "criterion",
+                f"{shown(weight)} is no weight of {name}.",
+                "Give a number, not 0; or leave it out.",
+            )
     return Mixture(
         parts=tuple((read_criterion(name), float(w)) for name, w in asked.items()), normalizer=normalizer
     )
 
 
 def name_of(asked: CriterionLike) -> str:
-    """Return how plans call a criterion.
+    """Return how plans call a criterion: text that means the same criterion, with every option that is not the default.
 
-    >>> name_of({"wanda": 1, "fisher": 0.5})
-    'wanda + 0.5 fisher'
+    >>> name_of({"wanda": 1, "obs(rounds=2)": 0.5}), name_of(read_criterion("taylor(form=vector)"))
+    ('wanda + 0.5 obs(rounds=2)', 'taylor(form=vector)')
     """
-    if isinstance(asked, str):
-        return asked
-    if isinstance(asked, Mapping):
-        return " + ".join(name if w == 1 else f"{w:g} {name}" for name, w in asked.items())
-    return next((n for n, known in WIDTH_CRITERIA.items() if known is type(asked)), type(asked).__name__)
+    meant = criterion_of(asked)
+    if isinstance(meant, Mixture):
+        terms = [(written(part), weight) for part, weight in meant.parts]
+        return " + ".join(
+            name if weight == 1 else f"{Decimal(str(weight)):f} {name}" for name, weight in terms
+        )
+    return written(meant)
 
 
 def check_finite(scores: Mapping[str, Tensor], name: str) -> None:

@@ -1,5 +1,7 @@
 """What a user can ask of one-shot pruning, checked once, before any work is done."""
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,14 +13,19 @@ from patchers import Structure, discover
 from patchers.discover import matches
 from patchers.groups import WIDTH_KINDS, Kind
 from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.budget.standardize import ACROSS_LAYERS
-from sparse_trainer.errors import ArgumentError, BudgetError, nearest
+from sparse_trainer.argument_checks import keeps_all
+from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
+from sparse_trainer.errors import ArgumentError, BudgetError, nearest, shown
 from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of, name_of
 from sparse_trainer.oneshot.reconstruct import REPAIRS
 from sparse_trainer.statistics import Moments, SequenceMeans, kinds_with
 from sparse_trainer.width_criteria import WIDTH_CRITERIA
 
+logger = logging.getLogger(__name__)
+
 Protect = str | int
+DAMPING = 0.1
+"""Of the repair, unless another is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,7 @@ class Options:
             )
         if self.allocation is not None and self.asked.scope == "uniform":
             raise ArgumentError(
-                "allocation", "uniform widths leave nothing to share out.", "Use scope='global'."
+                "allocation", "uniform widths leave nothing to share out.", "Use `scope='global'`."
             )
         if self.steps < 1:
             raise ArgumentError("steps", f"{self.steps} is not positive.", "Give the number of rounds.")
@@ -55,17 +62,33 @@ class Options:
             raise ArgumentError(
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
             )
-        if self.damping < 0:
-            raise ArgumentError("damping", f"{self.damping} is negative.", "Give 0.1, or 0 for none.")
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise ArgumentError(
+                "damping", f"{self.damping} is negative or endless.", "Give 0.1, or 0 for none."
+            )
+        if self.damping != DAMPING and self.reconstruct in (None, "bias"):
+            raise ArgumentError(
+                "damping",
+                "nothing is solved that it damps.",
+                "Set `reconstruct='least_squares'`, or drop it.",
+            )
+        if self.reconstruct_bias is not None and self.reconstruct is None:
+            raise ArgumentError(
+                "reconstruct_bias", "there is nothing to repair.", "Set `reconstruct`, or drop it."
+            )
+        if self.normalize not in STANDARDIZERS:
+            raise ArgumentError(
+                "normalize", f"unknown value {shown(self.normalize)}.", nearest(self.normalize, STANDARDIZERS)
+            )
         if self.sequential and self.reconstruct is None:
-            raise ArgumentError("sequential", "there is nothing to repair.", "Set reconstruct.")
+            raise ArgumentError("sequential", "there is nothing to repair.", "Set `reconstruct`.")
         if self.reconstruct_bias and self.reconstruct == "scale":
             raise ArgumentError(
                 "reconstruct_bias", "'scale' moves no bias.", "Use 'least_squares' or 'bias'."
             )
         if self.device is not None and not self.by_block:
             raise ArgumentError(
-                "device", "only blocks are moved there.", "Set by_block=True, or move the model."
+                "device", "only blocks are moved there.", "Set `by_block=True`, or move the model."
             )
         for where, asked in (("criterion", self.criterion), ("allocation", self.allocation)):
             if asked is not None:
@@ -94,11 +117,11 @@ class Options:
             return
         if any(not isinstance(need, Moments | SequenceMeans) for need in needs):
             raise ArgumentError(
-                where, "it needs gradients, which run through the whole model.", "Drop by_block, or take wanda or obs."
+                where, "it needs gradients, through the whole model.", "Drop `by_block`, or take wanda or obs."
             )  # fmt: skip
         if isinstance(asked, Mapping) and self.normalize in ACROSS_LAYERS:
             raise ArgumentError(
-                where, f"{self.normalize!r} compares all layers.", "Take normalize='zscore_layer' with by_block."
+                where, f"{self.normalize!r} compares all layers.", "Take `normalize='zscore_layer'` with `by_block`."
             )  # fmt: skip
 
     @property
@@ -139,6 +162,8 @@ def options_of(
         raise ArgumentError(
             "units", f"{deep[0]} are no widths of blocks.", f"Give {' and '.join(WIDTH_KINDS)}."
         )
+    if keeps_all(asked.density):
+        logger.warning("density %s keeps all: nothing is pruned.", asked.density)
     return Options(
         criterion=criterion,
         asked=asked,

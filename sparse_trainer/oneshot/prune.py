@@ -17,8 +17,8 @@ from sparse_trainer.cut.optimize import carry_out
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.oneshot.course import Course, kept_in
 from sparse_trainer.oneshot.decision import Decision, criteria_needs, decide, score, score_by_block
-from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of, name_of
-from sparse_trainer.oneshot.options import Options, Protect, density_of, options_of, structure_for
+from sparse_trainer.oneshot.mixture import MIXED_AFTER, CriterionLike, Mixture, criterion_of, name_of
+from sparse_trainer.oneshot.options import DAMPING, Options, Protect, density_of, options_of, structure_for
 from sparse_trainer.oneshot.repair import prepare_biases, repair, repair_needs
 from sparse_trainer.plan import Plan
 from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
@@ -46,14 +46,14 @@ def prune(
     reconstruct: str | None = None,
     reconstruct_bias: bool | None = None,
     allocation: CriterionLike | None = None,
-    normalize: str = "zscore_layer",
+    normalize: str = MIXED_AFTER,
     units: Sequence[str] | None = None,
     protect: Sequence[Protect] = (),
     multiple_of: int | Mapping[str, int] | None = None,
     min_keep: int | Mapping[str, int] = 1,
     max_prune: float = 1.0,
     steps: int = 1,
-    damping: float = 0.1,
+    damping: float = DAMPING,
     sequential: bool = False,
     by_block: bool = False,
     device: torch.device | str | None = None,
@@ -201,7 +201,7 @@ def _batches(
         raise ArgumentError(
             "statistics",
             "they hold for the model as it is now.",
-            "Drop calibration, steps, sequential and by_block, or them.",
+            "Drop calibration, `steps`, `sequential` and `by_block`, or them.",
         )
     if calibration is not None:
         return Batches(model, calibration)
@@ -267,8 +267,25 @@ def _step(
 def _method(options: Options) -> str:
     """Return what plans and cards call this way of pruning."""
     parts = [name_of(options.criterion)]
+    if isinstance(criterion_of(options.criterion), Mixture) and options.normalize != MIXED_AFTER:
+        parts.append(f"mixed after {options.normalize}")
     if options.allocation is not None:
         parts.append(f"widths by {name_of(options.allocation)}")
+    if options.asked.standardize is not None:
+        parts.append(f"standardized by {options.asked.standardize}")
     if options.reconstruct is not None:
-        parts.append(f"repaired by {options.reconstruct}")
+        parts.append(f"repaired by {options.reconstruct}{_repair_options(options)}")
+    if options.steps > 1:
+        parts.append(f"in {options.steps} steps")
     return ", ".join(parts)
+
+
+def _repair_options(options: Options) -> str:
+    """Return what of the repair is not as it is by default."""
+    changed = {
+        "damping": None if options.damping == DAMPING else options.damping,
+        "bias": options.reconstruct_bias,
+        "sequential": options.sequential or None,
+    }
+    named = ", ".join(f"{name}={value}" for name, value in changed.items() if value is not None)
+    return f" ({named})" if named else ""

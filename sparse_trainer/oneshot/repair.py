@@ -130,7 +130,7 @@ def _add_biases(model: Any, missing: Sequence[Group]) -> None:
     if left:
         raise ArgumentError(
             "reconstruct", f"{min(left)} does not exist, and no field of {type(text).__name__} adds it.",
-            "Use reconstruct='least_squares' with reconstruct_bias=False.",
+            "Use `reconstruct='least_squares'` with `reconstruct_bias=False`.",
         )  # fmt: skip
 
 

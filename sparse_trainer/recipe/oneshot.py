@@ -51,6 +51,8 @@ class OneShotRecipe:
     """The recipe as written, overrides included: what `dump` writes."""
     origin: str
     """Where it was read from, for messages."""
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+    """What was changed of it on the command line, for messages."""
 
     def dump(self) -> str:
         """Return the recipe as YAML that loads to the same recipe."""

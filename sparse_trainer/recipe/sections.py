@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.resources
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
-from sparse_trainer.errors import RecipeError, SparseTrainerError, nearest, shown
-from sparse_trainer.fields import checked
+from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, Spelling, nearest, shown
+from sparse_trainer.fields import check_counts, checked
 from sparse_trainer.yaml_text import MOST_DEPTH, parse_yaml, read_yaml
 
 Sections = dict[str, Any]
@@ -115,12 +115,51 @@ def parsed(cls: type[T], sections: Mapping[str, Any], key: str, origin: str) -> 
     except RecipeError:
         raise
     except SparseTrainerError as error:
-        raise RecipeError(f"{origin}: {key}.{error.where}", error.what, error.remedy) from error
+        # The place is a key of this section, whatever other sections call so.
+        said = RecipeError(f"{origin}: {key}.{error.where}", error.what, error.remedy)
+        raise said.respelled(spelling_of({key: cls})) from error
 
 
 def parsed_or_none(cls: type[T], sections: Mapping[str, Any], key: str, origin: str) -> T | None:
     """Return one section as its dataclass; None where it is absent or null."""
     return None if sections.get(key) is None else parsed(cls, sections, key, origin)
+
+
+def spelling_of(classes: Mapping[str, Any]) -> Spelling:
+    """Return how options are written in a recipe: `scope='layer'` of section `prune` is prune.scope: layer.
+
+    Args:
+        classes: Section -> dataclass of its options. What stands in several sections, or in none, keeps its bare name.
+    """
+    sections: dict[str, list[str]] = {}
+    for key, cls in classes.items():
+        for field in fields(cls):
+            sections.setdefault(field.name, []).append(key)
+
+    def spell(name: str, value: str | None) -> str:
+        places = sections.get(name, ())
+        option = f"{places[0]}.{name}" if len(places) == 1 else name
+        return option if value is None else f"{option}: {_YAML_WORDS.get(value, value)}"
+
+    return spell
+
+
+_YAML_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+def blamed(error: SparseTrainerError, origin: str, overrides: Sequence[str]) -> SparseTrainerError:
+    """Return an error about a recipe that names the override which is at fault, rather than the file.
+
+    Args:
+        origin: Where the recipe was read from: what stands in front of the key in the error's place.
+        overrides: As they were given; the last one of a key counts.
+    """
+    key = error.where.removeprefix(f"{origin}: ")
+    for text in reversed(overrides):
+        name = text.partition("=")[0]
+        if key == name or key.startswith((f"{name}.", f"{name}:")):
+            return type(error)(f"override {shown(text)}: {key}", error.what, error.remedy)
+    return error
 
 
 def as_yaml(sections: Sections) -> str:
@@ -148,3 +187,15 @@ class ExportOptions:
     """Tokens per sequence of the latency table."""
     latency_rounds: int = 20
     """Timed calls per model and batch size."""
+
+    def __post_init__(self) -> None:
+        if self.output_dir == "":
+            raise ArgumentError("output_dir", "is empty.", "Name a folder, or leave it out.")
+        if not self.latency_batch_sizes:
+            raise ArgumentError("latency_batch_sizes", "names no batch size.", "Give e.g. [1, 16].")
+        check_counts(
+            verify_samples=self.verify_samples,
+            latency_batch_sizes=min(self.latency_batch_sizes),
+            latency_sequence_length=self.latency_sequence_length,
+            latency_rounds=self.latency_rounds,
+        )

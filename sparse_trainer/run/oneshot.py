@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_trainer import pictures
 from sparse_trainer.auto_classes import auto_classes_of
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.evaluation import Perplexity, evaluate
+from sparse_trainer.evaluation import Perplexity, check_tasks, evaluate
 from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.prune import Pruned, Tell, prune_model
+from sparse_trainer.folders.prune import Pruned, Tell, prune_model, read_calibration
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.inputs import inputs_for
@@ -22,6 +22,7 @@ from sparse_trainer.run import outcome
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import PERPLEXITY, Comparison
 from sparse_trainer.run.verify import Reloaded, verify_reload
+from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 
 def run_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool = False) -> RunResult:
@@ -34,11 +35,15 @@ def run_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool = False) 
     folder = Path(recipe.export.output_dir or f"runs/{recipe.name}/pruned")
     check_target(folder, overwrite=overwrite)
     pictures.check_drawing()
-    place = recipe.model.place()
+    if recipe.evaluation is not None:
+        check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
+    _check_positions(recipe)
+    place, tokenizer = recipe.model.place(), recipe.model.tokenizer()
+    batches = read_calibration(recipe.model, tokenizer, recipe.prune, recipe.calibration, tell)
     tell("loading the model")
-    tokenizer, dense = recipe.model.tokenizer(), recipe.model.load(by_block=recipe.prune.by_block)
+    dense = recipe.model.load(by_block=recipe.prune.by_block)
     before = _measured(dense, tokenizer, recipe.evaluation, "dense", tell)
-    pruned = prune_model(dense, tokenizer, recipe.prune, recipe.calibration, device=place, tell=tell)
+    pruned = prune_model(dense, batches, recipe.prune, device=place, tell=tell)
     with rescuing(pruned.model, tokenizer, spare_folder(folder)):
         after = _measured(pruned.model, tokenizer, recipe.evaluation, "pruned", tell)
         tell("measuring")
@@ -60,6 +65,16 @@ def run_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool = False) 
     )
 
 
+def _check_positions(recipe: OneShotRecipe) -> None:
+    """Raise `ArgumentError` for sequences, of the measurements at the end, that the model has no positions for."""
+    positions = positions_of(recipe.model.config())
+    if recipe.calibration is not None:
+        check_positions("calibration.length", recipe.calibration.length, positions)
+    if recipe.evaluation is not None:
+        check_positions("evaluation.length", recipe.evaluation.length, positions)
+    check_positions("export.latency_sequence_length", recipe.export.latency_sequence_length, positions)
+
+
 def _measured(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -72,7 +87,7 @@ def _measured(
         return None
     if tokenizer is None:
         raise CheckpointError(
-            str(model.config.name_or_path), "has no tokenizer.", "Save one there, or set evaluation=null."
+            str(model.config.name_or_path), "has no tokenizer.", "Save one there, or say evaluation: null."
         )
     tell(f"measuring the {name} model on {', '.join(options.tasks)}")
     rows: dict[str, float] = {}

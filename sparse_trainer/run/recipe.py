@@ -13,10 +13,11 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.export import least_bytes, save_pruned
 from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.recipe import OneShotRecipe
+from sparse_trainer.recipe import OneShotRecipe, speaking_of
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.oneshot import run_one_shot
 from sparse_trainer.run.outcome import FILES, RECIPE_FILE, RunResult, compare, pipeline_lines, write_beside
+from sparse_trainer.run.rehearsal import check_options, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import (
     Setting,
@@ -50,14 +51,20 @@ def run(
         SparseTrainerError: Bad input, before any training starts; or a result that does not hold what it promises.
     """
     overwrite = overwrite or recipe.export.overwrite
-    if isinstance(recipe, OneShotRecipe):
-        if resume:
-            raise ArgumentError(
-                "resume", f"{recipe.name} trains nothing to go on with.", "Run it again without."
-            )
-        return run_one_shot(recipe, tell, overwrite=overwrite)
+    with speaking_of(recipe):
+        if isinstance(recipe, OneShotRecipe):
+            if resume:
+                raise ArgumentError(
+                    "resume", f"{recipe.name} trains nothing to go on with.", "Run it again without."
+                )
+            return run_one_shot(recipe, tell, overwrite=overwrite)
+        return _run_training(recipe, tell, resume=resume, overwrite=overwrite)
+
+
+def _run_training(recipe: Recipe, tell: Tell, *, resume: bool, overwrite: bool) -> RunResult:
     folder = RunFolder(recipe=recipe, resume=resume)
     folder.check(overwrite=overwrite)
+    check_options(recipe)
     try:
         return _train(recipe, folder, tell)
     except (KeyboardInterrupt, SystemExit):
@@ -75,6 +82,7 @@ def _train(recipe: Recipe, folder: RunFolder, tell: Tell) -> RunResult:
     start_of_pruning = setting.rewound(student)
     check_goes_on(setting, start_of_pruning, recipe.pruning, teacher)
     rehearse(start_of_pruning, recipe.pruning, teacher)
+    rehearse_training(setting, student)
     folder.check_room(least_bytes(student, recipe.pruning.density))
     folder.start()
 
@@ -131,6 +139,7 @@ def _run_dense(setting: Setting, tell: Tell, start: float) -> RunResult:
     recipe, folder = setting.recipe, setting.folder.result
     training = recipe.dense_training() or recipe.training
     model = setting.start(setting.load_model(), tell)
+    rehearse_training(setting, model)
     setting.folder.start()
     tell("fine-tuning")
     model = train(setting, model, training)

@@ -87,7 +87,7 @@ class RunFolder:
             raise CheckpointError(
                 str(stopped),
                 "is work of an earlier run, which would be written over.",
-                "Pass resume=True (--resume) to go on with it, or overwrite=True (--overwrite) to start over; or name "
+                "Set `resume=True` to go on with it, or `overwrite=True` to start over; or name "
                 "another training.output_dir.",
             )
 

@@ -26,7 +26,7 @@ from sparse_trainer.distillation.comparable import check_distillation, check_tea
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files import write_text
 from sparse_trainer.fill import fill, rewind
-from sparse_trainer.folders.loading import resolve
+from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.plan.document import PLAN_FILE
@@ -35,6 +35,7 @@ from sparse_trainer.pruning_state import check_resumed, is_over
 from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.outcome import RECIPE_FILE
 from sparse_trainer.run.resume import RunFolder
+from sparse_trainer.statistics.calibration import check_positions, positions_of
 from sparse_trainer.tasks import Prepared, Task, find_task
 from sparse_trainer.trainer import PruningTrainer
 
@@ -88,16 +89,19 @@ class Setting:
 
 def prepare(recipe: Recipe, folder: RunFolder) -> Setting:
     """Load tokenizer and data."""
-    source = resolve(recipe.model.name_or_path)
     task = find_task(recipe.task.name)
     try:
+        source = resolve(recipe.model.name_or_path)
+        config = read_config(source, recipe.model.revision)
         tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.revision)
     except CheckpointError as error:
         raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
+    positions, timed = positions_of(config), recipe.export.latency_sequence_length
+    check_positions("export.latency_sequence_length", timed, positions)
     if recipe.data.max_length > tokenizer.model_max_length:
         raise RecipeError(
-            f"data.max_length: {recipe.data.max_length}",
-            f"the model reads {tokenizer.model_max_length} tokens at most.",
+            "data.max_length",
+            f"{recipe.data.max_length}, and the model reads {tokenizer.model_max_length} tokens at most.",
             "Give a smaller number.",
         )
     data = task.prepare(recipe.task, recipe.data, tokenizer)
@@ -109,7 +113,11 @@ def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrain
     name = pruning.distil_teacher_name_or_path
     if name is None or name in (DENSE, "self"):
         return None
-    return setting.task.load_model(resolve(name), "main", setting.data.labels)
+    try:
+        return setting.task.load_model(resolve(name), "main", setting.data.labels)
+    except SparseTrainerError as error:
+        where = f"pruning.distil_teacher_name_or_path: {error.where}"
+        raise type(error)(where, error.what, error.remedy) from error
 
 
 def check_goes_on(

@@ -19,7 +19,7 @@ from sparse_trainer.answers import (
     shifts_labels,
     without_answers,
 )
-from sparse_trainer.errors import DataError
+from sparse_trainer.errors import ArgumentError, DataError
 
 # Shape legend: B = sequences, T = tokens.
 
@@ -65,7 +65,7 @@ class Batches:
         self.is_encoder_decoder = is_encoder_decoder(model)
         self.main_input: str = model.main_input_name
         self.device = next(model.parameters()).device
-        self.positions = _positions(model.config)
+        self.positions = positions_of(model.config)
         self.vocabulary = _vocabulary(model) if self.main_input == "input_ids" else None
         self.name = type(bare(model)).__name__
         self._looked_at = -1
@@ -298,7 +298,7 @@ def _real(mask: Tensor | None, read: Tensor | None) -> Tensor | None:
     return None if real_BT.device.type == "cpu" and bool(real_BT.all()) else real_BT
 
 
-def _positions(config: Any) -> int | None:
+def positions_of(config: Any) -> int | None:
     """Return the longest sequence that a model has positions for, where its config tells."""
     fields = config.get_text_config().to_dict()
     positions = fields.get("max_position_embeddings") or fields.get("n_positions")
@@ -307,6 +307,16 @@ def _positions(config: Any) -> int | None:
     # RoBERTa counts positions from the padding id + 1.
     offset = (fields.get("pad_token_id") or 0) + 1 if "roberta" in config.model_type else 0
     return positions - offset
+
+
+def check_positions(where: str, length: int | None, positions: int | None) -> None:
+    """Raise `ArgumentError` for sequences that are longer than a model has positions for; None = not known."""
+    if length is not None and positions is not None and length > positions:
+        raise ArgumentError(
+            where,
+            f"{length} tokens, and the model has positions for {positions}.",
+            f"Give {positions} or less.",
+        )
 
 
 def count_real(batch: Batch) -> Tensor:

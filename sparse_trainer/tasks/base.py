@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.data import DataOptions
+from sparse_trainer.errors import ArgumentError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,10 @@ class TaskOptions:
     """Names of the classes in the order of their numbers; default: those of the data."""
     metrics: tuple[str, ...] = ("accuracy",)
     """Metrics of the evaluate library; the first one is the headline."""
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ArgumentError("metrics", "names none.", "Give e.g. [accuracy].")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -18,6 +17,7 @@ from transformers import (
 from sparse_trainer.data import DataOptions, label_ids, label_names, load_splits
 from sparse_trainer.errors import DataError, RecipeError
 from sparse_trainer.folders.checkpoint import load_model
+from sparse_trainer.folders.configs import config_values
 from sparse_trainer.tasks.base import Prepared, TaskOptions
 from sparse_trainer.tasks.metrics import classification_metrics
 
@@ -58,7 +58,7 @@ class TextClassification:
             CheckpointError: The model cannot be loaded, or is a checkpoint with gates.
             DataError: The checkpoint was fine-tuned for another number of classes.
         """
-        values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        values = config_values(source, {"revision": revision})
         _check_head(values, labels, source)
         names = dict(enumerate(labels))
         return load_model(
@@ -101,7 +101,7 @@ def _check_head(config: Mapping[str, Any], labels: tuple[str, ...], source: str)
         raise DataError(
             f"model.name_or_path: {source}",
             f"its head has {num_labels} classes (num_labels), the data has {len(labels)}: {', '.join(labels)}.",
-            "Take a model without a head or with as many classes, or set task.labels.",
+            "Take a model without a head or with as many classes, or set `labels`.",
         )
 
 

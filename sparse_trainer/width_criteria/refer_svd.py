@@ -9,6 +9,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.statistics import Elements, Need
 from sparse_trainer.width_criteria.base import Evidence
 
@@ -21,6 +22,10 @@ class ReferSvd:
     standardize: ClassVar[str] = "cost"
     trim: float = 0.0
     """Share of the hidden features left out on either side."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trim < 0.5:
+            raise ArgumentError("refer_svd.trim", f"{self.trim} is not in [0, 0.5).", "Give e.g. 0.1.")
 
     @property
     def _need(self) -> Elements:

@@ -187,7 +187,7 @@ def test_what_cannot_be_measured_is_refused(text: str, files: dict[str, str]) ->
         perplexity(model, tokenizer, "boolq", file=files["boolq"])
     with pytest.raises(DataError, match="holds no questions"):
         multiple_choice(model, tokenizer, text)
-    with pytest.raises(ArgumentError, match=r"data 'bolq': not among the tasks\. Did you mean 'boolq'"):
+    with pytest.raises(ArgumentError, match=r"files: 'bolq' is not among the tasks\. Did you mean 'boolq'"):
         evaluate(model, tokenizer, ["boolq"], files={"bolq": files["boolq"]})
     with pytest.raises(ArgumentError, match="other windows"):
         compare(perplexity(model, tokenizer, text), perplexity(model, tokenizer, text, length=8))

@@ -2,13 +2,14 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset
 
 from sparse_trainer import readers
 from sparse_trainer.data import DataOptions, check_columns, label_ids, label_names, load_splits
-from sparse_trainer.errors import DataError
+from sparse_trainer.errors import DataError, SparseTrainerError
 from tests.recipe_files import boolq_rows, write_rows
 
 COLUMNS = ("question", "passage", "label")
@@ -104,15 +105,17 @@ def test_a_damaged_file_is_named(name: str, content: bytes, message: str, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (DataOptions(), "no source"),
-        (DataOptions(train_file="rows.json"), "no such file"),
-        (DataOptions(validation_file="rows.json"), "train_file: missing"),
-        (DataOptions(source="generated", max_train_samples=0), "max_train_samples: 0 examples"),
+        ({}, "no source"),
+        ({"train_file": "rows.json", "validation_file": "rows.json"}, "no such file"),
+        ({"train_file": "rows.json"}, "validation_file: missing"),
+        ({"validation_file": "rows.json"}, "train_file: missing"),
+        ({"source": "generated", "max_train_samples": 0}, "max_train_samples: 0 is too small"),
+        ({"source": "generated", "seed": -1}, "seed: -1 is not"),
     ],
 )
-def test_options_that_give_no_data_are_refused(options: DataOptions, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_splits(options, COLUMNS)
+def test_options_that_give_no_data_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SparseTrainerError, match=message):
+        load_splits(DataOptions(**options), COLUMNS)
 
 
 def test_a_hub_data_set_is_asked_for_by_name_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

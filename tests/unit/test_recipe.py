@@ -217,10 +217,10 @@ def test_the_sections_of_a_one_shot_recipe_become_dataclasses(one_shot: Path) ->
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prune.densty=0.5", r"mine\.yaml: prune\.densty: unknown key\. Did you mean 'density'"),
+        ("prune.densty=0.5", r"override .*: prune\.densty: unknown key\. Did you mean 'density'"),
         (
             "prune.criterion=wnda",
-            r"mine\.yaml: prune\.criterion: unknown value 'wnda'\. Did you mean 'wanda'",
+            r"override .*: prune\.criterion: unknown value 'wnda'\. Did you mean 'wanda'",
         ),
         ("prune.criterion=obs(round=2)", r"prune\.criterion obs\.round: unknown key\. Did you mean 'rounds'"),
         ("prune.density=2", r"prune\.density: 2 is not in \(0, 1\]"),
@@ -233,7 +233,7 @@ def test_the_sections_of_a_one_shot_recipe_become_dataclasses(one_shot: Path) ->
             r"prune\.reconstruct: unknown value .*Did you mean 'least_squares'",
         ),
         ("calibration.sample=4", r"calibration\.sample: unknown key\. Did you mean 'samples'"),
-        ("calibration=null", r"mine\.yaml: calibration: wanda needs one"),
+        ("calibration=null", r"override .*: calibration: wanda needs one"),
         ("evaluation.task=[c4]", r"evaluation\.task: unknown key\. Did you mean 'tasks'"),
         ("export.output_dri=x", r"export\.output_dri: unknown key\. Did you mean 'output_dir'"),
         ("training.seed=1", r"unknown section 'training'"),

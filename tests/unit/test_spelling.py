@@ -1,14 +1,18 @@
 """Criteria as text."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from sparse_trainer import prune
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.oneshot.mixture import criterion_of, name_of
 from sparse_trainer.oneshot.spelling import read_criterion, read_sum
 from sparse_trainer.width_criteria import WIDTH_CRITERIA
+from sparse_trainer.width_criteria.afr import Afr
 from sparse_trainer.width_criteria.obs import Obs
 from sparse_trainer.width_criteria.taylor import Taylor
 
@@ -63,3 +67,41 @@ def test_a_criterion_as_text_prunes_as_its_instance_does() -> None:
     _, instance = prune(model, batches, criterion=Taylor(form="vector"), density=0.7)
     assert text.groups == instance.groups
     assert text.method == "taylor(form=vector)"
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        Taylor(form="vector", aggregation="max"),
+        Obs(rounds=3, damping=1e-3, centred=True),
+        Afr(power=1.5, within="zscore_layer"),
+        {"obs(rounds=2)": 0.1, "taylor(form=vector)": 2},
+        "wanda + 0.001 fisher",
+    ],
+    ids=str,
+)
+def test_the_method_of_a_plan_is_the_criterion_with_its_options(criterion: Any) -> None:
+    assert criterion_of(name_of(criterion)) == criterion_of(criterion)
+
+
+def test_plans_record_what_the_criterion_and_the_repair_were_told() -> None:
+    model = tiny_model("llama")
+    torch.manual_seed(0)
+    batches = [{"input_ids": torch.randint(3, 90, (4, 16))}]
+    _, plan = prune(
+        model,
+        batches,
+        criterion=Obs(rounds=2),
+        density=0.7,
+        reconstruct="least_squares",
+        damping=0.2,
+        sequential=True,
+    )
+    assert plan.method == "obs(rounds=2), repaired by least_squares (damping=0.2, sequential=True)"
+
+
+def test_plans_of_trainings_record_the_options_of_the_criterion() -> None:
+    assert SparseTrainingArguments(scoring="taylor").method == "taylor"
+    assert SparseTrainingArguments(scoring="taylor", taylor_order=2).method == "taylor(taylor_order=2)"
+    assert SparseTrainingArguments(scoring="random", pruning_seed=7).method == "random(pruning_seed=7)"
+    assert SparseTrainingArguments(scoring="movement", taylor_order=2).method == "movement"

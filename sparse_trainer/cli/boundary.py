@@ -1,0 +1,141 @@
+"""Where the command line ends: every way a command can stop becomes one line on stderr and an exit code.
+
+Exit codes: 0 done; 2 something that the user can mend; 1 a bug of ours, or a reader of stdout that went away;
+130 and 143 interrupted and terminated, as shells count them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from sparse_trainer.cli.console import print_json, say
+from sparse_trainer.errors import SparseTrainerError, Spelling
+
+DEBUG = "SPARSE_TRAINER_DEBUG"
+"""Environment variable: set, an unexpected error shows where it came from."""
+INTERRUPTED = 128 + signal.SIGINT
+# click's class; newer typer brings a copy of click, so it is taken from what typer itself exports.
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+_CALLED = {
+    "batch_sizes": "batch_size",
+    "directory": "out",
+    "file": "calibration_file",
+    "files": "data",
+    "name_or_path": "model",
+    "source": "calibration",
+}
+"""Options of functions and recipes that commands call otherwise."""
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
+    """Run a command line and leave the process with its exit code."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        raise SystemExit(_exit_code(app, arguments))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run a command line; say what went wrong, if anything, and return the exit code."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    try:
+        code = app(args=list(arguments) or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
+    except SparseTrainerError as error:
+        said = error.respelled(spelling_of(app, command))
+        code = _complain(type(error).__name__, said.where, said.what, said.remedy, arguments, 2)
+    except _UsageError as error:
+        help_of = (
+            f"sparse-trainer {command} --help" if command in _functions(app) else "sparse-trainer --help"
+        )
+        said = error.format_message()
+        code = _complain("UsageError", "command line", said, f"See `{help_of}`.", arguments, error.exit_code)
+    except BrokenPipeError:
+        code = _without_reader()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort: nobody is shown a traceback unasked
+        code = _unexpected(error, arguments)
+    if code == INTERRUPTED:
+        say("interrupted")
+    return code or 0
+
+
+def spelling_of(app: typer.Typer, command: str) -> Spelling:
+    """Return how a command's options are written: `by_block=True` is --by-block, `scope='layer'` is --scope layer.
+
+    An argument without dashes is written in capitals, as help shows it; what is no option of the command stays as is.
+    """
+    function = _functions(app).get(command)
+    kinds = {} if function is None else _kinds(function)
+
+    def spell(name: str, value: str | None) -> str:
+        name = name if name in kinds else _CALLED.get(name, name)
+        kind = kinds.get(name)
+        if kind is None:
+            return name if value is None else f"{name}={value}"
+        option = name.upper() if kind == "argument" else "--" + name.replace("_", "-")
+        if value in (None, "True"):
+            return option
+        return f"--no-{option[2:]}" if value == "False" else f"{option} {str(value).strip(chr(39))}"
+
+    return spell
+
+
+def _functions(app: typer.Typer) -> dict[str, Callable[..., Any]]:
+    """Return the function behind each command."""
+    return {
+        str(known.name or known.callback.__name__): known.callback
+        for known in app.registered_commands
+        if known.callback is not None
+    }
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, str]:
+    """Return `option` or `argument` for each parameter of a command."""
+    kinds = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        [info] = parameter.annotation.__metadata__
+        kinds[name] = "argument" if isinstance(info, typer.models.ArgumentInfo) else "option"
+    return kinds
+
+
+def _complain(kind: str, where: str, problem: str, remedy: str, arguments: Sequence[str], code: int) -> int:
+    """Say in one line on stderr why nothing was done; with --json as an object on stdout, too."""
+    say(" ".join(f"error: {where}: {problem} {remedy}".split()))
+    if "--json" in arguments:
+        told = {"type": kind, "where": where, "problem": problem, "remedy": remedy}
+        print_json({"error": told})
+    return code
+
+
+def _unexpected(error: Exception, arguments: Sequence[str]) -> int:
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    remedy = f"Set {DEBUG}=1 to see where it came from, and report it with what you called."
+    return _complain(
+        "InternalError", "unexpected error", f"{type(error).__name__}: {error}.", remedy, arguments, 1
+    )
+
+
+def _without_reader() -> int:
+    """Let go of a stdout that nobody reads any more, as after `| head`; its last flush would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave as after an error, so that half-written folders are swept."""
+    raise SystemExit(128 + number)

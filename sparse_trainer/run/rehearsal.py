@@ -1,0 +1,91 @@
+"""What can be known of a training before it starts: what can fail here must not fail after the dense stage."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+from transformers.utils.import_utils import is_liger_kernel_available
+
+from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, one_of
+from sparse_trainer.fields import check_counts, check_seed
+from sparse_trainer.folders.configs import first_line
+from sparse_trainer.recipe.fine_pruning import Recipe
+from sparse_trainer.run.stages import Setting
+
+_UNLISTED = ("flyte",)
+"""Reports that Trainer knows and does not list as available."""
+
+
+def check_options(recipe: Recipe) -> None:
+    """Refuse options of the training that need neither a model nor data to be refused.
+
+    Raises:
+        RecipeError: A count or seed that cannot be, a report that cannot be written.
+        DataError: A data file that is not there.
+    """
+    for where, training in _trainings(recipe).items():
+        try:
+            _check_numbers(training)
+            _check_reports(training)
+        except ArgumentError as error:
+            raise RecipeError(f"{where}.{error.where}", error.what, error.remedy) from error
+    recipe.data.check_files()
+
+
+def rehearse_training(setting: Setting, model: PreTrainedModel) -> None:
+    """Build each Trainer of the run with its loaders, optimizer and schedule, and let it go.
+
+    Raises:
+        RecipeError: One of them cannot be made.
+    """
+    for where, training in _trainings(setting.recipe).items():
+        try:
+            trainer = Trainer(model=model, args=training, **setting.trainer_options())
+            trainer.get_train_dataloader()
+            trainer.get_eval_dataloader()
+            trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        except SparseTrainerError:
+            raise
+        except (
+            Exception
+        ) as error:  # Trainer, torch and whatever they call refuse options in ways that nobody can list
+            raise RecipeError(
+                where, f"{first_line(error)}.", "Change the option that it is about."
+            ) from error
+
+
+def _trainings(recipe: Recipe) -> dict[str, TrainingArguments]:
+    """Return the options of each training of a run, by where they stand."""
+    dense = recipe.dense_training()
+    found = {} if dense is None else {"model.dense_training": dense}
+    return found if recipe.pruning is None and found else {**found, "training": recipe.training}
+
+
+def _check_numbers(training: TrainingArguments) -> None:
+    check_seed(training.seed)
+    check_counts(
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+    )
+    # Trainer looks for it when it trains, not when it is made.
+    if training.use_liger_kernel and not is_liger_kernel_available():
+        raise ArgumentError("use_liger_kernel", "liger-kernel is not installed.", "Install it, or drop this.")
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise ArgumentError(
+            "num_train_epochs", f"{training.num_train_epochs} trains nothing.", "Give e.g. 3."
+        )
+
+
+def _check_reports(training: TrainingArguments) -> None:
+    """Refuse reports that Trainer does not know, or whose package is not there."""
+    asked = training.report_to or ()
+    for name in [asked] if isinstance(asked, str) else asked:
+        one_of("report_to", name, INTEGRATION_TO_CALLBACK)
+        if name not in (*get_available_reporting_integrations(), *_UNLISTED):
+            raise ArgumentError(
+                "report_to", f"the package for {name} is not installed.", "Install it, or give none."
+            )
