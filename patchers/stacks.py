@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from patchers.families.exceptions import LAYERS_STAY, PER_LAYER_INPUT, TAPPED, TOWERS
+from patchers.families.exceptions import FIRST_STAYS, LAYERS_STAY, PER_LAYER_INPUT, TAPPED, TOWERS
 from patchers.sources import config_fields
 
 _BESIDE_FIRST = "conv"
@@ -33,7 +33,10 @@ def fixed_layers(model: nn.Module, stack: str) -> dict[int, str]:
     every = _why_all_stay(model, stack, whole, beside)
     if every is not None:
         return dict.fromkeys(range(len(whole)), every)
-    return {0: "a convolution takes its output"} if beside.get(_BESIDE_FIRST) is not None else {}
+    if beside.get(_BESIDE_FIRST) is not None:
+        return {0: "a convolution takes its output"}
+    first = FIRST_STAYS.get(type(whole[0]).__name__)
+    return {} if first is None else {0: first}
 
 
 def _why_all_stay(model: nn.Module, stack: str, whole: Any, beside: dict[str, nn.Module]) -> str | None:

@@ -30,7 +30,14 @@ CHANNELS_STAY: dict[str, str] = {
 """Feed-forward modules that need all their channels."""
 
 NEVER_EMPTY = frozenset(
-    {"BloomAttention", "GitSelfAttention", "GPTNeoXJapaneseAttention", "HrmTextAttention", "FSMTAttention"}
+    {
+        "BloomAttention",
+        "GitSelfAttention",
+        "GPTNeoXJapaneseAttention",
+        "HrmTextAttention",
+        "FSMTAttention",
+        "T5Gemma2MergedAttention",
+    }
 )
 """Attention modules that do more than attend: add the residual stream, return a bias, share a cache, tell a number."""
 
@@ -74,6 +81,10 @@ LAYERS_STAY: dict[str, str] = {
     "IdeficsDecoderLayer": "cross-attention layers are counted by an interval",
 }
 """Blocks of a list from which no block can go."""
+FIRST_STAYS: dict[str, str] = dict.fromkeys(
+    ("MiniMaxDecoderLayer", "MllamaSelfAttentionDecoderLayer"), "caches count tokens at the first layer"
+)
+"""Blocks that have to stay where they come first, before others that keep no count."""
 PER_LAYER_INPUT = "per_layer_input_gate"
 """A child of blocks that take an input made for their number (Gemma 3n, Gemma 4)."""
 TAPPED = ("deepstack", "intermediate_layers", "fullatt_block", "out_features", "out_indices", "stage_names")

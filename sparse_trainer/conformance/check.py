@@ -69,9 +69,7 @@ def check_model(
     except RUN_ERRORS as error:
         report.notes.add(f"does not run with its own kernels: {error}")
         return report
-    _judge(
-        report, DEFAULT, replace(case, model=model, structure=discover(model), inputs=given, before=before)
-    )
+    _judge(report, DEFAULT, replace(case, model=model, structure=structure, inputs=given, before=before))
     return report
 
 

@@ -23,6 +23,7 @@ RUN_ERRORS: Final = (
     LookupError,
     NotImplementedError,
     ImportError,
+    AssertionError,
 )
 """What a model raises that does not run in some way."""
 FORMS: Final[Mapping[str, Mapping[str, Any]]] = {

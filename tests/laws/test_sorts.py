@@ -14,7 +14,7 @@ from sparse_trainer.errors import BudgetError
 from sparse_trainer.inputs import inputs_for
 
 HYBRIDS = (
-    "bamba", "granitemoehybrid", "kimi_linear", "lfm2", "lfm2_moe", "minimax", "nemotron_h", "olmo_hybrid",
+    "bamba", "granitemoehybrid", "kimi_linear", "lfm2", "lfm2_moe", "nemotron_h", "olmo_hybrid",
     "qwen3_5_text", "qwen3_next", "recurrent_gemma",
 )  # fmt: skip
 
@@ -80,3 +80,9 @@ def test_a_budget_below_a_layer_of_each_sort_names_the_range() -> None:
 def test_layers_that_differ_in_their_feed_forward_part_alone_are_of_one_sort() -> None:
     assert len(set(discover(tiny_model("deepseek_v3")).stacks[0].sorts)) == 1
     assert len(set(discover(tiny_model("gemma3_text")).stacks[0].sorts)) == 1
+
+
+@pytest.mark.parametrize("model_type", ["minimax", "mllama"])
+def test_the_layer_at_which_a_cache_counts_tokens_stays(model_type: str) -> None:
+    stacks = {s.path: s.fixed_layers for s in discover(tiny_model(model_type)).stacks}
+    assert any("caches count tokens" in fixed.get(0, "") for fixed in stacks.values())
