@@ -129,9 +129,18 @@ def _unsound(module: nn.Module) -> str | None:
             return "it shares keys and values with another layer"
         if reshapes_to_input(type(inner).forward):
             return RESHAPES
+        if _was_exchanged(inner):
+            return "short inputs made the model exchange it: built from its config it is another one"
         if "conv" in type(inner).__name__.lower() and not isinstance(inner, LINEAR_TYPES):
             return "a convolution in it works across heads"
     return None
+
+
+def _was_exchanged(module: nn.Module) -> bool:
+    """Tell whether a module attends in another way than its config says (BigBird, once an input was short)."""
+    config = vars(module).get("config")
+    asked = None if config is None else vars(config).get("attention_type")
+    return asked is not None and vars(module).get("attention_type", asked) != asked
 
 
 def _stranger(module: nn.Module, form: AttentionForm) -> str | None:

@@ -27,6 +27,7 @@ from transformers import (
 from patchers import UnsupportedModelError, discover
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
 from sparse_trainer.conformance import tiny_model
+from sparse_trainer.inputs import inputs_for, outputs_of
 from tests.compact_models import FAMILIES, tiny
 
 
@@ -209,3 +210,12 @@ def test_layers_that_cannot_go_are_named_with_the_reason(model_type: str, path: 
     assert reason in structure.untouched[path]
     assert not any(g.block == path for g in structure.of(["layers"]))
     assert path not in discover(tiny_model(model_type), ["channels"]).untouched
+
+
+def test_heads_of_an_attention_that_short_inputs_exchanged_stay() -> None:
+    model = tiny_model("big_bird")
+    assert not discover(model).of(["heads"])
+    outputs_of(model, inputs_for(model))
+    structure = discover(model)
+    assert not structure.of(["heads"])
+    assert "short inputs" in structure.untouched["encoder.layer.0.attention"]
