@@ -20,11 +20,11 @@ from sparse_trainer.answers import (
     without_answers,
 )
 from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.statistics.padding import padding_last, stands_alone, without_padding
 
 # Shape legend: B = sequences, T = tokens.
 
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "labels", "position_ids")
-_DIMENSIONS: Final = {"input_ids": 2, "input_values": 2, "input_features": 3, "pixel_values": 4}
+DIMENSIONS: Final = {"input_ids": 2, "input_values": 2, "input_features": 3, "pixel_values": 4}
 """Dimensions of a batch of each main input; a row has one less."""
 _TOKEN_FIELDS = ("_token_id", "_token_index")
 """How config fields end that name a token: placeholders of images may lie beyond the embeddings."""
@@ -75,7 +75,7 @@ class Batches:
 
         Args:
             labelled: Whether a loss is needed: labels of causal language models are made from the tokens.
-            one_by_one: One sequence at a time, without its padding.
+            one_by_one: One sequence at a time, without its padding; padded sounds and spans always are.
 
         Raises:
             DataError: no batch, wrong columns, no labels, sequences longer than the model's positions, or numbers that
@@ -86,7 +86,8 @@ class Batches:
             inputs = self._checked(number, values)
             if labelled:
                 self._label(number, inputs)
-            for part in self._rows(number, inputs) if one_by_one else [inputs]:
+            alone = one_by_one or stands_alone(inputs, self.main_input)
+            for part in self._rows(number, inputs) if alone else [inputs]:
                 batch = self._batch(number, part, labelled=labelled)
                 counted = counted or batch.terms is not None
                 yield batch
@@ -118,11 +119,12 @@ class Batches:
         if single is not None:
             raise DataError(where, f"column {single!r} is a single number.", "Give rows, or batches of them.")
         main = inputs.get(self.main_input)
-        if main is not None and main.dim() == _DIMENSIONS.get(self.main_input, 0) - 1:
+        if main is not None and main.dim() == DIMENSIONS.get(self.main_input, 0) - 1:
             inputs = {name: value.unsqueeze(0) for name, value in inputs.items()}
         if number > self._looked_at:
             self._look_at(where, inputs)
             self._looked_at = number
+        inputs = padding_last(inputs, self.main_input, is_encoder_decoder=self.is_encoder_decoder)
         return {name: value.to(self.device).contiguous() for name, value in inputs.items()}
 
     def _look_at(self, where: str, inputs: Mapping[str, Tensor]) -> None:
@@ -189,9 +191,8 @@ class Batches:
     def _batch(self, number: int, inputs: dict[str, Tensor], *, labelled: bool) -> Batch:
         main = inputs.get(self.main_input, next(iter(inputs.values())))
         decoder_BT = inputs.get("decoder_attention_mask")
-        labels = inputs.get("labels")
-        if decoder_BT is None and labels is not None and labels.dim() == 2 and self.is_encoder_decoder:
-            decoder_BT = labels != IGNORED if is_read_shifted(self.model, inputs) else None
+        if decoder_BT is None and self.is_encoder_decoder:
+            decoder_BT = self._answered(inputs)
         terms = self._terms(inputs, len(main)) if labelled else None
         return Batch(
             number=number,
@@ -201,6 +202,20 @@ class Batches:
             decoder_real_BT=_real(decoder_BT, decoder_BT),
             terms=terms,
         )
+
+    def _answered(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return where a decoder without a mask reads what has a label, [B, T]; None where labels do not tell."""
+        labels_BT = inputs.get("labels")
+        if labels_BT is None or labels_BT.dim() != 2:
+            return None
+        counts_BT = labels_BT != IGNORED
+        if is_read_shifted(self.model, inputs):
+            return counts_BT
+        given = inputs.get("decoder_input_ids")
+        if given is None or given.shape != labels_BT.shape:
+            return None
+        # Data collators give both. Ignored labels in front are those of a prompt; those at the end are padding.
+        return counts_BT.flip(1).cumsum(1).flip(1) > 0
 
     def _terms(self, inputs: Mapping[str, Tensor], rows: int) -> Tensor | None:
         """Return how many labels the mean of the loss is over, scalar; None where none counts.
@@ -228,19 +243,9 @@ class Batches:
                 f"calibration batch {number}", f"column {uneven!r} has not one entry for each of the {rows} sequences.",
                 "Give batches of one sequence.",
             )  # fmt: skip
-        mask_BT = inputs.get("attention_mask")
         for row in range(rows):
             part = inputs if rows == 1 else {name: value[row : row + 1] for name, value in inputs.items()}
-            if mask_BT is not None and mask_BT.dim() == 2:
-                real_T = mask_BT[row] != 0
-                shape = part["attention_mask"].shape
-                # Labels of an encoder-decoder are the decoder's, whatever their number.
-                cut = set(_PER_TOKEN) - ({"labels"} if self.is_encoder_decoder else set())
-                part = {
-                    name: value[:, real_T] if name in cut and value.shape == shape else value
-                    for name, value in part.items()
-                }
-            yield part
+            yield without_padding(part, self.main_input, is_encoder_decoder=self.is_encoder_decoder)
 
 
 def _tensor(where: str, name: str, value: object) -> Tensor:
@@ -300,8 +305,11 @@ def _real(mask: Tensor | None, read: Tensor | None) -> Tensor | None:
 
 def positions_of(config: Any) -> int | None:
     """Return the longest sequence that a model has positions for, where its config tells."""
-    fields = config.get_text_config().to_dict()
-    positions = fields.get("max_position_embeddings") or fields.get("n_positions")
+    text = config.get_text_config()
+    fields = text.to_dict()
+    # By no other name: old configs of T5, whose positions are relative, hold an n_positions that nothing reads.
+    name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    positions = fields.get(name)
     if not isinstance(positions, int) or positions <= 0:
         return None
     # RoBERTa counts positions from the padding id + 1.

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from patchers import Gate, Structure, discover, patch, unpatch
 from patchers.groups import Group, Slice
 from patchers.layers import linear_at, weight_OI
-from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.conformance.tiny import tiny_config, tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics import (
     Batches,
@@ -319,6 +319,13 @@ def test_bad_calibration_sets_are_refused(batches: list[Any], message: str) -> N
     model = model_of("llama")
     with pytest.raises(DataError, match=message):
         collect(model, widths(model), batches, [Moments()])
+
+
+def test_positions_that_are_relative_have_no_end() -> None:
+    config = T5Config(**tiny_config("t5").to_dict(), n_positions=16)  # as the folders of T5 have it
+    model = T5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": ids(1, 40), "decoder_input_ids": ids(1, 3)}
+    assert collect(model, widths(model), [batch], [Moments()]).tokens == 40
 
 
 def test_a_loss_needs_labels_where_they_cannot_be_made() -> None:
