@@ -24,7 +24,8 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
         total_U = part_U if total_U is None else total_U + part_U
     for t in group.tensors if not group.slices else ():
         tensor = attrgetter(t.name)(model).float()
-        powers = (tensor.abs() if norm == 1 else tensor.square()).movedim(t.dim, 0).flatten(1).sum(1)
+        powers = (tensor.abs() if norm == 1 else tensor.square()).movedim(t.dim, 0)
+        powers = powers.reshape(len(powers), -1).sum(1)
         part_U = _per_unit(powers, t) if group.kind in WIDTH_KINDS else powers.sum().unsqueeze(0)
         total_U = part_U if total_U is None else total_U + part_U
     if total_U is None:

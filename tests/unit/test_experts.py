@@ -25,6 +25,7 @@ from sparse_trainer import (
     SparseTrainingArguments,
     load_pruned,
     optimize_model,
+    prune,
     save_pruned,
 )
 from sparse_trainer.budget import Budget, Selector
@@ -138,6 +139,14 @@ def test_a_mixture_without_some_experts_saves_and_loads(tmp_path: Path, even: bo
     again = load_pruned(folder)
     assert_same(again, compact, logits)
     assert not even or again.config.num_local_experts == 3
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_experts_have_a_magnitude_whatever_their_router_holds(model_type: str) -> None:
+    model = tiny_model(model_type, dtype=torch.float32)
+    pruned, _ = prune(model, criterion="magnitude", density={"experts": 0.5})
+    assert pruned.num_parameters() < model.num_parameters()
+    assert torch.isfinite(logits(pruned)).all()
 
 
 def test_fine_pruning_chooses_experts() -> None:
