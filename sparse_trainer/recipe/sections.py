@@ -129,7 +129,8 @@ def spelling_of(classes: Mapping[str, Any]) -> Spelling:
     """Return how options are written in a recipe: `scope='layer'` of section `prune` is prune.scope: layer.
 
     Args:
-        classes: Section -> dataclass of its options. What stands in several sections, or in none, keeps its bare name.
+        classes: Section -> dataclass of its options. What stands in several sections keeps its bare name; what stands
+            in none is left to who called, as `resume=True` of `run`.
     """
     sections: dict[str, list[str]] = {}
     for key, cls in classes.items():
@@ -138,6 +139,8 @@ def spelling_of(classes: Mapping[str, Any]) -> Spelling:
 
     def spell(name: str, value: str | None) -> str:
         places = sections.get(name, ())
+        if not places:
+            return f"`{name}`" if value is None else f"`{name}={value}`"
         option = f"{places[0]}.{name}" if len(places) == 1 else name
         return option if value is None else f"{option}: {_YAML_WORDS.get(value, value)}"
 

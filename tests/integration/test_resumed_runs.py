@@ -149,7 +149,8 @@ def test_what_cannot_go_on_is_refused_before_any_work(
             go(stopping(files, tmp_path))
     stop_at_step(0, monkeypatch, AssertionError("training started"))
     with pytest.raises(
-        CheckpointError, match=r"checkpoint-2: is work of an earlier run.*--resume.*--overwrite"
+        CheckpointError,
+        match=r"checkpoint-2: is work of an earlier run.*resume=True.*export\.overwrite: true",
     ):
         go(stopping(files, tmp_path))
     changed = stopping(files, tmp_path, "pruning.density=0.3", "training.learning_rate=1.0e-3")
@@ -172,7 +173,7 @@ def test_results_are_replaced_only_when_asked_and_own_files_stay(files: Path, tm
     go(recipe())
     first = Plan.load(tmp_path / "pruned")
     (tmp_path / "pruned" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"holds a result already.*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"holds a result already.*export\.overwrite: true"):
         go(recipe())
     go(recipe("pruning.density=0.4"), overwrite=True)
     assert Plan.load(tmp_path / "pruned").density_asked == 0.4
