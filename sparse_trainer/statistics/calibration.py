@@ -125,7 +125,9 @@ class Batches:
             self._look_at(where, inputs)
             self._looked_at = number
         inputs = padding_last(inputs, self.main_input, is_encoder_decoder=self.is_encoder_decoder)
-        return {name: value.to(self.device).contiguous() for name, value in inputs.items()}
+        # Embeddings read int32, losses do not.
+        ready = {n: value.long() if value.dtype == torch.int32 else value for n, value in inputs.items()}
+        return {name: value.to(self.device).contiguous() for name, value in ready.items()}
 
     def _look_at(self, where: str, inputs: Mapping[str, Tensor]) -> None:
         """Raise `DataError` for what the model would stumble over; once per batch, since it reads the numbers."""

@@ -321,6 +321,15 @@ def test_bad_calibration_sets_are_refused(batches: list[Any], message: str) -> N
         collect(model, widths(model), batches, [Moments()])
 
 
+def test_token_ids_may_be_int32_for_a_loss_too() -> None:
+    model = model_of("llama")
+    (batch,) = sequences(model, (8,))
+    short = {name: value.int() for name, value in batch.items()}
+    found, expected = (collect(model, widths(model), [b], [MaskGradients()]) for b in (short, batch))
+    for (what, one), (_, other) in zip(flat(found), flat(expected), strict=True):
+        assert torch.equal(one, other), what
+
+
 def test_positions_that_are_relative_have_no_end() -> None:
     config = T5Config(**tiny_config("t5").to_dict(), n_positions=16)  # as the folders of T5 have it
     model = T5ForConditionalGeneration(config).eval()
