@@ -20,7 +20,7 @@ from sparse_trainer.answers import (
     without_answers,
 )
 from sparse_trainer.errors import ArgumentError, DataError
-from sparse_trainer.statistics.padding import padding_last, stands_alone, without_padding
+from sparse_trainer.statistics.padding import stands_alone, without_padding
 
 # Shape legend: B = sequences, T = tokens.
 
@@ -75,7 +75,7 @@ class Batches:
 
         Args:
             labelled: Whether a loss is needed: labels of causal language models are made from the tokens.
-            one_by_one: One sequence at a time, without its padding; padded sounds and spans always are.
+            one_by_one: One sequence at a time, without its padding, also where nothing else keeps it from counting.
 
         Raises:
             DataError: no batch, wrong columns, no labels, sequences longer than the model's positions, or numbers that
@@ -86,7 +86,10 @@ class Batches:
             inputs = self._checked(number, values)
             if labelled:
                 self._label(number, inputs)
-            alone = one_by_one or stands_alone(inputs, self.main_input)
+                self._ask_no_padding(inputs)
+            alone = one_by_one or (
+                stands_alone(inputs, self.main_input) and _uneven(inputs, self.main_input) is None
+            )
             for part in self._rows(number, inputs) if alone else [inputs]:
                 batch = self._batch(number, part, labelled=labelled)
                 counted = counted or batch.terms is not None
@@ -124,7 +127,6 @@ class Batches:
         if number > self._looked_at:
             self._look_at(where, inputs)
             self._looked_at = number
-        inputs = padding_last(inputs, self.main_input, is_encoder_decoder=self.is_encoder_decoder)
         # Embeddings read int32, losses do not.
         ready = {n: value.long() if value.dtype == torch.int32 else value for n, value in inputs.items()}
         return {name: value.to(self.device).contiguous() for name, value in ready.items()}
@@ -190,6 +192,15 @@ class Batches:
             labels_BT.masked_fill_(inputs["attention_mask"] == 0, IGNORED)
         inputs["labels"] = labels_BT
 
+    def _ask_no_padding(self, inputs: dict[str, Tensor]) -> None:
+        """Ignore the label of a token that padding would have to tell, being in front of it."""
+        mask_BT, labels_BT = inputs.get("attention_mask"), inputs.get("labels")
+        if not self.shifts_labels or mask_BT is None or labels_BT is None or mask_BT.shape != labels_BT.shape:
+            return
+        after_padding_BT = (mask_BT == 0).roll(1, -1)
+        after_padding_BT[..., 0] = False
+        inputs["labels"] = labels_BT.masked_fill(after_padding_BT, IGNORED)
+
     def _batch(self, number: int, inputs: dict[str, Tensor], *, labelled: bool) -> Batch:
         main = inputs.get(self.main_input, next(iter(inputs.values())))
         decoder_BT = inputs.get("decoder_attention_mask")
@@ -236,11 +247,9 @@ class Batches:
 
     def _rows(self, number: int, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """Yield every sequence by itself, without its padding."""
-        rows = len(inputs.get(self.main_input, next(iter(inputs.values()))))
-        uneven = next(
-            (name for name, value in inputs.items() if value.dim() == 0 or len(value) != rows), None
-        )
-        if uneven is not None and rows > 1:
+        rows = _num_rows(inputs, self.main_input)
+        uneven = _uneven(inputs, self.main_input)
+        if uneven is not None:
             raise DataError(
                 f"calibration batch {number}", f"column {uneven!r} has not one entry for each of the {rows} sequences.",
                 "Give batches of one sequence.",
@@ -248,6 +257,17 @@ class Batches:
         for row in range(rows):
             part = inputs if rows == 1 else {name: value[row : row + 1] for name, value in inputs.items()}
             yield without_padding(part, self.main_input, is_encoder_decoder=self.is_encoder_decoder)
+
+
+def _num_rows(inputs: Mapping[str, Tensor], main: str) -> int:
+    return len(inputs.get(main, next(iter(inputs.values()))))
+
+
+def _uneven(inputs: Mapping[str, Tensor], main: str) -> str | None:
+    """Return a column that cannot be shared out over the rows: of pictures, for one."""
+    rows = _num_rows(inputs, main)
+    uneven = (name for name, value in inputs.items() if value.dim() == 0 or len(value) != rows)
+    return None if rows == 1 else next(uneven, None)
 
 
 def _tensor(where: str, name: str, value: object) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCTC,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
     BertForMultipleChoice,
@@ -65,6 +66,14 @@ def spans() -> Case:
     return headed(AutoModelForQuestionAnswering, "bert"), both, [first, second]
 
 
+def last_token() -> Case:
+    """XLNet pads in front, and its classes hang on the last token."""
+    both, (first, second) = texts({}, left=True)
+    for rows in (both, first, second):
+        rows["labels"] = torch.ones(len(rows["input_ids"]), dtype=torch.long)
+    return headed(AutoModelForSequenceClassification, "xlnet"), both, [first, second]
+
+
 def boxes() -> Case:
     bbox = torch.randint(0, 10, (2, LENGTH, 4), generator=torch.Generator().manual_seed(1)).sort(-1).values
     both, apart = texts({"bbox": bbox, "labels": tokens(2, LENGTH) % 2}, left=False)
@@ -111,6 +120,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "bloom": lambda: left_padded("bloom"),
     "mixtral: router losses": router_losses,
     "bert: spans": spans,
+    "xlnet: classes": last_token,
     "layoutlm: boxes": boxes,
     "wav2vec2: sounds": sounds,
     "t5: collated": lambda: collated("t5"),
@@ -142,6 +152,18 @@ def test_padding_counts_nowhere(case: str, need: Need) -> None:
     for group in structure.groups:
         pairs = zip(numbers(padded, need, group.name), numbers(plain, need, group.name), strict=True)
         for one, two in pairs:
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-10)
+
+
+def test_rows_that_share_a_column_are_read_together_and_padding_is_asked_nothing() -> None:
+    model, both, apart = left_padded("llama")
+    both["position_ids"] = torch.tensor([[0, 1, 2, 3, 4, 5]])  # one row for all: the batch cannot be split
+    structure = discover(model, ["channels"])
+    padded, plain = (collect(model, structure, batches, [Elements()]) for batches in ([both], apart))
+    for group in structure.groups:
+        for one, two in zip(
+            *(numbers(found, Elements(), group.name) for found in (padded, plain)), strict=True
+        ):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-10)
 
 
