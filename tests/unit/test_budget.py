@@ -185,7 +185,7 @@ def layer_budget(density: Any, scope: Any = "global") -> Budget:
 def test_a_budget_below_one_layer_gives_the_feasible_range(density: Any, scope: str) -> None:
     groups = layers_of("encoder", 3)
     costs = {g.name: 7 for g in groups}
-    with pytest.raises(BudgetError, match=r"layer that stays of every stack.*\[0\.3333, 1\]"):
+    with pytest.raises(BudgetError, match=r"one layer of every stack.*\[0\.3333, 1\]"):
         Selector(groups, costs, layer_budget(density, scope))
     selector = Selector(groups, costs, layer_budget(0.34, scope))
     scores = {g.name: torch.tensor([-5.0 + g.layer]) for g in groups}
