@@ -244,5 +244,8 @@ def _over_features(value_U: Tensor, width: int) -> Tensor:
 
 
 def _between(x_BTD: Tensor, y_BTD: Tensor, value_U: Tensor) -> Tensor:
-    """Return x + g (y - x); `lerp` gives exactly y at 1 and exactly x at 0."""
-    return torch.lerp(x_BTD, y_BTD, value_U.to(y_BTD.dtype))
+    """Return x + g (y - x); `lerp` gives exactly y at 1 and exactly x at 0, and lies in memory as y does.
+
+    What reads it rounds by how it lies there.
+    """
+    return torch.lerp(y_BTD, x_BTD, (1 - value_U).to(y_BTD.dtype))

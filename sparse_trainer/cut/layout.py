@@ -23,9 +23,10 @@ from sparse_trainer.cut.fit import Fit, shapes_of
 from sparse_trainer.cut.task_heads import Sizes, other_heads
 from sparse_trainer.errors import UnsupportedModelError
 
-_PASSING = ("training", "gradient_checkpointing", "layer_types", "attention_type")
+_PASSING = ("training", "gradient_checkpointing", "layer_types", "attention_type", "cache_key")
 """Attributes that say what a module does at the moment, not what it is: BigBird's type of attention changes with the
-length of its input. And the sorts of layer that a rotary embedding once served, in no certain order."""
+length of its input. The sorts of layer that a rotary embedding once served, in no certain order. The name under which a
+convolution finds its states in the cache, which only has to be its own."""
 
 
 class Layout(TypedDict):
