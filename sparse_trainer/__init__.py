@@ -10,7 +10,7 @@ from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.oneshot import prune
 from sparse_trainer.trainer import PruningTrainer, SparseTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ModelPatchingCoordinator",
