@@ -26,7 +26,7 @@ def test_all_lists_exactly_the_public_names() -> None:
 
 
 def test_distribution_has_name_version_and_licence() -> None:
-    assert version("sparse-trainer") == sparse_trainer.__version__ == "0.1.0"
+    assert version("sparse-trainer") == sparse_trainer.__version__ == "0.2.0"
     assert metadata("sparse-trainer")["License-Expression"] == "Apache-2.0"
 
 
