@@ -73,7 +73,12 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     try:
         file = cached_file(where, CONFIG_FILE, **hub)
     except (OSError, ValueError) as error:
-        raise CheckpointError(place, f"cannot be read ({first_line(error)}).", DAMAGED) from error
+        remedy = (
+            DAMAGED
+            if os.path.isdir(where)
+            else "Give a model folder, or the name of a hub model that can be had here."
+        )
+        raise CheckpointError(place, f"cannot be read ({first_line(error)}).", remedy) from error
     if file is None:
         raise CheckpointError(place, "is missing.", "Give the folder of a model, or a name on the hub.")
     _check_types(place, read_object(Path(file), DAMAGED, constants=True))
