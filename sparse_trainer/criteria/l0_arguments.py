@@ -79,6 +79,9 @@ class L0Arguments:
             pruned: Kinds of unit that are pruned.
             method: What prunes them, for the message.
         """
+        for name in ("protect_plan", "rewind_model_name_or_path"):
+            if getattr(self, name) == "":
+                raise ArgumentError(name, "is empty.", "Name a plan, or leave it out.")
         if self.protect_plan is not None and self.rewind_model_name_or_path is not None:
             raise ArgumentError(
                 "protect_plan, rewind_model_name_or_path",

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 Protect = str | int
 DAMPING = 0.1
 """Of the repair, unless another is asked for."""
+MOST_STEPS = 1000
+"""Rounds of scoring and cutting that somebody may wait for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,10 @@ class Options:
             raise ArgumentError(
                 "allocation", "uniform widths leave nothing to share out.", "Use `scope='global'`."
             )
-        if self.steps < 1:
-            raise ArgumentError("steps", f"{self.steps} is not positive.", "Give the number of rounds.")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ArgumentError(
+                "steps", f"{self.steps} is not positive, or endless.", f"Give 1 to {MOST_STEPS} rounds."
+            )
         if not 0 < self.max_prune <= 1:
             raise ArgumentError(
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."

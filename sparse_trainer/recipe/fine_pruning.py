@@ -190,6 +190,8 @@ def _training(section: dict[str, Any], name: str, where: str) -> TrainingArgumen
         "dataloader_pin_memory": torch.accelerator.is_available(),
     }
     values = defaults | checked(TrainingArguments, section, where)
+    if not values["output_dir"]:
+        raise RecipeError(f"{where}.output_dir", "is empty.", "Name a folder, or leave it out.")
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:

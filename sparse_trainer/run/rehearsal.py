@@ -74,6 +74,12 @@ def _check_numbers(training: TrainingArguments) -> None:
     # Trainer looks for it when it trains, not when it is made.
     if training.use_liger_kernel and not is_liger_kernel_available():
         raise ArgumentError("use_liger_kernel", "liger-kernel is not installed.", "Install it, or drop this.")
+    if not 0 <= training.label_smoothing_factor < 1:
+        raise ArgumentError(
+            "label_smoothing_factor", f"{training.label_smoothing_factor} is not in [0, 1).", "Give e.g. 0.1."
+        )
+    if training.label_names is not None and "labels" not in training.label_names:
+        raise ArgumentError("label_names", f"{training.label_names} lacks 'labels'.", "Leave it out.")
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
         raise ArgumentError(
             "num_train_epochs", f"{training.num_train_epochs} trains nothing.", "Give e.g. 3."

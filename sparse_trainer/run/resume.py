@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ class RunFolder:
         Raises:
             CheckpointError: They cannot; or there are results, or work of a run that was stopped, to be lost.
         """
-        if self.result.resolve() in (self.path.resolve(), *self.path.resolve().parents):
+        # unlike Path.resolve, no error for a link to itself
+        here = Path(os.path.realpath(self.path))
+        if Path(os.path.realpath(self.result)) in (here, *here.parents):
             raise CheckpointError(
                 f"export.output_dir: {self.result}",
                 f"holds the folder that the run trains in ({self.path}), and is replaced as a whole.",
