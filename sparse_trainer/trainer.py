@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from patchers.cheaper import BlendedNorm
 from patchers.merging import has_adapters
 from patchers.modeling_pruned import is_no_norm
+from sparse_trainer.adapter_files import lie_apart, restore_adapters
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
@@ -249,18 +250,24 @@ class SparseTrainer:
         """Load a checkpoint; a library whose model wraps another one cannot read the inner one back with its gates."""
         if has_whole(resume_from_checkpoint):
             load_whole(resume_from_checkpoint, self.model)  # type: ignore[attr-defined]
+            return
+        if lie_apart(self.model):  # type: ignore[attr-defined]
+            restore_adapters(resume_from_checkpoint, self.model, EARLIER)  # type: ignore[attr-defined]
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
-            self._restore_gates(resume_from_checkpoint)
+        self._restore_gates(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, likewise."""
         best = self.state.best_model_checkpoint  # type: ignore[attr-defined]
         if has_whole(best):
             load_whole(best, self.model)  # type: ignore[attr-defined]
+            return
+        if lie_apart(self.model):  # type: ignore[attr-defined]
+            restore_adapters(best, self.model, EARLIER)  # type: ignore[attr-defined]
         else:
             super()._load_best_model()  # type: ignore[misc]
-            self._restore_gates(best)
+        self._restore_gates(best)
 
     def _restore_gates(self, checkpoint: str) -> None:
         """Bring back the gates beside an adapter, which is all that a Trainer loads."""

@@ -1,7 +1,7 @@
 """Checkpoints of trainings with adapters: base model, adapter and gates, put together again."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from patchers.merging import base_model as inner_of
 from patchers.modeling_pruned import pruned_class
+from sparse_trainer.adapter_files import ADAPTER_CONFIG, adapters_in
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import CONFIG_FILE, first_line, refusing
@@ -20,7 +21,6 @@ from sparse_trainer.gate_file import GATE_FILE, restore_gates
 from sparse_trainer.json_text import read_object
 from sparse_trainer.pruning_state import STATE_FILE, args_to_restore, read_model
 
-ADAPTER_CONFIG = "adapter_config.json"
 _DAMAGED = "Restore the checkpoint, or take an earlier one."
 _GIVE_BASE = "Name the folder or hub id of the base model: load_patched(…, base_model=…), or --base-model."
 
@@ -66,7 +66,7 @@ def load_adapted(folder: Path, base_model: str | os.PathLike[str] | None) -> Any
     restore_gates(folder, model, _DAMAGED)
     whole: Any = None
     try:
-        for name, place in _adapters_in(folder):
+        for name, place in adapters_in(folder, _DAMAGED):
             if whole is None:
                 whole = PeftModel.from_pretrained(model, place, adapter_name=name)
             else:
@@ -113,17 +113,8 @@ def _load_base(said: Mapping[str, Any], base: str, folder: Path) -> tuple[PreTra
 
 
 def _base_of(folder: Path) -> str:
-    place = next(place for _, place in _adapters_in(folder))
+    place = next(place for _, place in adapters_in(folder, _DAMAGED))
     name = read_object(place / ADAPTER_CONFIG, _DAMAGED).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path", "is empty.", _GIVE_BASE)
     return name
-
-
-def _adapters_in(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield names and folders of the adapters: `default` lies in the checkpoint itself, others in folders of theirs."""
-    found = [("default", folder)] if (folder / ADAPTER_CONFIG).is_file() else []
-    found += [(file.parent.name, file.parent) for file in sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))]
-    if not found:
-        raise CheckpointError(str(folder / ADAPTER_CONFIG), "is missing.", _DAMAGED)
-    yield from found

@@ -128,6 +128,49 @@ def test_the_best_model_comes_back_with_its_gates(tmp_path: Path) -> None:
     assert not all(torch.equal(now[name], kept[12][name]) for name in now)
 
 
+def several(folder: Path, names: list[str], active: list[str], **options: Any) -> PruningTrainer:
+    """Return a trainer of a model with adapters of these names, on other linears and of other ranks each."""
+    model = peft.get_peft_model(quiet_model(), config(task_type=None), adapter_name=names[0])
+    for number, name in enumerate(names[1:]):
+        model.add_adapter(
+            name, config(target_modules=["value", "output.dense"], r=5 + number, task_type=None)
+        )
+    model.base_model.set_adapter(active)
+    return trainer(folder, asked("movement"), model, **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "active"),
+    [
+        (["default", "second"], ["second"]),
+        (["default", "second"], ["default", "second"]),
+        (["mine"], ["mine"]),
+    ],
+    ids=["second of two", "both", "another name"],
+)
+def test_every_adapter_comes_back_from_its_own_folder(
+    names: list[str], active: list[str], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 7}
+    whole = several(tmp_path / "whole", names, active, **options)
+    whole.train()
+    resumed = several(tmp_path / "resumed", names, active)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    ours, theirs = everything(whole.coordinator.model), everything(resumed.coordinator.model)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+    whole.state.best_model_checkpoint = str(tmp_path / "whole" / "checkpoint-7")
+    whole._load_best_model()
+    fresh = several(tmp_path / "fresh", names, active)
+    fresh._load_from_checkpoint(str(tmp_path / "whole" / "checkpoint-7"))
+    best, loaded = everything(whole.coordinator.model), everything(fresh.coordinator.model)
+    assert any(not torch.equal(best[name], ours[name]) for name in ours)
+    for name, tensor in best.items():
+        assert torch.equal(tensor, loaded[name]), name
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
