@@ -96,19 +96,21 @@ class Skip(nn.Module):
     def _count_tokens(self, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the cache how many tokens passed: masks and positions of all layers may be counted at this one.
 
-        The cache is known by its type: transformers has called it past_key_values, layer_past and cache.
+        The cache is known by its type: transformers has called it past_key_values, layer_past and cache. Its entry is
+        the one that the call names (Zamba, whose layers share an attention), else that of the layer.
         """
         cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
-        if cache is None or self.layer_idx is None:
-            return
         named = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        layer_idx = next((named[n] for n in _LAYER_NUMBERS if type(named.get(n)) is int), self.layer_idx)
+        if cache is None or layer_idx is None:
+            return
         others = next((named[n] for n in _OTHER_STATES if named.get(n) is not None), None)
         if others is None:
             own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-            _write_nothing(own, self.layer_idx, hidden_states)
-        elif isinstance(cache, EncoderDecoderCache) and not cache.is_updated.get(self.layer_idx):
-            _write_nothing(cache.cross_attention_cache, self.layer_idx, others)
-            cache.is_updated[self.layer_idx] = True
+            _write_nothing(own, layer_idx, hidden_states)
+        elif isinstance(cache, EncoderDecoderCache) and not cache.is_updated.get(layer_idx):
+            _write_nothing(cache.cross_attention_cache, layer_idx, others)
+            cache.is_updated[layer_idx] = True
 
     def stand_for(self, name: str, reference: Tensor) -> None:
         """Hold an empty entry under the name of a weight that is gone.

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TYPES = (
     "albert", "bart", "bert", "bloom", "clip", "deberta-v2", "distilbert", "falcon", "gemma2", "gpt2", "gpt_neox",
     "gpt_oss", "llama", "llava", "mixtral", "modernbert", "mpnet", "mpt", "phi3", "qwen2_moe", "qwen3", "swin", "t5",
-    "vit", "whisper",
+    "vit", "whisper", "zamba",
 )  # fmt: skip
 PROMISED = (
     "albert", "bart", "bert", "blip_2_qformer", "bloom", "camembert", "clip", "cohere", "cohere2", "deberta-v2",
