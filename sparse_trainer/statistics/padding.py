@@ -27,6 +27,7 @@ def stands_alone(inputs: Mapping[str, Tensor], main: str) -> bool:
     Args:
         main: The name of the model's main input.
 
+    >>> import torch
     >>> stands_alone({"attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}, "input_ids")
     True
     >>> stands_alone({"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}, "input_ids")
@@ -49,6 +50,7 @@ def without_padding(row: Mapping[str, Tensor], main: str, *, is_encoder_decoder:
         main: The name of the model's main input.
         is_encoder_decoder: The labels are the decoder's: the mask says nothing of them.
 
+    >>> import torch
     >>> mask_BT = torch.tensor([[0, 1, 1]])
     >>> row = {"input_ids": torch.tensor([[0, 5, 6]]), "attention_mask": mask_BT, "end_positions": torch.tensor([2])}
     >>> without_padding(row, "input_ids", is_encoder_decoder=False)["end_positions"]
