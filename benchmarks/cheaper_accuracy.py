@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from sparse_trainer.cheaper import Cheapening, cheapen, finish
+from sparse_trainer.cheaper.layers import Cheapening, cheapen, finish
 from sparse_trainer.data import DataOptions, load_splits
 from sparse_trainer.folders.loading import resolve
 

@@ -13,8 +13,11 @@ import torch
 from common import base_parser, best_ratio, environment, interleave, prepare, ratio, show, summary
 from transformers import BertConfig, BertForSequenceClassification
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, discover, optimize_model
+from patchers.discover import discover
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.budget.cost import mac_count
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 
 DENSITIES = (0.5, 0.25)
 

@@ -29,8 +29,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sparse_trainer import discover, load_pruned, optimize_model, save_pruned
-from sparse_trainer.plan import Plan
+from patchers.discover import discover
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, make_plan, measure
 
 

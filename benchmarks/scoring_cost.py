@@ -29,9 +29,10 @@ from common import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sparse_trainer import discover
+from patchers.discover import discover
 from sparse_trainer.oneshot.mixture import criterion_of
-from sparse_trainer.statistics import Walk, collect
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.walk import Walk
 
 FORWARD, BACKWARD = "forward", "forward and backward"
 BY_BLOCK = " by block"

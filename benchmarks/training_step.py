@@ -31,7 +31,8 @@ from common import (
 )
 from transformers import BertConfig, BertForSequenceClassification
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 
 ASKED: dict[str, dict[str, object]] = {
     "patched": {},

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from patchers.families import AttentionForm, attention_forms
 from patchers.families.exceptions import HEADS_STAY, NEVER_EMPTY, PER_HEAD_MASK, RESHAPES, SHARED_CACHE
+from patchers.families.registry import attention_forms
+from patchers.families.tables import AttentionForm
 from patchers.groups import Core, Edit, Select, TensorSlice
 from patchers.heads import GROUP_COUNTS, HEAD_COUNTS, Heads, count_heads, divide, head_slices
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present

@@ -6,8 +6,9 @@ from functools import lru_cache
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from patchers.families import FfnForm, ffn_forms
 from patchers.families.exceptions import CHANNELS_STAY
+from patchers.families.registry import ffn_forms
+from patchers.families.tables import FfnForm
 from patchers.groups import Edit, Slice
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
 from patchers.parts import Part, Refusal, join

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.families import AttentionForm
+from patchers.families.tables import AttentionForm
 from patchers.groups import Slice
 from patchers.layers import features, linear_at, present
 from patchers.parts import join

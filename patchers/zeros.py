@@ -117,3 +117,11 @@ def _fold(model: nn.Module, group: Group, keep_U: Tensor, x_I: Tensor) -> None:
     constant_O = weight_OI(linear).double()[:, gone_I] @ x_I[gone_I].double()
     if linear.bias is not None:
         linear.bias = parameter_like((linear.bias.double() + constant_O).to(linear.bias.dtype), linear.bias)
+
+
+@torch.no_grad()
+def bake_all(model: nn.Module, structure: Structure, gates: dict[str, Gate]) -> None:
+    """Multiply the parameters of a model by its masks, and by the gates on its channels, in place."""
+    for path, mask in masks_of(model).items():
+        bake(linear_at(model, path), mask)
+    zero_units(model, structure, {name: gate.keep_U > 0 for name, gate in gates.items()})

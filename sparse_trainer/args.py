@@ -10,13 +10,13 @@ from sparse_trainer.budget.budget import SCOPES, Budget, Scope
 from sparse_trainer.budget.cost import TARGETS, Target
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.cheaper.arguments import CheaperArguments
-from sparse_trainer.criteria import CRITERIA
 from sparse_trainer.criteria.l0_arguments import L0Arguments
+from sparse_trainer.criteria.registry import CRITERIA
 from sparse_trainer.errors import ArgumentError, nearest, one_of
 from sparse_trainer.fields import PerKind, check_types, understands_old_names
-from sparse_trainer.masking import MaskArguments
+from sparse_trainer.masking.arguments import MaskArguments
 from sparse_trainer.schedule import CubicSchedule, LinearSchedule, Schedule
-from sparse_trainer.width_criteria import WIDTH_CRITERIA
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 
 _OPTIONS_OF: Final = dict.fromkeys(WIDTH_CRITERIA, "calibration_") | {
     "l0": "l0_",

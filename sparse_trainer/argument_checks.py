@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from torch import nn
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.groups import KINDS, Kind, Structure
 from patchers.parts import starred
-from sparse_trainer.criteria import CRITERIA, is_calibrated
+from sparse_trainer.criteria.registry import CRITERIA, is_calibrated
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
 from sparse_trainer.width_criteria.scorable import check_scorable
 

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers import Gate, Structure, discover
-from patchers.groups import Kind
+from patchers.discover import discover
+from patchers.gates import Gate
+from patchers.groups import Kind, Structure
 from patchers.merging import base_model, check_mergeable
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.argument_checks import check_on_model, check_scored
-from sparse_trainer.cheaper import Blending
+from sparse_trainer.cheaper.layers import Blending
 from sparse_trainer.distillation.comparable import check_distillation
 from sparse_trainer.distillation.layer_map import LayerMap, hang_projection
 from sparse_trainer.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.gating import Gating
-from sparse_trainer.masking import Masking
+from sparse_trainer.masking.driver import Masking
 from sparse_trainer.weights import check_weights
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import Structure, discover, is_patched
+from patchers.discover import discover
+from patchers.groups import Structure
 from patchers.layers import linear_at
+from patchers.patch import is_patched
 from sparse_trainer.cut.decision import PlanLike
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError

@@ -7,17 +7,19 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from patchers import Gate, Structure, patch
-from sparse_trainer.budget import make_selector
+from patchers.gates import Gate
+from patchers.groups import Structure
+from patchers.patch import patch
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Nesting
+from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
-from sparse_trainer.criteria import CRITERIA
+from sparse_trainer.criteria.registry import CRITERIA
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.plan.protect import put_first, survivors
 from sparse_trainer.plan.record import Request, remember_request
-from sparse_trainer.statistics import collect
+from sparse_trainer.statistics.collect import collect
 
 
 @final

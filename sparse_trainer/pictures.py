@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files import new_file, write_text
-from sparse_trainer.oneshot import Decision
+from sparse_trainer.oneshot.decision import Decision
 from sparse_trainer.plan.document import GroupPlan, Plan
 
 # Shape legend: U = units of a group, N = units of all groups of a kind.

@@ -25,9 +25,11 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from patchers import Gate, Structure, discover, gated, gates_by_group, patch
-from patchers.groups import BLOCK_KINDS, KINDS
-from sparse_trainer.cheaper import cheapen, set_mix
+from patchers.discover import discover
+from patchers.gates import Gate
+from patchers.groups import BLOCK_KINDS, KINDS, Structure
+from patchers.patch import gated, gates_by_group, patch
+from sparse_trainer.cheaper.layers import cheapen, set_mix
 
 # Shape legend: B = rows, T = tokens, U = units.
 

@@ -29,7 +29,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from patchers import Structure
+from patchers.groups import Structure
 from tests.compact_models import FAMILIES, perturbed, tiny
 
 _SIZES = {

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from patchers import Structure, discover
+from patchers.discover import discover
+from patchers.groups import Structure
 from sparse_trainer.conformance.tiny import perturb, tiny_config, tiny_model
 
 # Shape legend: B = sequences, T = tokens.

@@ -26,9 +26,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers import Structure, gated
-from patchers.groups import Kind
-from sparse_trainer import optimize_model
+from patchers.groups import Kind, Structure
+from patchers.patch import gated
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.plan.record import Request, make_plan, measure
 from sparse_trainer.quickstart.packaged import packaged_folder

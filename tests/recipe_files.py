@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sparse_trainer.quickstart.generated import generate
-from sparse_trainer.recipe import Recipe, load_recipe
+from sparse_trainer.recipe.fine_pruning import Recipe, load_recipe
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from patchers import discover, is_patched
 from patchers.cheaper import BlendedNorm, blend_gelus, blend_norms, blended, take_in, unblend
+from patchers.discover import discover
+from patchers.patch import is_patched
 from sparse_trainer.cheaper.arguments import LAYERS, CheaperArguments
 from sparse_trainer.cut.adopt import adopt
 from sparse_trainer.cut.cheaper import fold_cheaper, gelus_of_config

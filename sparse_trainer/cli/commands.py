@@ -29,9 +29,9 @@ from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.export import EXPORTS
 from sparse_trainer.folders.loading import load_model, load_shape
-from sparse_trainer.recipe import load_recipe
+from sparse_trainer.recipe.fine_pruning import load_recipe
 from sparse_trainer.recipe.sections import describe, shipped
-from sparse_trainer.run import run as run_recipe
+from sparse_trainer.run.recipe import run as run_recipe
 from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 app = typer.Typer(

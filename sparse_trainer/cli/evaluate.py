@@ -18,18 +18,10 @@ from sparse_trainer.bench import device_name, find_dtype
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
-from sparse_trainer.evaluation import (
-    Accuracy,
-    Comparison,
-    EvaluationOptions,
-    Perplexity,
-    Result,
-    check_tasks,
-    compare,
-)
-from sparse_trainer.evaluation import (
-    evaluate as measure,
-)
+from sparse_trainer.evaluation.choices import Accuracy
+from sparse_trainer.evaluation.measure import Comparison, EvaluationOptions, Result, check_tasks, compare
+from sparse_trainer.evaluation.measure import evaluate as measure
+from sparse_trainer.evaluation.text import Perplexity
 from sparse_trainer.folders.checkpoint import check_weights
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.prune import SourceOptions

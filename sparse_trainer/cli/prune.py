@@ -20,8 +20,8 @@ from sparse_trainer.folders.prune import (
     SourceOptions,
     prune_folder,
 )
-from sparse_trainer.oneshot import WIDTH_CRITERIA
 from sparse_trainer.oneshot.reconstruct import REPAIRS
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 
 BUDGET, DATA, REPAIR, RESULT = "Budget", "Calibration", "Repair", "Result"
 

@@ -15,8 +15,8 @@ from sparse_trainer.bench import Bench, Conditions
 from sparse_trainer.cli.inspection import Inspection
 from sparse_trainer.conformance import matrix_page
 from sparse_trainer.conformance.matrix import Matrix
-from sparse_trainer.plan import Plan
-from sparse_trainer.run import RunResult
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import kept_lines, shape_lines
 
 

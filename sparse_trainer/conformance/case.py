@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import Structure, cut, discover, gated
-from patchers.groups import Group
+from patchers.discover import discover
+from patchers.groups import Group, Structure
+from patchers.patch import gated
+from patchers.surgery import cut
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
-from sparse_trainer.inputs import outputs_of
+from sparse_trainer.inputs.make import outputs_of
 from sparse_trainer.plan.record import Request, make_plan, measure
 
 # Shape legend: U = units of a group.

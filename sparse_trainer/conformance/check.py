@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.parts import starred
 from sparse_trainer.conformance.case import Case, Report, cast, check_same, reached_stacks
 from sparse_trainer.conformance.decoding import RUN_ERRORS
 from sparse_trainer.conformance.laws import DEFAULT, EXACT, EXPECTED_FILE, INPUT, OUTPUT, Law
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.inputs import inputs_for, outputs_of
+from sparse_trainer.inputs.make import inputs_for, outputs_of
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import gated
 from patchers.groups import WIDTH_KINDS
+from patchers.patch import gated
 from sparse_trainer.conformance.case import Case, CheckError
 
 # Shape legend: B = rows, T = tokens.

@@ -11,13 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import cut, discover, gated
+from patchers.discover import discover
 from patchers.groups import WIDTH_KINDS
 from patchers.modeling_pruned import stock_class_of
+from patchers.patch import gated
+from patchers.surgery import cut
 from sparse_trainer.conformance.case import Case, CheckError, cast
 from sparse_trainer.conformance.decoding import RUN_ERRORS, decodes_alike
 from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.inputs import outputs_of
+from sparse_trainer.inputs.make import outputs_of
 
 Law = Callable[[Case], bool]
 """True = it holds, False = it has nothing to say of a model; raises where it does not hold."""

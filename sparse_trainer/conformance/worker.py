@@ -22,7 +22,7 @@ import transformers
 from sparse_trainer.conformance.case import Report, check_same
 from sparse_trainer.conformance.check import check_model, check_reload
 from sparse_trainer.conformance.tiny import NotTestable, tiny_model
-from sparse_trainer.inputs import inputs_for, outputs_of
+from sparse_trainer.inputs.make import inputs_for, outputs_of
 
 logger = logging.getLogger(__name__)
 SECONDS = 180

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from patchers.gates import Gate
 from patchers.groups import KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
-from sparse_trainer.statistics import Need, Statistics
+from sparse_trainer.statistics.needs import Need, Statistics
 
 Gates = Mapping[str, Gate]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from patchers.gates import Gate, SaliencyGate
 from patchers.groups import Group, Structure
 from sparse_trainer.criteria.base import Criterion, Gates, Plain
-from sparse_trainer.statistics import Need, Statistics, kinds_with
-from sparse_trainer.width_criteria import Evidence, WidthCriterion
+from sparse_trainer.statistics.needs import Need, Statistics, kinds_with
+from sparse_trainer.width_criteria.base import Evidence, WidthCriterion
 
 
 class Calibrated(Plain):

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.modeling_pruned import FORMAT, portable, pruned_class, stock_class_of, widen_routers
 from sparse_trainer.auto_classes import auto_map_for
 from sparse_trainer.cut.changes import Cut
@@ -17,7 +17,7 @@ from sparse_trainer.cut.layout import (
     mark_skips,
 )
 from sparse_trainer.cut.router_logits import most_experts, short_routers
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, attach_plan, compose, counts_anew, make_plan, measure, plan_of
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchers import Structure
-from patchers.groups import Group
+from patchers.groups import Group, Structure
 
 _FIELD = "alignment_heads"
 _CROSS = ("encoder_attn", "cross_attn", "crossattention", "EncDecAttention")

@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from patchers import Structure
-from patchers.groups import Group, Kind
+from patchers.groups import Group, Kind, Structure
 
 _LAYER_FIELDS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers import MaskFactor, Structure, discover, gates_by_group, gates_of, masks_of
-from patchers.groups import BLOCK_KINDS, KINDS, Kind
+from patchers.discover import discover
+from patchers.groups import BLOCK_KINDS, KINDS, Kind, Structure
+from patchers.masks import MaskFactor
+from patchers.patch import gates_by_group, gates_of, masks_of
 from patchers.zeros import removable
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.plan import Plan
-from sparse_trainer.plan.document import Density
+from sparse_trainer.plan.document import Density, Plan
 from sparse_trainer.plan.record import Request, request_of, take_request, target_named
 
 # Shape legend: U = units of a group, K = hidden features that stay.

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from patchers import Structure, discover
+from patchers.discover import discover
+from patchers.groups import Structure
 from patchers.modeling_pruned import is_skip, overridden, stock_class_of, stock_config
 from sparse_trainer.cut.changes import (
     CHANNEL_FIELDS,

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.modeling_pruned import (
     LayoutError,
     OwnConfig,

@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import cut, discover, gated, gates_by_group, is_patched, masks_of, unpatch
+from patchers.discover import discover
 from patchers.merging import base_model, has_adapters, merge_adapters
+from patchers.patch import gated, gates_by_group, is_patched, masks_of, unpatch
+from patchers.surgery import cut
 from patchers.zeros import fold_constants
 from sparse_trainer.cut.adopt import record, take_class
 from sparse_trainer.cut.alignment import renumber_alignment
@@ -16,7 +18,7 @@ from sparse_trainer.cut.cheaper import fold_cheaper, refuse_blends
 from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, decide, refuse_all_open
 from sparse_trainer.cut.probe import check_same, outputs_of
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
-from sparse_trainer.masking.driver import bake_all
+from patchers.zeros import bake_all
 from sparse_trainer.plan.record import density_reached, make_plan, measure
 
 M = TypeVar("M", bound=PreTrainedModel)

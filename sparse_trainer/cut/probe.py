@@ -8,8 +8,9 @@ from transformers import PreTrainedConfig
 
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
-from sparse_trainer.inputs import inputs_for, special_ids
-from sparse_trainer.inputs import outputs_of as run
+from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.inputs.make import outputs_of as run
+from sparse_trainer.inputs.placeholders import special_ids
 from sparse_trainer.modes import evaluating
 
 # Shape legend: V = vocabulary, B = rows, T = tokens, K = hidden features that are kept.

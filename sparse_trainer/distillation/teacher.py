@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from patchers import Gate, Structure
+from patchers.gates import Gate
+from patchers.groups import Structure
 from sparse_trainer.answers import IGNORED, bare, shifts_labels, without_answers
 from sparse_trainer.distillation.comparable import check_teacher
 from sparse_trainer.distillation.divergences import Divergence, divergence_for

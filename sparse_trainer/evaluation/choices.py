@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sparse_trainer.corpora import Corpus, Question, encode, find, frame_of, questions, rows
+from sparse_trainer.corpora.base import Corpus, Question
+from sparse_trainer.corpora.encode import encode, frame_of
+from sparse_trainer.corpora.read import find, questions, rows
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.evaluation.scoring import Scored, Scorer, Tell
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sparse_trainer.corpora import Corpus, check_source, find
+from sparse_trainer.corpora.base import Corpus
+from sparse_trainer.corpora.read import check_source, find
 from sparse_trainer.errors import ArgumentError, nearest, shown
 from sparse_trainer.evaluation.choices import Accuracy, multiple_choice
 from sparse_trainer.evaluation.text import Perplexity, beyond_window, perplexity, ratio_of_sums

@@ -9,7 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sparse_trainer.corpora import Corpus, find, frame_of, joined, rows, stream, texts
+from sparse_trainer.corpora.base import Corpus
+from sparse_trainer.corpora.encode import frame_of, stream
+from sparse_trainer.corpora.read import find, joined, rows, texts
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.evaluation.scoring import Scored, Scorer, Tell
 

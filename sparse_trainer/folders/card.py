@@ -11,7 +11,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from sparse_trainer.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 
 _TEMPLATE = """\
 ---

@@ -15,7 +15,7 @@ from sparse_trainer.folders.loading import load_model, resolve
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
 from sparse_trainer.folders.tokenizers import find_tokenizer
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from patchers import is_patched
 from patchers.cheaper import blended
 from patchers.modeling_pruned import stock_class_of
+from patchers.patch import is_patched
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
 from sparse_trainer.files import place_of, write_text

@@ -19,8 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from patchers import Structure, discover
 from patchers.cheaper import read_as_no_norms
+from patchers.discover import discover
+from patchers.groups import Structure
 from sparse_trainer.cut.adopt import adopt
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import Group, cut, discover
-from patchers.groups import WIDTH_KINDS
+from patchers.discover import discover
+from patchers.groups import WIDTH_KINDS, Group
 from patchers.modeling_pruned import selections_of, stock_class_of
+from patchers.surgery import cut
 from sparse_trainer.cut.fit import build, widest
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.cut.probe import check_same, outputs_of

@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from sparse_trainer import pictures
 from sparse_trainer.argument_checks import keeps_all
 from sparse_trainer.bench import find_device, find_dtype
-from sparse_trainer.corpora import calibration_batches, check_source, find
+from sparse_trainer.corpora.batches import calibration_batches
+from sparse_trainer.corpora.read import check_source, find
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import read_config
@@ -22,11 +23,11 @@ from sparse_trainer.folders.export import check_target, export_form, least_bytes
 from sparse_trainer.folders.loading import load_model
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.tokenizers import find_tokenizer
-from sparse_trainer.oneshot import Decision, prune
+from sparse_trainer.oneshot.decision import Decision
 from sparse_trainer.oneshot.mixture import name_of
 from sparse_trainer.oneshot.options import Options, options_of
-from sparse_trainer.oneshot.prune import needs_of
-from sparse_trainer.plan import Plan
+from sparse_trainer.oneshot.prune import needs_of, prune
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.statistics.calibration import check_positions, positions_of
 

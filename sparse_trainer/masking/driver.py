@@ -8,11 +8,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from patchers import Gate, MaskFactor, Structure, WeightMask, masks_of
 from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, drawn, presence
+from patchers.gates import Gate
+from patchers.groups import Structure
 from patchers.layers import linear_at, weight_OI
-from patchers.masks import bake
-from patchers.zeros import zero_units
+from patchers.masks import MaskFactor, WeightMask, bake
+from patchers.patch import masks_of
+from patchers.zeros import bake_all
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.masking.hang import hang_masks
 from sparse_trainer.masking.parts import DISABLED
@@ -207,14 +209,6 @@ class Masking:
         """Zero what the masks close in the parameters themselves, at the final threshold; the outputs stay."""
         if self.finished:
             bake_all(self.model, self.structure, self.gates)
-
-
-@torch.no_grad()
-def bake_all(model: nn.Module, structure: Structure, gates: dict[str, Gate]) -> None:
-    """Multiply the parameters of a model by its masks, and by the gates on its channels, in place."""
-    for path, mask in masks_of(model).items():
-        bake(linear_at(model, path), mask)
-    zero_units(model, structure, {name: gate.keep_U > 0 for name, gate in gates.items()})
 
 
 def _rebuild(model: nn.Module, site: Site, args: Any, remaining: float, draw: str | None) -> None:

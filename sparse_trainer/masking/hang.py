@@ -5,9 +5,12 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from patchers import Gate, Group, MaskFactor, Structure, WeightMask, hang_mask, patch
 from patchers.concrete import ConcreteGate
+from patchers.gates import Gate
+from patchers.groups import Group, Structure
 from patchers.layers import features, linear_at
+from patchers.masks import MaskFactor, WeightMask
+from patchers.patch import hang_mask, patch
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.masking.arguments import MaskArguments
 from sparse_trainer.masking.parts import DISABLED, PartOptions

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchers import Gate, Group, MaskFactor
+from patchers.gates import Gate
+from patchers.groups import Group
 from patchers.layers import features, linear_at, weight_OI
-from patchers.masks import block_sum
+from patchers.masks import MaskFactor, block_sum
 from sparse_trainer.magnitude import magnitude
 from sparse_trainer.masking.parts import PartOptions
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from patchers.groups import Structure
-from sparse_trainer.budget import Selector
+from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import STANDARDIZERS
 
 # Shape legend: U = units of a group.

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchers import Group, Structure
-from sparse_trainer.budget import Budget
-from sparse_trainer.plan import Plan
+from patchers.groups import Group, Structure
+from sparse_trainer.budget.budget import Budget
+from sparse_trainer.plan.document import Plan
 
 
 @dataclass

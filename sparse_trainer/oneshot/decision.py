@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from patchers import Structure
-from sparse_trainer.budget import Selector
+from patchers.groups import Structure
+from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.oneshot.allocation import select
 from sparse_trainer.oneshot.mixture import check_finite, criterion_of, name_of
 from sparse_trainer.oneshot.options import Options
-from sparse_trainer.statistics import Batches, Need, Walk
-from sparse_trainer.width_criteria import Evidence
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.needs import Need
+from sparse_trainer.statistics.walk import Walk
+from sparse_trainer.width_criteria.base import Evidence
 
 # Shape legend: U = units of a group.
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest, shown
 from sparse_trainer.oneshot.spelling import read_criterion, read_sum, written
-from sparse_trainer.statistics import Need
-from sparse_trainer.width_criteria import Evidence, WidthCriterion
+from sparse_trainer.statistics.needs import Need
+from sparse_trainer.width_criteria.base import Evidence, WidthCriterion
 
 # Shape legend: U = units of a group.
 

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchers import Structure, discover
-from patchers.discover import matches
-from patchers.groups import WIDTH_KINDS, Kind
+from patchers.discover import discover, matches
+from patchers.groups import WIDTH_KINDS, Kind, Structure
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.argument_checks import keeps_all
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest, shown
 from sparse_trainer.oneshot.mixture import CriterionLike, criterion_of, name_of
 from sparse_trainer.oneshot.reconstruct import REPAIRS
-from sparse_trainer.statistics import Moments, SequenceMeans, kinds_with
-from sparse_trainer.width_criteria import WIDTH_CRITERIA
+from sparse_trainer.statistics.needs import Moments, SequenceMeans, kinds_with
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 
 logger = logging.getLogger(__name__)
 

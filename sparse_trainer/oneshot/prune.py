@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from patchers import Gate, Structure, is_patched, patch
+from patchers.gates import Gate
+from patchers.groups import Structure
 from patchers.merging import has_adapters
-from sparse_trainer.budget import Selector
+from patchers.patch import is_patched, patch
 from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.selection import Selector
 from sparse_trainer.cut.optimize import carry_out
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.oneshot.course import Course, kept_in
@@ -20,11 +22,13 @@ from sparse_trainer.oneshot.decision import Decision, criteria_needs, decide, sc
 from sparse_trainer.oneshot.mixture import MIXED_AFTER, CriterionLike, Mixture, criterion_of, name_of
 from sparse_trainer.oneshot.options import DAMPING, Options, Protect, density_of, options_of, structure_for
 from sparse_trainer.oneshot.repair import prepare_biases, repair, repair_needs
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
-from sparse_trainer.statistics import Batches, Moments, Need, Statistics, collect, lacks
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.needs import Moments, Need, Statistics, lacks
 from sparse_trainer.weights import check_weights
-from sparse_trainer.width_criteria import Evidence
+from sparse_trainer.width_criteria.base import Evidence
 from sparse_trainer.width_criteria.scorable import check_scorable
 
 M = TypeVar("M", bound=PreTrainedModel)

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers import Group, Structure, gated
+from patchers.groups import Group, Structure
 from patchers.layers import Linear, bare_linear_at, features, weight_OI
+from patchers.patch import gated
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.oneshot.options import Options
 from sparse_trainer.oneshot.reconstruct import Repaired, fold_mean, least_squares, scale
-from sparse_trainer.statistics import Batches, Moments, MomentSums, Need, Statistics, Walk
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.needs import Moments, MomentSums, Need, Statistics
+from sparse_trainer.statistics.walk import Walk
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 

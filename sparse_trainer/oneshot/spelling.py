@@ -8,7 +8,8 @@ from typing import Any
 
 from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
 from sparse_trainer.fields import checked
-from sparse_trainer.width_criteria import WIDTH_CRITERIA, WidthCriterion
+from sparse_trainer.width_criteria.base import WidthCriterion
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 from sparse_trainer.yaml_text import parse_yaml
 
 _TERM = re.compile(

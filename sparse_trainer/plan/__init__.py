@@ -1,5 +1,1 @@
 """The record of a decision: what it holds, how it is made, and what a second run takes from it."""
-
-from sparse_trainer.plan.document import Plan
-
-__all__ = ["Plan"]

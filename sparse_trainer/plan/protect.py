@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers import Structure, discover
-from patchers.groups import KINDS
-from sparse_trainer.budget import AnySelector
+from patchers.discover import discover
+from patchers.groups import KINDS, Structure
+from sparse_trainer.budget.selectors import AnySelector
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.plan.document import Plan
 

@@ -41,7 +41,7 @@ from sparse_trainer.recipe.sections import (
     section,
     spelling_of,
 )
-from sparse_trainer.tasks import TaskOptions
+from sparse_trainer.tasks.base import TaskOptions
 
 DENSE = "dense"
 """As `pruning.distil_teacher_name_or_path`: the dense model that the same run fine-tunes first."""

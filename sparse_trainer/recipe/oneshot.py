@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparse_trainer.errors import DataError, RecipeError
-from sparse_trainer.evaluation import EvaluationOptions
+from sparse_trainer.evaluation.measure import EvaluationOptions
 from sparse_trainer.folders.prune import CalibrationOptions, PruneOptions, SourceOptions, check_calibration
 from sparse_trainer.recipe.sections import (
     DESCRIPTION,

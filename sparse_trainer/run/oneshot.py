@@ -11,12 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_trainer import pictures
 from sparse_trainer.auto_classes import auto_classes_of
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.evaluation import Perplexity, check_tasks, evaluate
+from sparse_trainer.evaluation.measure import check_tasks, evaluate
+from sparse_trainer.evaluation.text import Perplexity
 from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.prune import Pruned, Tell, prune_model, read_calibration
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
-from sparse_trainer.inputs import inputs_for
+from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.recipe.oneshot import MeasureOptions, OneShotRecipe
 from sparse_trainer.run import outcome
 from sparse_trainer.run.outcome import RunResult

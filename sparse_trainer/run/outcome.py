@@ -16,7 +16,7 @@ from sparse_trainer.budget.cost import parameter_count
 from sparse_trainer.files import write_text
 from sparse_trainer.foreign_code import needs_our_code
 from sparse_trainer.pictures import WIDTH_FILES, write_widths
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.recipe.sections import ExportOptions
 from sparse_trainer.run.report import Comparison, Measured, shape_lines
 from sparse_trainer.run.verify import Reloaded

@@ -13,8 +13,8 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.export import least_bytes, save_pruned
 from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.recipe import OneShotRecipe, speaking_of
-from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
+from sparse_trainer.recipe.fine_pruning import DENSE, Recipe, speaking_of
+from sparse_trainer.recipe.oneshot import OneShotRecipe
 from sparse_trainer.run.oneshot import run_one_shot
 from sparse_trainer.run.outcome import FILES, RECIPE_FILE, RunResult, compare, pipeline_lines, write_beside
 from sparse_trainer.run.rehearsal import check_options, rehearse_training

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparse_trainer.bench import Conditions, Latency
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 
 MISSING = "-"
 """Shown where a number was not measured."""

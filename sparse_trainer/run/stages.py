@@ -17,8 +17,8 @@ from transformers import (
     set_seed,
 )
 
-from patchers import unpatch
 from patchers.cheaper import unblend
+from patchers.patch import unpatch
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
@@ -36,7 +36,8 @@ from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.outcome import RECIPE_FILE
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.statistics.calibration import check_positions, positions_of
-from sparse_trainer.tasks import Prepared, Task, find_task
+from sparse_trainer.tasks.base import Prepared, Task
+from sparse_trainer.tasks.registry import find_task
 from sparse_trainer.trainer import PruningTrainer
 
 Tell = Callable[[str], None]

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchers import Gate, Group, Structure, gates_by_group, patch, unpatch
+from patchers.gates import Gate
+from patchers.groups import Group, Structure
+from patchers.patch import gates_by_group, patch, unpatch
 from sparse_trainer.errors import DataError, UnsupportedModelError
 from sparse_trainer.modes import evaluating
 from sparse_trainer.statistics.calibration import Batches, as_batches, count_real

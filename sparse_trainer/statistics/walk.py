@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import recursively_apply, send_to_device
 from torch import Tensor, nn
 
-from patchers import Group, Structure
+from patchers.groups import Group, Structure
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.modes import evaluating
 from sparse_trainer.statistics.calibration import Batch, Batches, as_batches

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics import Need
+from sparse_trainer.statistics.needs import Need
 from sparse_trainer.width_criteria.base import Evidence
 from sparse_trainer.width_criteria.refer_svd import ReferSvd
 from sparse_trainer.width_criteria.snip import Snip

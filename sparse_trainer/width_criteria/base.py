@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from patchers.groups import Features, Group, Structure
 from patchers.layers import linear_at, weight_OI
-from sparse_trainer.statistics import Need, Statistics
+from sparse_trainer.statistics.needs import Need, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 

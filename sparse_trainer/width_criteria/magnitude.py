@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.magnitude import magnitude
-from sparse_trainer.statistics import Need
+from sparse_trainer.statistics.needs import Need
 from sparse_trainer.width_criteria.base import Evidence
 
 

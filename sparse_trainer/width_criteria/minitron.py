@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from sparse_trainer.statistics import Need, SequenceMeans
+from sparse_trainer.statistics.needs import Need, SequenceMeans
 from sparse_trainer.width_criteria.base import Evidence, per_unit
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics import Moments, MomentSums, Need
+from sparse_trainer.statistics.needs import Moments, MomentSums, Need
 from sparse_trainer.width_criteria.base import Evidence, consumer_weight
 
 # Shape legend: O = outputs, I = input features, U = units, W = features of a unit, R = units that remain.

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from sparse_trainer.statistics import Need
+from sparse_trainer.statistics.needs import Need
 from sparse_trainer.width_criteria.base import Evidence
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics import Elements, Need
+from sparse_trainer.statistics.needs import Elements, Need
 from sparse_trainer.width_criteria.base import Evidence
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from patchers.groups import Group
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.statistics import Need, lacks
-from sparse_trainer.width_criteria import WIDTH_CRITERIA
+from sparse_trainer.statistics.needs import Need, lacks
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 
 
 def check_scorable(groups: Sequence[Group], needs: Sequence[Need], name: str) -> None:

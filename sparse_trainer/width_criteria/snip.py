@@ -11,7 +11,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from sparse_trainer.statistics import Elements, Need
+from sparse_trainer.statistics.needs import Elements, Need
 from sparse_trainer.width_criteria.base import Evidence
 
 

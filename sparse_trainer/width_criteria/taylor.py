@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchers.groups import Group
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.statistics import Elements, MaskGradients, Need
+from sparse_trainer.statistics.needs import Elements, MaskGradients, Need
 from sparse_trainer.width_criteria.base import Evidence
 
 # Shape legend: T = linears of a unit, U = units.

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final, get_args
 from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.statistics import Elements, MaskGradients, MaskGradientSums, Need
+from sparse_trainer.statistics.needs import Elements, MaskGradients, MaskGradientSums, Need
 from sparse_trainer.width_criteria.base import Evidence
 
 # Shape legend: U = units.

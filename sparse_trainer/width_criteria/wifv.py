@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from sparse_trainer.statistics import Moments, Need
+from sparse_trainer.statistics.needs import Moments, Need
 from sparse_trainer.width_criteria.base import Evidence, consumer_weight, per_unit
 
 

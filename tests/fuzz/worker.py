@@ -19,15 +19,17 @@ from datasets.utils.logging import disable_progress_bar
 from transformers.utils import logging
 
 from patchers.modeling_pruned import LayoutError, pruned_class
-from sparse_trainer import load_pruned, optimize_model, prune
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.corpora.read import find, rows, texts
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.folders.checkpoint import load_pruned
 from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.stored import Stored
+from sparse_trainer.oneshot.prune import prune
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.recipe import load_recipe
+from sparse_trainer.recipe.fine_pruning import load_recipe
 from sparse_trainer.recipe.sections import shipped
 from tests.fuzz import mutations
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.groups import KINDS
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.export import save_pruned

@@ -15,11 +15,12 @@ import torch
 import yaml
 from datasets import Dataset
 
-from sparse_trainer import prune, save_pruned
 from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.corpora import find
-from sparse_trainer.evaluation import Accuracy, multiple_choice
+from sparse_trainer.corpora.read import find
+from sparse_trainer.evaluation.choices import Accuracy, multiple_choice
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.loading import load_model
+from sparse_trainer.oneshot.prune import prune
 from tests.character_tokenizer import character_tokenizer
 
 pytestmark = [

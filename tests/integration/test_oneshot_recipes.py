@@ -12,16 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sparse_trainer import cli, load_pruned
+from sparse_trainer import cli
 from sparse_trainer.cli import show
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
+from sparse_trainer.folders.checkpoint import load_pruned
 from sparse_trainer.folders.prune import PruneOptions, SourceOptions, prune_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.recipe import load_recipe
+from sparse_trainer.recipe.fine_pruning import load_recipe
 from sparse_trainer.recipe.oneshot import is_one_shot
 from sparse_trainer.recipe.sections import read_sections, shipped
-from sparse_trainer.run import run
 from sparse_trainer.run.outcome import FILES
+from sparse_trainer.run.recipe import run
 from tests.recipe_files import write_text, write_tiny_llama
 
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparse_trainer import load_pruned, prune, save_pruned
 from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.oneshot.prune import prune
 from tests.oneshot_models import calibration, model_of
 
 torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")

@@ -27,8 +27,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers import Group, Structure, discover
-from sparse_trainer import load_pruned, save_pruned
+from patchers.discover import discover
+from patchers.groups import Group, Structure
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 from tests.real_weights import (
     WIDTHS,
     cut,

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers import modeling_pruned
-from sparse_trainer import load_pruned, save_pruned
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 
 # Shape legend: B = rows, T = tokens.
 

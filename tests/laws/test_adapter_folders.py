@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer import ModelPatchingCoordinator, load_pruned, optimize_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched
+from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched, load_pruned
 from sparse_trainer.folders.compact import compact_folder
 from sparse_trainer.gate_file import GATE_FILE
 from sparse_trainer.pruning_state import STATE_FILE, save_state

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import Gate, discover, gates_by_group, gates_of, patch, unpatch
+from patchers.discover import discover
+from patchers.gates import Gate
 from patchers.groups import Kind
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from patchers.patch import gates_by_group, gates_of, patch, unpatch
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.folders.checkpoint import load_pruned
 from tests.compact_models import batch, tiny

@@ -14,12 +14,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers import discover
+from patchers.discover import discover
 from sparse_trainer.answers import IGNORED, shifts_labels
 from sparse_trainer.conformance.tiny import perturb, tiny_config, tiny_model
 from sparse_trainer.errors import DataError
-from sparse_trainer.inputs import inputs_for
-from sparse_trainer.statistics import Elements, MaskGradients, Moments, Need, collect
+from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need
 
 ROWS = 2
 

@@ -33,9 +33,11 @@ from transformers import (
     WhisperConfig,
 )
 
-from patchers import Gate, discover, patch
+from patchers.discover import discover
+from patchers.gates import Gate
 from patchers.modeling_pruned import Skip, is_skip
-from sparse_trainer import optimize_model
+from patchers.patch import patch
+from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import perturbed
 
 # Shape legend: B = rows, T = tokens, V = vocabulary.

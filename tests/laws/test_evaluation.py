@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.corpora import find, questions, rows
+from sparse_trainer.corpora.read import find, questions, rows
 from sparse_trainer.errors import ArgumentError, DataError, NonFiniteError, UnsupportedModelError
-from sparse_trainer.evaluation import compare, evaluate, multiple_choice, perplexity
+from sparse_trainer.evaluation.choices import multiple_choice
+from sparse_trainer.evaluation.measure import compare, evaluate
+from sparse_trainer.evaluation.text import perplexity
 from tests.character_tokenizer import character_tokenizer
 
 # Shape legend: T = tokens, V = vocabulary.

@@ -7,17 +7,21 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.groups import BLOCK_KINDS, KINDS, Group, Kind
 from patchers.layers import LINEAR_TYPES, features
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.budget import Budget, Selector, make_selector
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import Target, feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Constraint, Nesting
+from sparse_trainer.budget.selection import Selector
+from sparse_trainer.budget.selectors import make_selector
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.criteria.l0 import ExpectedSize
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
 from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.plan import Plan
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, make_plan, measure
 from tests.expected_size import counted_share, drawn_alphas
 from tests.hidden_models import hidden_model, outputs, some, tolerance

@@ -13,13 +13,17 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers import Gate, discover, gates_by_group, patch, unpatch
+from patchers.discover import discover
+from patchers.gates import Gate
 from patchers.groups import KINDS
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer import load_pruned, optimize_model, save_pruned
+from patchers.patch import gates_by_group, patch, unpatch
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.checkpoint import load_pruned
 from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from tests.hidden_models import hidden_model, outputs, some
 from tests.laws.training import quiet_model, sparse_args, trainer

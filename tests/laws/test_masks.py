@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import gates_of, masks_of, unpatch
 from patchers.concrete import BETA, HIGH, LOW
 from patchers.layers import linear_at, weight_OI
 from patchers.masks import MaskFactor, multiply
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from patchers.patch import gates_of, masks_of, unpatch
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.masking import Masking
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.masking.driver import Masking
 from tests.compact_models import batch, logits, tiny
 from tests.same import assert_same
 

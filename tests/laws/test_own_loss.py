@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from patchers import gates_of, masks_of
-from sparse_trainer import ModelPatchingCoordinator, PruningTrainer, SparseTrainer, SparseTrainingArguments
+from patchers.patch import gates_of, masks_of
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.losses import SAYS_WHO_DIVIDES
+from sparse_trainer.trainer import PruningTrainer, SparseTrainer
 from tests.laws.training import quiet_model, rows, sparse_args, state, trainer
 
 SPLIT: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}

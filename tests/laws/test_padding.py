@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers import discover
-from sparse_trainer import prune
+from patchers.discover import discover
 from sparse_trainer.answers import IGNORED
 from sparse_trainer.conformance.tiny import perturb, tiny_config, tiny_model
-from sparse_trainer.statistics import Elements, MaskGradients, Moments, Need, Statistics, collect
+from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need, Statistics
 
 LENGTH, REAL = 6, 4
 Rows = dict[str, Tensor]

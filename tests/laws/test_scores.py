@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from patchers import discover, patch, unpatch
+from patchers.discover import discover
 from patchers.groups import Group, Structure
-from sparse_trainer import SparseTrainingArguments
-from sparse_trainer.criteria import CRITERIA
+from patchers.patch import patch, unpatch
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.criteria.magnitude import magnitude
+from sparse_trainer.criteria.registry import CRITERIA
 from tests.compact_models import FAMILIES, batch, tiny
 
 

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from patchers import UnsupportedModelError, cut, discover
+from patchers.discover import discover
+from patchers.errors import UnsupportedModelError
 from patchers.groups import Group
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from patchers.surgery import cut
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError
-from sparse_trainer.inputs import inputs_for
+from sparse_trainer.inputs.make import inputs_for
 
 HYBRIDS = [
     model_type

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import Gate, discover, gates_by_group, patch
-from sparse_trainer import optimize_model
+from patchers.discover import discover
+from patchers.gates import Gate
+from patchers.patch import gates_by_group, patch
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.optimize import optimize_model
 
 PAIRS = [[0, 1], [1, 0], [2, 2], [2, 3]]
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sparse_trainer import cli
-from sparse_trainer.conformance import Report, matrix
+from sparse_trainer.conformance import matrix
+from sparse_trainer.conformance.case import Report
 from sparse_trainer.conformance.matrix import Matrix
 from sparse_trainer.conformance.matrix_page import page
 from sparse_trainer.errors import ArgumentError

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
 from sparse_trainer.folders.checkpoint import load_patched

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchers.groups import Group, Kind
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
-from sparse_trainer.budget import Budget, Selector, make_selector
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.nested import NestedSelector
+from sparse_trainer.budget.selection import Selector
+from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError
 from tests.compact_models import tiny
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from patchers import discover
+from patchers.discover import discover
 from sparse_trainer.auto_classes import auto_classes_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.card import model_card

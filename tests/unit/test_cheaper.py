@@ -7,14 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, Trainer
 
-from patchers import discover
 from patchers.cheaper import BlendedActivation, BlendedNorm, blended, take_in, unblend
+from patchers.discover import discover
 from patchers.modeling_pruned import is_no_norm
-from sparse_trainer import SparseTrainingArguments, load_pruned, optimize_model, save_pruned
-from sparse_trainer.cheaper import Cheapening, cheapen, finish, set_mix
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.cheaper.layers import Cheapening, cheapen, finish, set_mix
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.probe import check_same, outputs_of
 from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.streaming import cut_checkpoint
 from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny

@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from patchers.cheaper import BlendedNorm, blended
-from sparse_trainer import (
-    ModelPatchingCoordinator,
-    SparseTrainingArguments,
-    load_pruned,
-    optimize_model,
-    save_pruned,
-)
-from sparse_trainer.cheaper import finish
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.cheaper.layers import finish
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.folders.checkpoint import load_pruned
 from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.trainer import save_state
 from tests.compact_models import logits, tiny
 from tests.laws.training import sparse_args

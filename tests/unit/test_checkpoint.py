@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers import discover, gates_of
+from patchers.discover import discover
+from patchers.patch import gates_of
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model

@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import UnsupportedModelError, gates_of
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model, prune
+from patchers.errors import UnsupportedModelError
+from patchers.patch import gates_of
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, NonFiniteError
-from sparse_trainer.width_criteria import WIDTH_CRITERIA
+from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 from tests.compact_models import FAMILIES, batch, logits, tiny
 from tests.laws.training import METHODS, sparse_args
 

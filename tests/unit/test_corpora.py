@@ -12,16 +12,10 @@ from datasets import Dataset
 from transformers import BertTokenizerFast
 
 from sparse_trainer import readers
-from sparse_trainer.corpora import (
-    CORPORA,
-    Corpus,
-    Question,
-    calibration_batches,
-    find,
-    questions,
-    rows,
-    texts,
-)
+from sparse_trainer.corpora.base import Corpus, Question
+from sparse_trainer.corpora.batches import calibration_batches
+from sparse_trainer.corpora.read import find, questions, rows, texts
+from sparse_trainer.corpora.table import CORPORA
 from sparse_trainer.errors import ArgumentError, DataError
 from tests.character_tokenizer import character_tokenizer
 

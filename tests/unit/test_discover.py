@@ -24,10 +24,12 @@ from transformers import (
     StableLmModel,
 )
 
-from patchers import UnsupportedModelError, discover
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
-from sparse_trainer.conformance import tiny_model
-from sparse_trainer.inputs import inputs_for, outputs_of
+from patchers.discover import discover
+from patchers.errors import UnsupportedModelError
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.inputs.make import inputs_for, outputs_of
 from tests.compact_models import FAMILIES, tiny
 
 

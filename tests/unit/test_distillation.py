@@ -18,9 +18,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
 from sparse_trainer.answers import shifts_labels
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.distillation.divergences import logit_loss
 from sparse_trainer.distillation.teacher import (
     Distiller,

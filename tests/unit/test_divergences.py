@@ -24,11 +24,12 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import perturb, tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.distillation.divergences import divergence_for, label_loss, logit_loss
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs import inputs_for
+from sparse_trainer.inputs.make import inputs_for
 
 T = 2.0
 BERT: dict[str, Any] = {

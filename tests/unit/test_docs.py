@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from sparse_trainer.cli import app
+from sparse_trainer.cli.commands import app
 from sparse_trainer.conformance.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]

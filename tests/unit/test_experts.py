@@ -8,31 +8,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers import (
-    Gate,
-    Structure,
-    UnsupportedModelError,
-    cut,
-    discover,
-    gated,
-    gates_by_group,
-    gates_of,
-    patch,
-    unpatch,
-)
-from sparse_trainer import (
-    ModelPatchingCoordinator,
-    SparseTrainingArguments,
-    load_pruned,
-    optimize_model,
-    prune,
-    save_pruned,
-)
-from sparse_trainer.budget import Budget, Selector
+from patchers.discover import discover
+from patchers.errors import UnsupportedModelError
+from patchers.gates import Gate
+from patchers.groups import Structure
+from patchers.patch import gated, gates_by_group, gates_of, patch, unpatch
+from patchers.surgery import cut
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.selection import Selector
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError
-from sparse_trainer.inputs import inputs_for, outputs_of
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.oneshot.prune import prune
 from tests.same import assert_same
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe")

@@ -9,16 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from patchers import Gate, discover, gates_by_group, patch
+from patchers.discover import discover
+from patchers.gates import Gate
 from patchers.modeling_pruned import stock_class_of
+from patchers.patch import gates_by_group, patch
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.probe import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.export import check_target, save_pruned
 from sparse_trainer.folders.padded import padded
-from sparse_trainer.inputs import inputs_for
-from sparse_trainer.inputs import outputs_of as run
+from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.inputs.make import outputs_of as run
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 from tests.compact_models import DECISIONS, FAMILIES, even_keep, logits, patched, tiny, uneven_keep

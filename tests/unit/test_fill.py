@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchers import cut, discover
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from patchers.discover import discover
+from patchers.surgery import cut
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, CheckpointError
 from sparse_trainer.fill import fill, rewind
 from tests.compact_models import FAMILIES, logits, patched, tiny, uneven_keep

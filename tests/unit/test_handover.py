@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from patchers import gates_of
-from sparse_trainer import ModelPatchingCoordinator, PruningTrainer, SparseTrainer, SparseTrainingArguments
+from patchers.patch import gates_of
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.trainer import PruningTrainer, SparseTrainer
 from tests.compact_models import batch, tiny
 from tests.laws.training import quiet_model, rows, sparse_args
 

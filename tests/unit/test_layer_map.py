@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchers import unpatch
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from patchers.patch import unpatch
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.distillation.layer_map import match
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.checkpoint import load_patched

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from patchers import discover
+from patchers.discover import discover
 from patchers.modeling_pruned import LayoutError, layout_in, pruned_class
-from sparse_trainer.cheaper import cheapen, finish
+from sparse_trainer.cheaper.layers import cheapen, finish
 from sparse_trainer.cut.changes import Cut
 from sparse_trainer.cut.fit import Fit, build, fit_config
 from sparse_trainer.cut.layout import check_builds, empty_layout, is_native, layout_of

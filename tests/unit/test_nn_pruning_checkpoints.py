@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForQuestionAnswering, BertConfig, BertModel, PreTrainedModel
 
-from sparse_trainer import load_pruned, optimize_model, save_pruned
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.checkpoint import load_model
+from sparse_trainer.folders.checkpoint import load_model, load_pruned
 from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.folders.loading import load_shape
 from sparse_trainer.folders.nn_pruning_format import removed_heads
 from sparse_trainer.folders.streaming import cut_checkpoint

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import Gate, discover
-from sparse_trainer import load_pruned, prune, save_pruned
+from patchers.discover import discover
+from patchers.gates import Gate
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.random import Random as TrainingRandom
@@ -18,11 +18,15 @@ from sparse_trainer.errors import (
     SparseTrainerError,
     UnsupportedModelError,
 )
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
 from sparse_trainer.oneshot.allocation import best
 from sparse_trainer.oneshot.mixture import criterion_of
 from sparse_trainer.oneshot.options import protected
-from sparse_trainer.statistics import MaskGradients, Moments, Statistics, collect
-from sparse_trainer.width_criteria import Evidence
+from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.needs import MaskGradients, Moments, Statistics
+from sparse_trainer.width_criteria.base import Evidence
 from sparse_trainer.width_criteria.random import Random
 from sparse_trainer.width_criteria.taylor import Taylor
 from tests.oneshot_models import MODELS, calibration, model_of, sequences, widths

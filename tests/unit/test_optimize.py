@@ -20,8 +20,10 @@ from transformers import (
 )
 
 import sparse_trainer.cut.optimize
-from patchers import Gate, PolarGate, discover, gates_by_group, gates_of, patch, unpatch
+from patchers.discover import discover
+from patchers.gates import Gate, PolarGate
 from patchers.modeling_pruned import _index_on, stock_class_of
+from patchers.patch import gates_by_group, gates_of, patch, unpatch
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.coordinator import ModelPatchingCoordinator

@@ -4,8 +4,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from patchers import Gate, discover, gates_of, masks_of, patch
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model
+from patchers.discover import discover
+from patchers.gates import Gate
+from patchers.patch import gates_of, masks_of, patch
+from sparse_trainer.args import SparseTrainingArguments
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
 from tests.compact_models import logits, patched, tiny, uneven_keep
 

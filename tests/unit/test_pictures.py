@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.oneshot import Decision, prune
+from sparse_trainer.oneshot.decision import Decision
+from sparse_trainer.oneshot.prune import prune
 from sparse_trainer.pictures import FILES, bin_edges, scores_by_kind, write_map, write_pictures, write_scores
 from tests.unit.test_report import plan
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import discover, gates_of
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from patchers.discover import discover
+from patchers.patch import gates_of
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.checkpoint import load_patched

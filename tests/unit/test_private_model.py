@@ -5,9 +5,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from patchers import UnsupportedModelError, discover, families
-from patchers.families import AttentionForm, FfnForm, register_form
-from sparse_trainer.conformance import check_model, perturb
+from patchers import families
+from patchers.discover import discover
+from patchers.errors import UnsupportedModelError
+from patchers.families.registry import register_form
+from patchers.families.tables import AttentionForm, FfnForm
+from sparse_trainer.conformance.check import check_model
+from sparse_trainer.conformance.tiny import perturb
 
 # Shape legend: B = batch, T = tokens, D = features.
 

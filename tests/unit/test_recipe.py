@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparse_trainer import prune
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.folders.prune import PruneOptions
+from sparse_trainer.oneshot.prune import prune
 from sparse_trainer.recipe.fine_pruning import SECTIONS, Recipe, load_recipe
 from sparse_trainer.recipe.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
 from sparse_trainer.recipe.sections import describe, read_sections, shipped

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from patchers import Gate, discover, gates_by_group, patch
-from sparse_trainer import (
-    ModelPatchingCoordinator,
-    SparseTrainingArguments,
-    load_pruned,
-    optimize_model,
-    save_pruned,
-)
+from patchers.discover import discover
+from patchers.gates import Gate
+from patchers.patch import gates_by_group, patch
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.inputs import inputs_for
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.modes import answering_only
 
 MIXTURES = (

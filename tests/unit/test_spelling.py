@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer import prune
 from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.oneshot.mixture import criterion_of, name_of
+from sparse_trainer.oneshot.prune import prune
 from sparse_trainer.oneshot.spelling import read_criterion, read_sum
-from sparse_trainer.width_criteria import WIDTH_CRITERIA
 from sparse_trainer.width_criteria.afr import Afr
 from sparse_trainer.width_criteria.obs import Obs
+from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 from sparse_trainer.width_criteria.taylor import Taylor
 
 

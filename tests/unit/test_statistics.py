@@ -11,22 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from patchers import Gate, Structure, discover, patch, unpatch
-from patchers.groups import Group, Slice
+from patchers.discover import discover
+from patchers.gates import Gate
+from patchers.groups import Group, Slice, Structure
 from patchers.layers import linear_at, weight_OI
+from patchers.patch import patch, unpatch
 from sparse_trainer.conformance.tiny import tiny_config, tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
-from sparse_trainer.statistics import (
-    Batches,
-    Elements,
-    MaskGradients,
-    Moments,
-    SequenceMeans,
-    Statistics,
-    collect,
-)
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.flight import Flight
 from sparse_trainer.statistics.moments import MomentCollector
+from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, SequenceMeans, Statistics
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: N = tokens, I = features of a consumer's input, U = units, H = hidden features, O = outputs.

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparse_trainer.folders.streaming
-from patchers import Structure, cut, discover
+from patchers.discover import discover
+from patchers.groups import Structure
+from patchers.surgery import cut
 from sparse_trainer import cli
 from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model

@@ -5,8 +5,10 @@ import logging
 import pytest
 import torch
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, prune
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.budget.standardize import STANDARDIZERS
+from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.oneshot.prune import prune
 from tests.compact_models import batch, tiny
 from tests.oneshot_models import calibration, model_of
 

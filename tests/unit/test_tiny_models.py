@@ -12,7 +12,7 @@ from sparse_trainer.conformance.tiny import (
     tiny_config,
     tiny_model,
 )
-from sparse_trainer.inputs import inputs_for, outputs_of
+from sparse_trainer.inputs.make import inputs_for, outputs_of
 
 _TYPES = (
     "bert",

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers import Structure, gated
+from patchers.groups import Structure
+from patchers.patch import gated
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.inputs import inputs_for
-from sparse_trainer.statistics import Moments, Statistics, Walk, collect
+from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.needs import Moments, Statistics
+from sparse_trainer.statistics.walk import Walk
 from tests.oneshot_models import calibration, model_of, widths
 
 TYPES = (

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments
+from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.folders.checkpoint import is_patched_checkpoint
 
 

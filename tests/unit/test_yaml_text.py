@@ -6,7 +6,7 @@ import pytest
 
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
 from sparse_trainer.oneshot.spelling import read_criterion
-from sparse_trainer.recipe import load_recipe
+from sparse_trainer.recipe.fine_pruning import load_recipe
 from sparse_trainer.yaml_text import parse_yaml, read_yaml
 
 BAD = {
