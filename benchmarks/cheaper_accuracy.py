@@ -25,9 +25,9 @@ from transformers import (
     set_seed,
 )
 
-from sparse_trainer.cheaper.layers import Cheapening, cheapen, finish
-from sparse_trainer.data import DataOptions, load_splits
-from sparse_trainer.folders.loading import resolve
+from sparse_trainer.data.splits import DataOptions, load_splits
+from sparse_trainer.folders.load_shape import resolve
+from sparse_trainer.training.blending import Cheapening, cheapen, finish
 
 ARMS: dict[str, tuple[str, ...]] = {"as it is": (), "relu": ("relu",), "relu + no_norm": ("relu", "no_norm")}
 

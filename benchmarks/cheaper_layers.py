@@ -12,7 +12,7 @@ import torch
 from common import base_parser, environment, interleave, prepare, ratio, show, summary
 from transformers import BertConfig, BertForSequenceClassification
 
-from sparse_trainer.cheaper.layers import cheapen, finish, set_mix
+from sparse_trainer.training.blending import cheapen, finish, set_mix
 
 ARMS: dict[str, tuple[str, ...]] = {"dense": (), "relu": ("relu",), "relu + no_norm": ("relu", "no_norm")}
 

@@ -13,11 +13,11 @@ import torch
 from common import base_parser, best_ratio, environment, interleave, prepare, ratio, show, summary
 from transformers import BertConfig, BertForSequenceClassification
 
-from patchers.discover import discover
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.discovery.discover import discover
 from sparse_trainer.budget.cost import mac_count
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 DENSITIES = (0.5, 0.25)
 

@@ -18,10 +18,10 @@ import torch
 from common import base_parser, environment, interleave, prepare, ratio, seconds, show, summary
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 
 def patched_model(density: float, layers: int) -> BertForSequenceClassification:

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from sparse_trainer.bench import bench
-from sparse_trainer.data import load_splits
-from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.data.splits import load_splits
+from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.recipe.fine_pruning import load_recipe
+from sparse_trainer.run.latency import bench
+from sparse_trainer.run.recipes.fine_pruning import load_recipe
 
 ALONE = "pruning.distil_teacher_name_or_path=null"
 MASKS = [

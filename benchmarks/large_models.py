@@ -28,14 +28,14 @@ import torch
 from common import base_parser, environment, prepare, show
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel
 
-from patchers.discover import discover
-from patchers.groups import Structure
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.discovery.discover import discover
+from patchers.units import Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.plan.record import plan_of
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Llama-2-7B": lambda: LlamaConfig(),

@@ -19,12 +19,12 @@ from common import base_parser, environment, prepare
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from patchers.discover import discover
-from sparse_trainer.oneshot.mixture import criterion_of
-from sparse_trainer.oneshot.prune import prune
+from patchers.discovery.discover import discover
+from sparse_trainer.criteria.calibration.base import WidthCriterion
+from sparse_trainer.criteria.calibration.mixture import criterion_of
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.needs import Moments, Statistics
-from sparse_trainer.width_criteria.base import WidthCriterion
 
 # Shape legend: B = windows, T = tokens.
 

@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, make_plan, measure
 

@@ -29,8 +29,8 @@ from common import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from patchers.discover import discover
-from sparse_trainer.oneshot.mixture import criterion_of
+from patchers.discovery.discover import discover
+from sparse_trainer.criteria.calibration.mixture import criterion_of
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.walk import Walk
 

@@ -31,8 +31,8 @@ from common import (
 )
 from transformers import BertConfig, BertForSequenceClassification
 
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 ASKED: dict[str, dict[str, object]] = {
     "patched": {},

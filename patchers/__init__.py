@@ -1,12 +1,21 @@
 """Module trees: what can be pruned in a model, gates in it, and the cut. Knows nothing of training or files."""
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.errors import SparseTrainerError, UnsupportedModelError
-from patchers.gates import Gate, PolarGate, SaliencyGate
-from patchers.groups import Group, Kind, Slice, Structure
-from patchers.masks import MaskFactor, WeightMask
-from patchers.patch import gated, gates_by_group, gates_of, hang_mask, is_patched, masks_of, patch, unpatch
+from patchers.patching.gates import Gate, PolarGate, SaliencyGate
+from patchers.patching.masks import MaskFactor, WeightMask
+from patchers.patching.patch import (
+    gated,
+    gates_by_group,
+    gates_of,
+    hang_mask,
+    is_patched,
+    masks_of,
+    patch,
+    unpatch,
+)
 from patchers.surgery import cut
+from patchers.units import Group, Kind, Slice, Structure
 
 __all__ = [
     "Gate",

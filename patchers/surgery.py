@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from patchers.errors import UnsupportedModelError
-from patchers.groups import WIDTH_KINDS, Group, Select, Slice, Structure, TensorSlice
 from patchers.layers import Linear, bare_linear_at, features, keep_entries, keep_features, parameter_like
 from patchers.modeling_pruned import Skip, add_select, keep_layers, selections_of, set_attribute
+from patchers.units import WIDTH_KINDS, Group, Select, Slice, Structure, TensorSlice
 
 # Shape legend: U = units of a group.
 

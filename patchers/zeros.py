@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers.groups import Group, Structure
 from patchers.layers import linear_at, parameter_like, weight_OI
+from patchers.patching.gates import Gate
+from patchers.patching.masks import bake
+from patchers.patching.patch import masks_of
+from patchers.units import Group, Structure
 
 # Shape legend: U = units, W = features of a unit, I = input features of the consumer, O = output features.
 

@@ -1,14 +1,14 @@
 """Structured fine-pruning for Hugging Face Transformers: smaller models that are really faster."""
 
 from patchers import discover
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.oneshot import prune
-from sparse_trainer.trainer import PruningTrainer, SparseTrainer
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
 
 __version__ = "0.2.0"
 

@@ -25,11 +25,11 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from patchers.groups import BLOCK_KINDS, KINDS, Structure
-from patchers.patch import gated, gates_by_group, patch
-from sparse_trainer.cheaper.layers import cheapen, set_mix
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gated, gates_by_group, patch
+from patchers.units import BLOCK_KINDS, KINDS, Structure
+from sparse_trainer.training.blending import cheapen, set_mix
 
 # Shape legend: B = rows, T = tokens, U = units.
 

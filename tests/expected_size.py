@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from patchers.concrete import presence
+from patchers.patching.hard_concrete import presence
 from sparse_trainer.budget.nesting import Nesting
 
 # Shape legend: U = units of a group.

@@ -29,7 +29,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from patchers.groups import Structure
+from patchers.units import Structure
 from tests.compact_models import FAMILIES, perturbed, tiny
 
 _SIZES = {

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from patchers.discover import discover
-from patchers.groups import Structure
-from sparse_trainer.conformance.tiny import perturb, tiny_config, tiny_model
+from patchers.discovery.discover import discover
+from patchers.units import Structure
+from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
 
 # Shape legend: B = sequences, T = tokens.
 

@@ -26,12 +26,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers.groups import Kind, Structure
-from patchers.patch import gated
+from patchers.patching.patch import gated
+from patchers.units import Kind, Structure
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.data.quickstart.packaged import packaged_folder
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.plan.record import Request, make_plan, measure
-from sparse_trainer.quickstart.packaged import packaged_folder
 
 # Shape legend: U = units.
 

@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sparse_trainer.quickstart.generated import generate
-from sparse_trainer.recipe.fine_pruning import Recipe, load_recipe
+from sparse_trainer.data.quickstart.generated import generate
+from sparse_trainer.run.recipes.fine_pruning import Recipe, load_recipe
 
 
 def write_tiny_model(folder: Path) -> Path:

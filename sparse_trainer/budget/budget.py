@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from patchers.groups import Group, Kind
+from patchers.units import Group, Kind
 from sparse_trainer.errors import ArgumentError, BudgetError
 
 Scope = Literal["global", "layer", "uniform"]

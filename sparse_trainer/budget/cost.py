@@ -5,10 +5,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from patchers.discover import discover
-from patchers.groups import WIDTH_KINDS, Group, Slice, Structure, TensorSlice
+from patchers.discovery.discover import discover
 from patchers.layers import LINEAR_TYPES, features, linear_at
-from patchers.patch import SCORE_ENTRIES
+from patchers.patching.patch import SCORE_ENTRIES
+from patchers.units import WIDTH_KINDS, Group, Slice, Structure, TensorSlice
 
 Target = Literal["params", "macs", "units"]
 TARGETS: tuple[Target, ...] = ("params", "macs", "units")

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from patchers.groups import Group
+from patchers.units import Group
 from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.budget.pool import Pool

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from patchers.groups import Group
+from patchers.units import Group
 
 # Shape legend: U = units of a group.
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from patchers.groups import Group, Kind
+from patchers.units import Group, Kind
 from sparse_trainer.budget.budget import Budget
 
 # Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group, L = layers of a

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchers.groups import WIDTH_KINDS, Group, Kind
+from patchers.units import WIDTH_KINDS, Group, Kind
 from sparse_trainer.budget.budget import Budget, Scope, check_counted, check_reachable
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.budget.pool import Pool

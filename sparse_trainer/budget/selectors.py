@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from patchers.groups import Group
+from patchers.units import Group
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.features import FeatureSelector
 from sparse_trainer.budget.nested import NestedSelector

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from patchers.groups import BLOCK_KINDS, KINDS
-from sparse_trainer.bench import bench as run_bench
-from sparse_trainer.bench import check_bench, find_device, find_dtype
+from patchers.units import BLOCK_KINDS, KINDS
+from sparse_trainer.architectures.matrix import Matrix, rerun
+from sparse_trainer.architectures.matrix_page import check_checkout, write_matrix
 from sparse_trainer.cli import show
 from sparse_trainer.cli.boundary import run_app
 from sparse_trainer.cli.console import Json, print_result, tell
@@ -20,18 +20,18 @@ from sparse_trainer.cli.environment import environment
 from sparse_trainer.cli.evaluate import evaluate
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune
-from sparse_trainer.conformance.matrix import Matrix, rerun
-from sparse_trainer.conformance.matrix_page import check_checkout, write_matrix
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.fields import check_counts
-from sparse_trainer.files import check_file
-from sparse_trainer.folders.compact import compact_folder
+from sparse_trainer.files.writing import check_file
 from sparse_trainer.folders.configs import read_config
-from sparse_trainer.folders.export import EXPORTS
-from sparse_trainer.folders.loading import load_model, load_shape
-from sparse_trainer.recipe.fine_pruning import load_recipe
-from sparse_trainer.recipe.sections import describe, shipped
-from sparse_trainer.run.recipe import run as run_recipe
+from sparse_trainer.folders.load_shape import load_model, load_shape
+from sparse_trainer.folders.save import EXPORTS
+from sparse_trainer.run.cut_folder import compact_folder
+from sparse_trainer.run.latency import bench as run_bench
+from sparse_trainer.run.latency import check_bench, find_device, find_dtype
+from sparse_trainer.run.pipeline import run as run_recipe
+from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.sections import describe, shipped
 from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 app = typer.Typer(

@@ -14,18 +14,18 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparse_trainer.bench import device_name, find_dtype
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
-from sparse_trainer.evaluation.choices import Accuracy
-from sparse_trainer.evaluation.measure import Comparison, EvaluationOptions, Result, check_tasks, compare
-from sparse_trainer.evaluation.measure import evaluate as measure
-from sparse_trainer.evaluation.text import Perplexity
-from sparse_trainer.folders.checkpoint import check_weights
 from sparse_trainer.folders.configs import resolve
-from sparse_trainer.folders.prune import SourceOptions
+from sparse_trainer.folders.load import check_weights
+from sparse_trainer.run.latency import device_name, find_dtype
+from sparse_trainer.run.prune_folder import SourceOptions
 from sparse_trainer.statistics.calibration import check_positions, positions_of
+from sparse_trainer.tasks.language.choices import Accuracy
+from sparse_trainer.tasks.language.measure import Comparison, EvaluationOptions, Result, check_tasks, compare
+from sparse_trainer.tasks.language.measure import evaluate as measure
+from sparse_trainer.tasks.language.text import Perplexity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

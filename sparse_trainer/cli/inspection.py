@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from patchers.discover import discover
-from patchers.groups import BLOCK_KINDS, Group, Kind
+from patchers.discovery.discover import discover
+from patchers.units import BLOCK_KINDS, Group, Kind
 from sparse_trainer.budget.cost import mac_count, parameter_count, unit_cost
 
 

@@ -11,17 +11,17 @@ import typer
 
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
-from sparse_trainer.folders.export import EXPORTS
-from sparse_trainer.folders.prune import (
+from sparse_trainer.folders.save import EXPORTS
+from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
+from sparse_trainer.run.prune_folder import (
     CalibrationOptions,
     PruneOptions,
     SourceOptions,
     prune_folder,
 )
-from sparse_trainer.oneshot.reconstruct import REPAIRS
-from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
 
 BUDGET, DATA, REPAIR, RESULT = "Budget", "Calibration", "Repair", "Result"
 

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from sparse_trainer.bench import Bench, Conditions
+from sparse_trainer.architectures import matrix_page
+from sparse_trainer.architectures.matrix import Matrix
 from sparse_trainer.cli.inspection import Inspection
-from sparse_trainer.conformance import matrix_page
-from sparse_trainer.conformance.matrix import Matrix
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.latency import Bench, Conditions
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import kept_lines, shape_lines
 

@@ -1,1 +1,1 @@
-"""Criteria that score while a model trains: one file each, named in `registry`."""
+"""Criteria: those that score once, on a calibration set, and those that score while a model trains."""

@@ -1,26 +1,46 @@
-"""Magnitude: keep what is large. The control that every other criterion has to beat."""
+"""Magnitude of the weights of a unit: what criteria before and during training share."""
 
-from typing import ClassVar, final
+from operator import attrgetter
 
+import torch
 from torch import Tensor, nn
 
-from patchers.gates import Gate
-from patchers.groups import Group, Structure
-from sparse_trainer.criteria.base import Gates, Plain
-from sparse_trainer.magnitude import magnitude
+from patchers.layers import linear_at, weight_OI
+from patchers.units import WIDTH_KINDS, Features, Group
+
+# Shape legend: U = units, W = features of a unit.
 
 
-@final
-class Magnitude(Plain):
-    """Sum of |w| or w^2 over every slice of a unit; divided by its cost it is a mean."""
+@torch.no_grad()
+def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
+    """Return the sum over a unit's weights of |w|^norm, shape [U]; stacked experts are tensors, not linears."""
+    total_U: Tensor | None = None
+    for s in group.slices:
+        weight = weight_OI(linear_at(model, s.path)).float()
+        powers = weight.abs() if norm == 1 else weight.square()
+        per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
+        whole = group.kind not in (*WIDTH_KINDS, "hidden")
+        part_U = per_feature.sum().unsqueeze(0) if whole else _per_unit(per_feature, s)
+        total_U = part_U if total_U is None else total_U + part_U
+    for t in group.tensors if not group.slices else ():
+        tensor = attrgetter(t.name)(model).float()
+        powers = (tensor.abs() if norm == 1 else tensor.square()).movedim(t.dim, 0)
+        powers = powers.reshape(len(powers), -1).sum(1)
+        part_U = _per_unit(powers, t) if group.kind in WIDTH_KINDS else powers.sum().unsqueeze(0)
+        total_U = part_U if total_U is None else total_U + part_U
+    if total_U is None:
+        block = model.get_submodule(group.block)
+        parts = [
+            (p.float().abs() if norm == 1 else p.float().square()).sum()
+            for p in block.parameters()
+            if p.dim() > 1
+        ]
+        return torch.stack(parts).sum().unsqueeze(0)
+    return total_U
 
-    standardize: ClassVar[str] = "cost"
-    learns: ClassVar[bool] = False
 
-    def make_gate(self, group: Group) -> Gate:
-        """Return a bare gate."""
-        return Gate(group.num_units, scored=False)
-
-    def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
-        """Return the magnitudes of the weights as they are now."""
-        return {name: magnitude(model, structure[name], self.args.magnitude_norm) for name in gates}
+def _per_unit(per_feature: Tensor, s: Features) -> Tensor:
+    """Sum over the features of each unit, shape [U]; contiguous runs need no index on the device."""
+    if s.index is None:
+        return per_feature.view(s.units, s.width).sum(dim=1)
+    return per_feature[s.index_UW.to(per_feature.device)].sum(dim=1)

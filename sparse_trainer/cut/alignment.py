@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchers.groups import Group, Structure
+from patchers.units import Group, Structure
 
 _FIELD = "alignment_heads"
 _CROSS = ("encoder_attn", "cross_attn", "crossattention", "EncDecAttention")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers.discover import discover
-from patchers.groups import BLOCK_KINDS, KINDS, Kind, Structure
-from patchers.masks import MaskFactor
-from patchers.patch import gates_by_group, gates_of, masks_of
+from patchers.discovery.discover import discover
+from patchers.patching.masks import MaskFactor
+from patchers.patching.patch import gates_by_group, gates_of, masks_of
+from patchers.units import BLOCK_KINDS, KINDS, Kind, Structure
 from patchers.zeros import removable
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.plan.document import Density, Plan

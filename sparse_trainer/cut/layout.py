@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import (
     LayoutError,
     OwnConfig,
@@ -18,8 +18,8 @@ from patchers.modeling_pruned import (
     portable,
     selections_of,
 )
-from sparse_trainer.cut.changes import Cut
-from sparse_trainer.cut.fit import Fit, shapes_of
+from sparse_trainer.cut.config_changes import Cut
+from sparse_trainer.cut.config_fit import Fit, shapes_of
 from sparse_trainer.cut.task_heads import Sizes, other_heads
 from sparse_trainer.errors import UnsupportedModelError
 

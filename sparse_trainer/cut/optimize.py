@@ -6,19 +6,18 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
-from patchers.merging import base_model, has_adapters, merge_adapters
-from patchers.patch import gated, gates_by_group, is_patched, masks_of, unpatch
+from patchers.discovery.discover import discover
+from patchers.patching.merging import base_model, has_adapters, merge_adapters
+from patchers.patching.patch import gated, gates_by_group, is_patched, masks_of, unpatch
 from patchers.surgery import cut
-from patchers.zeros import fold_constants
-from sparse_trainer.cut.adopt import record, take_class
+from patchers.zeros import bake_all, fold_constants
 from sparse_trainer.cut.alignment import renumber_alignment
-from sparse_trainer.cut.changes import Cut
-from sparse_trainer.cut.cheaper import fold_cheaper, refuse_blends
+from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, decide, refuse_all_open
-from sparse_trainer.cut.probe import check_same, outputs_of
+from sparse_trainer.cut.fold_blends import fold_cheaper, refuse_blends
+from sparse_trainer.cut.model_class import record, take_class
+from sparse_trainer.cut.self_check import check_same, outputs_of
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
-from patchers.zeros import bake_all
 from sparse_trainer.plan.record import density_reached, make_plan, measure
 
 M = TypeVar("M", bound=PreTrainedModel)

@@ -6,8 +6,8 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
-from patchers.discover import discover
-from patchers.groups import Group, Structure
+from patchers.discovery.discover import discover
+from patchers.units import Group, Structure
 
 
 def most_experts(built: PreTrainedModel, after: Structure) -> dict[str, int]:

@@ -9,11 +9,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import ROOT, overridden, portable, stock_class_of, stock_config
 from patchers.surgery import cut
-from sparse_trainer.auto_classes import heads_of
-from sparse_trainer.cut.fit import shapes_of
+from sparse_trainer.cut.auto_classes import heads_of
+from sparse_trainer.cut.config_fit import shapes_of
 from sparse_trainer.errors import UnsupportedModelError
 
 Sizes = dict[str, list[list[int]]]

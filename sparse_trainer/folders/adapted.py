@@ -10,16 +10,16 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from patchers.merging import base_model as inner_of
 from patchers.modeling_pruned import pruned_class
-from sparse_trainer.adapter_files import ADAPTER_CONFIG, adapters_in
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.merging import base_model as inner_of
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files.foreign_code import drop_code_names
+from sparse_trainer.files.json_text import read_object
 from sparse_trainer.folders.configs import CONFIG_FILE, first_line, refusing
-from sparse_trainer.foreign_code import drop_code_names
-from sparse_trainer.gate_file import GATE_FILE, restore_gates
-from sparse_trainer.json_text import read_object
-from sparse_trainer.pruning_state import STATE_FILE, args_to_restore, read_model
+from sparse_trainer.training.adapter_files import ADAPTER_CONFIG, adapters_in
+from sparse_trainer.training.checkpoint import STATE_FILE, args_to_restore, read_model
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.gate_file import GATE_FILE, restore_gates
 
 _DAMAGED = "Restore the checkpoint, or take an earlier one."
 _GIVE_BASE = "Name the folder or hub id of the base model: load_patched(…, base_model=…), or --base-model."

@@ -9,7 +9,7 @@ import jinja2
 from transformers import PreTrainedModel
 from transformers.pipelines import SUPPORTED_TASKS
 
-from sparse_trainer.auto_classes import auto_classes_of
+from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.plan.document import Plan
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import LayoutError
+from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_folder
 from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
-from sparse_trainer.json_text import read_object
-from sparse_trainer.quickstart.packaged import is_packaged, packaged_folder
+from sparse_trainer.files.json_text import read_object
 
 CONFIG_FILE = "config.json"
 DAMAGED = "Save the model again, or restore the folder."

@@ -19,10 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from patchers.cheaper import read_as_no_norms
-from patchers.discover import discover
-from patchers.groups import Structure
-from sparse_trainer.cut.adopt import adopt
+from patchers.discovery.discover import discover
+from patchers.patching.blends import read_as_no_norms
+from patchers.units import Structure
+from sparse_trainer.cut.model_class import adopt
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.plan.document import GroupPlan, Plan

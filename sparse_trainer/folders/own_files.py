@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import write_text
+from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import PLAN_FILE
 
 RECORD_FILE = ".pruning_files.json"

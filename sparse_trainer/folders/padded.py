@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
-from patchers.groups import WIDTH_KINDS, Group
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import selections_of, stock_class_of
 from patchers.surgery import cut
-from sparse_trainer.cut.fit import build, widest
+from patchers.units import WIDTH_KINDS, Group
+from sparse_trainer.cut.config_fit import build, widest
 from sparse_trainer.cut.layout import earlier_layout
-from sparse_trainer.cut.probe import check_same, outputs_of
+from sparse_trainer.cut.self_check import check_same, outputs_of
 from sparse_trainer.cut.traced import Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import place_of, sync_names, sync_tree, write_text, writing
+from sparse_trainer.files.foreign_code import clean_folder
+from sparse_trainer.files.writing import place_of, sync_names, sync_tree, write_text, writing
 from sparse_trainer.folders.exchange import exchange
 from sparse_trainer.folders.own_files import carry_over, check_mounts, record_files
 from sparse_trainer.folders.workshop import alone_at, old_folder, sweep, workshop
-from sparse_trainer.foreign_code import clean_folder
 from sparse_trainer.plan.document import PLAN_FILE
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import SparseTrainerError
-from sparse_trainer.folders.export import Processor, save_pruned
+from sparse_trainer.folders.save import Processor, save_pruned
 
 logger = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from sparse_trainer.cut.decision import PlanLike
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Piece, Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import place_of, write_text
+from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
-from sparse_trainer.folders.checkpoint import refuse_patched
 from sparse_trainer.folders.configs import CONFIG_FILE, config_values
-from sparse_trainer.folders.export import CARD_FILE
-from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.folders.load import refuse_patched
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
 from sparse_trainer.folders.replace import check_target, new_folder
-from sparse_trainer.folders.stored import Origin, Stored, origins
+from sparse_trainer.folders.safetensors_files import Origin, Stored, origins
+from sparse_trainer.folders.save import CARD_FILE
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan, plan_of
 

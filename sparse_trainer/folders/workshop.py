@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sparse_trainer.files import sync_names
+from sparse_trainer.files.writing import sync_names
 
 if sys.platform != "win32":
     import fcntl

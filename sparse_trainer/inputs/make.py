@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from sparse_trainer.inputs.evaluating import answering_only
 from sparse_trainer.inputs.kinds import (
     Request,
     feature_inputs,
@@ -19,7 +20,6 @@ from sparse_trainer.inputs.kinds import (
     wave_inputs,
 )
 from sparse_trainer.inputs.special import BY_TYPE
-from sparse_trainer.modes import answering_only
 
 _BY_MAIN_INPUT: Final[Mapping[str, Callable[[Request], dict[str, Tensor]]]] = {
     "input_ids": text_inputs,

@@ -11,10 +11,10 @@ from typing import Any, Self, TypedDict
 import torch
 from torch import Tensor
 
-from patchers.groups import KINDS, Kind, Structure
+from patchers.units import KINDS, Kind, Structure
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import write_text
-from sparse_trainer.json_text import parse_json
+from sparse_trainer.files.json_text import parse_json
+from sparse_trainer.files.writing import write_text
 
 # Shape legend: U = units of a group.
 

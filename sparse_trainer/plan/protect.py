@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchers.discover import discover
-from patchers.groups import KINDS, Structure
+from patchers.discovery.discover import discover
+from patchers.units import KINDS, Structure
 from sparse_trainer.budget.selectors import AnySelector
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.plan.document import Plan

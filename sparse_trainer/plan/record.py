@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
-from patchers.groups import WIDTH_KINDS, Structure
+from patchers.discovery.discover import discover
+from patchers.units import WIDTH_KINDS, Structure
 from sparse_trainer.budget.cost import (
     TARGETS,
     Target,

@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sparse_trainer.bench import bench
 from sparse_trainer.budget.cost import parameter_count
-from sparse_trainer.files import write_text
-from sparse_trainer.foreign_code import needs_our_code
-from sparse_trainer.pictures import WIDTH_FILES, write_widths
+from sparse_trainer.files.foreign_code import needs_our_code
+from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.recipe.sections import ExportOptions
+from sparse_trainer.run.latency import bench
+from sparse_trainer.run.pictures import WIDTH_FILES, write_widths
+from sparse_trainer.run.recipes.sections import ExportOptions
 from sparse_trainer.run.report import Comparison, Measured, shape_lines
 from sparse_trainer.run.verify import Reloaded
 

@@ -12,7 +12,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, one_of
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import first_line
-from sparse_trainer.recipe.fine_pruning import Recipe
+from sparse_trainer.run.recipes.fine_pruning import Recipe
 from sparse_trainer.run.stages import Setting
 
 _UNLISTED = ("flyte",)

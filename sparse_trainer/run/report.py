@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparse_trainer.bench import Conditions, Latency
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.latency import Conditions, Latency
 
 MISSING = "-"
 """Shown where a number was not measured."""

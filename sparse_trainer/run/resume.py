@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import check_file, write_text
+from sparse_trainer.files.writing import check_file, write_text
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.plan.document import PLAN_FILE
-from sparse_trainer.pruning_state import find_checkpoint, last_checkpoint
-from sparse_trainer.recipe.fine_pruning import Recipe
-from sparse_trainer.recipe.sections import DESCRIPTION, Sections, as_yaml, read_sections
 from sparse_trainer.run.outcome import RECIPE_FILE
+from sparse_trainer.run.recipes.fine_pruning import Recipe
+from sparse_trainer.run.recipes.sections import DESCRIPTION, Sections, as_yaml, read_sections
+from sparse_trainer.training.checkpoint import find_checkpoint, last_checkpoint
 
 RUN_FILE = ".sparse_trainer_run.yaml"
 """In the folder that a run trains in: the recipe it runs."""

@@ -17,28 +17,28 @@ from transformers import (
     set_seed,
 )
 
-from patchers.cheaper import unblend
-from patchers.patch import unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.blends import unblend
+from patchers.patching.patch import unpatch
+from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
-from sparse_trainer.files import write_text
-from sparse_trainer.fill import fill, rewind
+from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.plan.document import PLAN_FILE
 from sparse_trainer.plan.record import plan_of
-from sparse_trainer.pruning_state import check_resumed, is_over
-from sparse_trainer.recipe.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.outcome import RECIPE_FILE
+from sparse_trainer.run.recipes.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.statistics.calibration import check_positions, positions_of
 from sparse_trainer.tasks.base import Prepared, Task
 from sparse_trainer.tasks.registry import find_task
-from sparse_trainer.trainer import PruningTrainer
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.checkpoint import check_resumed, is_over
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
+from sparse_trainer.training.trainer import PruningTrainer
 
 Tell = Callable[[str], None]
 """Takes one line about what is being done."""

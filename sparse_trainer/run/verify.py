@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.foreign_code import CODE_FILE, needs_our_code
+from sparse_trainer.files.foreign_code import CODE_FILE, needs_our_code
 
 # Shape legend: C = classes, or the vocabulary.
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sparse_trainer.answers import (
+from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.inputs.answers import (
     IGNORED,
     answers_named,
     bare,
@@ -19,7 +20,6 @@ from sparse_trainer.answers import (
     shifts_labels,
     without_answers,
 )
-from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.statistics.padding import stands_alone, without_padding
 
 # Shape legend: B = sequences, T = tokens.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchers.gates import Gate
-from patchers.groups import Group, Structure
-from patchers.patch import gates_by_group, patch, unpatch
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_by_group, patch, unpatch
+from patchers.units import Group, Structure
 from sparse_trainer.errors import DataError, UnsupportedModelError
-from sparse_trainer.modes import evaluating
+from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import Batches, as_batches, count_real
 from sparse_trainer.statistics.elements import ElementCollector
 from sparse_trainer.statistics.flight import Flight

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchers.groups import Group, Slice
 from patchers.layers import linear_at, weight_OI
+from patchers.units import Group, Slice
 from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
 from sparse_trainer.statistics.needs import Elements
 

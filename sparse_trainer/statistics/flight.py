@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchers.groups import Group
+from patchers.units import Group
 from sparse_trainer.errors import NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batch
 from sparse_trainer.statistics.needs import Loss

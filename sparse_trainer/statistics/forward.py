@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchers.groups import Group
 from patchers.modeling_pruned import base_of
-from sparse_trainer.answers import is_encoder_decoder
+from patchers.units import Group
 from sparse_trainer.errors import DataError, SparseTrainerError
-from sparse_trainer.modes import answering_only
+from sparse_trainer.inputs.answers import is_encoder_decoder
+from sparse_trainer.inputs.evaluating import answering_only
 from sparse_trainer.statistics.calibration import DIMENSIONS, Batch, inputs_named
 
 

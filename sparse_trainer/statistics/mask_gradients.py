@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchers.gates import Gate
-from patchers.groups import Group
+from patchers.patching.gates import Gate
+from patchers.units import Group
 from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
 from sparse_trainer.statistics.needs import MaskGradientSums
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchers.groups import Group
+from patchers.units import Group
 from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
 from sparse_trainer.statistics.needs import MomentSums
 

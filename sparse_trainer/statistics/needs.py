@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from patchers.groups import BLOCK_KINDS, Group, Kind
+from patchers.units import BLOCK_KINDS, Group, Kind
 
 # Shape legend: I = features of a consumer's input, U = units of a group, T = linears (slices) of a unit.
 

@@ -12,9 +12,9 @@ import torch
 from accelerate.utils import recursively_apply, send_to_device
 from torch import Tensor, nn
 
-from patchers.groups import Group, Structure
+from patchers.units import Group, Structure
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.modes import evaluating
+from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import Batch, Batches, as_batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.forward import EnoughSeen, Run

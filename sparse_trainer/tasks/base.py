@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from sparse_trainer.data import DataOptions
+from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import ArgumentError
 
 

@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sparse_trainer.data import DataOptions, label_ids, label_names, load_splits
+from sparse_trainer.data.splits import DataOptions, label_ids, label_names, load_splits
 from sparse_trainer.errors import DataError, RecipeError
-from sparse_trainer.folders.checkpoint import load_model
 from sparse_trainer.folders.configs import config_values
+from sparse_trainer.folders.load import load_model
 from sparse_trainer.tasks.base import Prepared, TaskOptions
 from sparse_trainer.tasks.metrics import classification_metrics
 

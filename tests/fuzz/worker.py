@@ -19,18 +19,18 @@ from datasets.utils.logging import disable_progress_bar
 from transformers.utils import logging
 
 from patchers.modeling_pruned import LayoutError, pruned_class
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.corpora.read import find, rows, texts
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.data.corpora.read import find, rows, texts
 from sparse_trainer.errors import SparseTrainerError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.loading import load_shape
-from sparse_trainer.folders.stored import Stored
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.load_shape import load_shape
+from sparse_trainer.folders.safetensors_files import Stored
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.recipe.fine_pruning import load_recipe
-from sparse_trainer.recipe.sections import shipped
+from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.sections import shipped
 from tests.fuzz import mutations
 
 Trial = Callable[[], object]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_trainer.conformance.matrix import Matrix, rerun
+from sparse_trainer.architectures.matrix import Matrix, rerun
 
 
 @pytest.mark.matrix

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from patchers.discover import discover
-from patchers.groups import KINDS
+from patchers.discovery.discover import discover
+from patchers.units import KINDS
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.save import save_pruned
 from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny, uneven_keep
 from tests.hidden_models import some
 from tests.same import assert_same_answer

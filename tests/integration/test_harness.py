@@ -15,12 +15,12 @@ import torch
 import yaml
 from datasets import Dataset
 
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.corpora.read import find
-from sparse_trainer.evaluation.choices import Accuracy, multiple_choice
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.loading import load_model
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.architectures.tiny import tiny_model
+from sparse_trainer.data.corpora.read import find
+from sparse_trainer.folders.load_shape import load_model
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
 from tests.character_tokenizer import character_tokenizer
 
 pytestmark = [

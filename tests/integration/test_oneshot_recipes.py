@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sparse_trainer import cli
 from sparse_trainer.cli import show
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.prune import PruneOptions, SourceOptions, prune_folder
+from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.recipe.fine_pruning import load_recipe
-from sparse_trainer.recipe.oneshot import is_one_shot
-from sparse_trainer.recipe.sections import read_sections, shipped
 from sparse_trainer.run.outcome import FILES
-from sparse_trainer.run.recipe import run
+from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.prune_folder import PruneOptions, SourceOptions, prune_folder
+from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.oneshot import is_one_shot
+from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.recipe_files import write_text, write_tiny_llama
 
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
@@ -63,7 +63,7 @@ def test_a_one_shot_recipe_leaves_a_model_that_loads(
     name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Drawing takes longer than all else here, and is the same for every recipe; other tests draw.
-    monkeypatch.setattr("sparse_trainer.pictures._save", lambda figure, path: path.write_bytes(b"drawn"))
+    monkeypatch.setattr("sparse_trainer.run.pictures._save", lambda figure, path: path.write_bytes(b"drawn"))
     said: list[str] = []
     recipe = small(name, files, tmp_path / "out", "export.verify=false")
     result = run(recipe, said.append)
@@ -107,7 +107,7 @@ def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: 
 def test_mistakes_are_found_before_a_model_is_loaded(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.folders.prune.load_model", _no_loading)
+    monkeypatch.setattr("sparse_trainer.run.prune_folder.load_model", _no_loading)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
         run(small("llama-wanda", files, tmp_path), print)
@@ -288,7 +288,7 @@ def test_empty_calibration_is_refused(files: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.folders.prune.load_model", _no_loading)
+    monkeypatch.setattr("sparse_trainer.run.prune_folder.load_model", _no_loading)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
         command("prune", files / "model", tmp_path, "--criterion", "random", "--overwrite")
@@ -309,7 +309,7 @@ def test_a_model_that_cannot_be_saved_is_rescued(
 ) -> None:
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
-    monkeypatch.setattr("sparse_trainer.pictures._save", _full)
+    monkeypatch.setattr("sparse_trainer.run.pictures._save", _full)
     with pytest.raises(
         CheckpointError, match=r"out: cannot be written .*The pruned model is in .*spare"
     ) as caught:
@@ -319,7 +319,7 @@ def test_a_model_that_cannot_be_saved_is_rescued(
 
 
 @pytest.mark.parametrize(
-    "place", ["sparse_trainer.folders.export.write_text", "sparse_trainer.folders.own_files.write_text"]
+    "place", ["sparse_trainer.folders.save.write_text", "sparse_trainer.folders.own_files.write_text"]
 )
 def test_a_full_disk_leaves_nothing_half_written(
     place: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_pictures_without_matplotlib_are_refused_before_any_work(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.pictures.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sparse_trainer.run.pictures.importlib.util.find_spec", lambda name: None)
     with pytest.raises(SparseTrainerError, match=r"matplotlib is not installed.*--no-pictures"):
         command("prune", files / "model", tmp_path / "out", "--criterion", "random")
     command("prune", files / "model", tmp_path / "out", "--criterion", "random", "--no-pictures")

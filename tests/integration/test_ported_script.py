@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from patchers.patch import masks_of
+from patchers.patching.patch import masks_of
 from tests.unit.test_docs import ROOT, blocks, given
 
 # The script says `float(loss)`.

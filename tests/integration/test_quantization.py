@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot.prune import prune
 from tests.oneshot_models import calibration, model_of
 
 torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")

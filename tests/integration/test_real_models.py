@@ -27,10 +27,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers.discover import discover
-from patchers.groups import Group, Structure
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from patchers.discovery.discover import discover
+from patchers.units import Group, Structure
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
 from tests.real_weights import (
     WIDTHS,
     cut,

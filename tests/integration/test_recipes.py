@@ -13,15 +13,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from patchers.modeling_pruned import is_no_norm
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.compact import compact_folder
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.load_shape import load_shape
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.recipe.fine_pruning import load_recipe
-from sparse_trainer.recipe.oneshot import is_one_shot
-from sparse_trainer.recipe.sections import read_sections, shipped
-from sparse_trainer.run.recipe import run
+from sparse_trainer.run.cut_folder import compact_folder
+from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.oneshot import is_one_shot
+from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.recipe_files import STEPS, small, write_small_files
 
 TRAINING = sorted(name for name, path in shipped().items() if not is_one_shot(read_sections(path)))

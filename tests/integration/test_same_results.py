@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.laws.training import METHODS, trainer
 from tests.oneshot_models import calibration, model_of
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers import modeling_pruned
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
 
 # Shape legend: B = rows, T = tokens.
 

@@ -14,14 +14,14 @@ from transformers import (
     BertModel,
 )
 
-from patchers.patch import gates_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import perturb
+from patchers.patching.patch import gates_of
+from sparse_trainer.architectures.tiny import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched
-from sparse_trainer.trainer import SparseTrainer
-from sparse_trainer.wrapped_model import WHOLE_FILE
+from sparse_trainer.folders.load import is_patched_checkpoint, load_patched
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.trainer import SparseTrainer
+from sparse_trainer.training.wrapped_model import WHOLE_FILE
 from tests.character_tokenizer import character_tokenizer
 
 sentence_transformers = pytest.importorskip(

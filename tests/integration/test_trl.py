@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import perturb
+from sparse_trainer.architectures.tiny import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.trainer import SparseTrainer
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.trainer import SparseTrainer
 from tests.character_tokenizer import character_tokenizer
 
 trl = pytest.importorskip("trl", reason="trl is not installed")

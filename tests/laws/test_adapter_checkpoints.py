@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.gate_file import GATE_FILE
-from sparse_trainer.trainer import PruningTrainer
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.gate_file import GATE_FILE
+from sparse_trainer.training.trainer import PruningTrainer
 from tests.compact_models import batch
 from tests.laws.training import quiet_model, sparse_args, trainer
 

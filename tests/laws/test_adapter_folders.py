@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched, load_pruned
-from sparse_trainer.folders.compact import compact_folder
-from sparse_trainer.gate_file import GATE_FILE
-from sparse_trainer.pruning_state import STATE_FILE, save_state
+from sparse_trainer.folders.load import is_patched_checkpoint, load_patched, load_pruned
+from sparse_trainer.run.cut_folder import compact_folder
+from sparse_trainer.training.checkpoint import STATE_FILE, save_state
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.gate_file import GATE_FILE
 from tests.compact_models import logits, tiny
 from tests.laws.training import sparse_args
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from patchers.groups import Kind
-from patchers.patch import gates_by_group, gates_of, patch, unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_by_group, gates_of, patch, unpatch
+from patchers.units import Kind
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.folders.checkpoint import load_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import batch, tiny
 from tests.same import assert_same
 

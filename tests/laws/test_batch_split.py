@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers.discover import discover
-from sparse_trainer.answers import IGNORED, shifts_labels
-from sparse_trainer.conformance.tiny import perturb, tiny_config, tiny_model
+from patchers.discovery.discover import discover
+from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
 from sparse_trainer.errors import DataError
+from sparse_trainer.inputs.answers import IGNORED, shifts_labels
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need

@@ -17,15 +17,15 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from patchers.discover import discover
-from patchers.patch import gated, gates_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import NotTestable, model_types, tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.discovery.discover import discover
+from patchers.patching.patch import gated, gates_of
+from sparse_trainer.architectures.tiny import NotTestable, model_types, tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched, load_pruned
-from sparse_trainer.trainer import PruningTrainer, save_state
+from sparse_trainer.folders.load import is_patched_checkpoint, load_patched, load_pruned
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.trainer import PruningTrainer, save_state
 
 RENAMED = (
     "beit", "clip", "deit", "dinov2", "esm", "gpt_neox", "llava", "mixtral", "nomic_bert", "qwen2_moe", "qwen3_moe",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sparse_trainer.conformance.matrix import MATRIX_FILE, Matrix
-from sparse_trainer.conformance.matrix_page import page
-from sparse_trainer.conformance.worker import check_type
+from sparse_trainer.architectures.matrix import MATRIX_FILE, Matrix
+from sparse_trainer.architectures.matrix_page import page
+from sparse_trainer.architectures.worker import check_type
 
 ROOT = Path(__file__).parents[2]
 # At least one type per form, and per arrangement of blocks.
@@ -57,7 +57,7 @@ def test_a_fresh_process_loads_what_was_cut(folder: Path) -> None:
         [
             sys.executable,
             "-m",
-            "sparse_trainer.conformance.worker",
+            "sparse_trainer.architectures.worker",
             "reload",
             str(answers),
             str(folder),

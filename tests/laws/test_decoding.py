@@ -33,10 +33,10 @@ from transformers import (
     WhisperConfig,
 )
 
-from patchers.discover import discover
-from patchers.gates import Gate
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import Skip, is_skip
-from patchers.patch import patch
+from patchers.patching.gates import Gate
+from patchers.patching.patch import patch
 from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import perturbed
 

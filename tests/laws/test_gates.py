@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
-from patchers.gates import Gate, GatedForward
-from patchers.groups import BLOCK_KINDS, Kind, Structure
-from patchers.patch import gated, gates_by_group, patch, unpatch
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate, GatedForward
+from patchers.patching.patch import gated, gates_by_group, patch, unpatch
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.criteria.registry import CRITERIA
+from patchers.units import BLOCK_KINDS, Kind, Structure
+from sparse_trainer.architectures.tiny import tiny_model
+from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
 from tests.same import assert_same, assert_same_answer
 

@@ -17,18 +17,18 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from patchers.cheaper import blend_norms
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from patchers.gates import Gate
-from patchers.groups import KINDS, Kind
-from patchers.norms import GatedNorm, is_plain_norm
-from patchers.patch import gated, gates_by_group, gates_of, patch, unpatch
+from patchers.patching.blends import blend_norms
+from patchers.patching.gated_norm import GatedNorm, is_plain_norm
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gated, gates_by_group, gates_of, patch, unpatch
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.criteria.registry import CRITERIA
+from patchers.units import KINDS, Kind
+from sparse_trainer.architectures.tiny import tiny_model
+from sparse_trainer.criteria.training.registry import CRITERIA
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.compact_models import tiny
 from tests.hidden_models import NAMES, hidden_model, outputs, some, tolerance
 from tests.same import assert_same, assert_same_answer

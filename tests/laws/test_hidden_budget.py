@@ -7,22 +7,22 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchers.discover import discover
-from patchers.groups import BLOCK_KINDS, KINDS, Group, Kind
+from patchers.discovery.discover import discover
 from patchers.layers import LINEAR_TYPES, features
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.units import BLOCK_KINDS, KINDS, Group, Kind
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import Target, feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.selectors import make_selector
-from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.criteria.l0 import ExpectedSize
+from sparse_trainer.criteria.training.l0 import ExpectedSize
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, make_plan, measure
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.expected_size import counted_share, drawn_alphas
 from tests.hidden_models import hidden_model, outputs, some, tolerance
 

@@ -20,13 +20,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from patchers.groups import BLOCK_KINDS
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.criteria.registry import CRITERIA
+from patchers.units import BLOCK_KINDS
+from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
+from sparse_trainer.criteria.training.registry import CRITERIA
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
-from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 REFUSED = (ArgumentError, BudgetError, UnsupportedModelError)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from patchers.concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
-from patchers.discover import discover
-from patchers.groups import BLOCK_KINDS, Group, Kind, Structure
-from patchers.patch import patch
+from patchers.discovery.discover import discover
+from patchers.patching.hard_concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
+from patchers.patching.patch import patch
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.units import BLOCK_KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.criteria.l0 import ExpectedSize, fitting
+from sparse_trainer.criteria.training.l0 import ExpectedSize, fitting
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import batch, logits, tiny
 from tests.expected_size import counted_share, drawn_alphas
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from patchers.patch import masks_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.patch import masks_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_patched, load_pruned
-from sparse_trainer.masking.driver import Masking
-from sparse_trainer.trainer import PruningTrainer
+from sparse_trainer.folders.load import is_patched_checkpoint, load_patched, load_pruned
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.mask_driver import Masking
+from sparse_trainer.training.trainer import PruningTrainer
 from tests.compact_models import logits, tiny
 from tests.laws.training import CHECKPOINTING, quiet_model, state, trainer
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers.concrete import BETA, HIGH, LOW
 from patchers.layers import linear_at, weight_OI
-from patchers.masks import MaskFactor, multiply
-from patchers.patch import gates_of, masks_of, unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.hard_concrete import BETA, HIGH, LOW
+from patchers.patching.masks import MaskFactor, multiply
+from patchers.patching.patch import gates_of, masks_of, unpatch
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.masking.driver import Masking
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.mask_driver import Masking
 from tests.compact_models import batch, logits, tiny
 from tests.same import assert_same
 

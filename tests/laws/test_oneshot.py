@@ -9,16 +9,16 @@ from transformers import PreTrainedModel
 
 from patchers.layers import linear_at, weight_OI
 from sparse_trainer.budget.cost import unit_cost
-from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.oneshot.reconstruct import error, least_squares
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.criteria.calibration.obs import Obs
+from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
+from sparse_trainer.criteria.calibration.taylor import Taylor
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.one_shot.repairs.reconstruct import error, least_squares
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.needs import Moments
-from sparse_trainer.width_criteria.base import Evidence
-from sparse_trainer.width_criteria.obs import Obs
-from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
-from sparse_trainer.width_criteria.taylor import Taylor
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: U = units, I = features of a consumer's input.

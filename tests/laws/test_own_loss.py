@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from patchers.patch import gates_of, masks_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.patch import gates_of, masks_of
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.losses import SAYS_WHO_DIVIDES
-from sparse_trainer.trainer import PruningTrainer, SparseTrainer
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.loss import SAYS_WHO_DIVIDES
+from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
 from tests.laws.training import quiet_model, rows, sparse_args, state, trainer
 
 SPLIT: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}

@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers.discover import discover
-from sparse_trainer.answers import IGNORED
-from sparse_trainer.conformance.tiny import perturb, tiny_config, tiny_model
-from sparse_trainer.oneshot.prune import prune
+from patchers.discovery.discover import discover
+from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
+from sparse_trainer.inputs.answers import IGNORED
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need, Statistics
 

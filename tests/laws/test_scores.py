@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from patchers.discover import discover
-from patchers.groups import Group, Structure
-from patchers.patch import patch, unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.criteria.magnitude import magnitude
-from sparse_trainer.criteria.registry import CRITERIA
+from patchers.discovery.discover import discover
+from patchers.patching.patch import patch, unpatch
+from patchers.units import Group, Structure
+from sparse_trainer.criteria.training.magnitude import magnitude
+from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.compact_models import FAMILIES, batch, tiny
 
 

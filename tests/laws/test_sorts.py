@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from patchers.groups import Group
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.units import Group
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 HYBRIDS = [
     model_type

@@ -8,8 +8,8 @@ import datasets
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.trainer import PruningTrainer
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.trainer import PruningTrainer
 from tests.compact_models import tiny
 
 CHECKPOINTING = next(

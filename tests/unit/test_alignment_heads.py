@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from patchers.patch import gates_by_group, patch
-from sparse_trainer.conformance.tiny import tiny_model
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_by_group, patch
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 
 PAIRS = [[0, 1], [1, 0], [2, 2], [2, 3]]

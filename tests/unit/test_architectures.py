@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from sparse_trainer import cli
-from sparse_trainer.conformance import matrix
-from sparse_trainer.conformance.case import Report
-from sparse_trainer.conformance.matrix import Matrix
-from sparse_trainer.conformance.matrix_page import page
+from sparse_trainer.architectures import matrix
+from sparse_trainer.architectures.case import Report
+from sparse_trainer.architectures.matrix import Matrix
+from sparse_trainer.architectures.matrix_page import page
 from sparse_trainer.errors import ArgumentError
 
 PASSING = Report(
@@ -114,10 +114,10 @@ def test_a_checkout_gets_the_matrix_and_its_page(
 ) -> None:
     assert call(monkeypatch, "--write", str(tmp_path)) == 2
     assert "is no folder. Name a checkout of the project." in capsys.readouterr().err
-    (tmp_path / "sparse_trainer/conformance").mkdir(parents=True)
+    (tmp_path / "sparse_trainer/architectures").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     assert call(monkeypatch, "--write", str(tmp_path)) == 0
-    written = tmp_path / "sparse_trainer/conformance/architectures.json"
+    written = tmp_path / "sparse_trainer/architectures/architectures.json"
     assert written.read_bytes() == matrix.MATRIX_FILE.read_bytes()
     assert (tmp_path / "docs/architectures.md").read_text(encoding="utf-8") == page(Matrix.load())
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"scoring": "movment"}, "scoring.*'movment'.*Did you mean 'movement'"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import logits, patched, tiny, uneven_keep

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from sparse_trainer import bench as module
-from sparse_trainer.bench import Bench, Conditions, Latency, bench, find_device, find_dtype, summarize
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.run import latency as module
+from sparse_trainer.run.latency import Bench, Conditions, Latency, bench, find_device, find_dtype, summarize
 
 
 def tiny() -> BertForSequenceClassification:

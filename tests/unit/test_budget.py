@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchers.groups import Group, Kind
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.units import Group, Kind
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.selectors import make_selector
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import tiny
 
 COSTS: dict[str, int] = {"heads": 64, "channels": 3}

@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
-from patchers.discover import discover
-from sparse_trainer.auto_classes import auto_classes_of
+from patchers.discovery.discover import discover
+from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.plan.record import Request, plan_of, remember_request

@@ -7,19 +7,19 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, Trainer
 
-from patchers.cheaper import BlendedActivation, BlendedNorm, blended, take_in, unblend
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import is_no_norm
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.cheaper.layers import Cheapening, cheapen, finish, set_mix
-from sparse_trainer.conformance.tiny import tiny_model
+from patchers.patching.blends import BlendedActivation, BlendedNorm, blended, take_in, unblend
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.probe import check_same, outputs_of
+from sparse_trainer.cut.self_check import check_same, outputs_of
 from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.load_shape import load_shape
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.blending import Cheapening, cheapen, finish, set_mix
 from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny
 from tests.laws.training import trainer
 from tests.same import assert_same

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from patchers.cheaper import BlendedNorm, blended
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.cheaper.layers import finish
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.blends import BlendedNorm, blended
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.compact import compact_folder
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.trainer import save_state
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.run.cut_folder import compact_folder
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.blending import finish
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.trainer import save_state
 from tests.compact_models import logits, tiny
 from tests.laws.training import sparse_args
 from tests.same import assert_same

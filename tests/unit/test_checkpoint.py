@@ -22,16 +22,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from patchers.discover import discover
-from patchers.patch import gates_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.discovery.discover import discover
+from patchers.patching.patch import gates_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.checkpoint import is_patched_checkpoint, load_model, load_patched, load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import is_patched_checkpoint, load_model, load_patched, load_pruned
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.record import plan_of
-from sparse_trainer.trainer import STATE_FILE, save_state
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.trainer import STATE_FILE, save_state
 from tests.compact_models import DECISIONS, FAMILIES, logits, patched, perturbed, tiny
 from tests.same import assert_same
 

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from sparse_trainer import cli
-from sparse_trainer.recipe.sections import shipped
+from sparse_trainer.run.recipes.sections import shipped
 from tests.recipe_files import write_tiny_model
 
 

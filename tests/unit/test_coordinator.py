@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from patchers.errors import UnsupportedModelError
-from patchers.patch import gates_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.patch import gates_of
+from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, NonFiniteError
-from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import FAMILIES, batch, logits, tiny
 from tests.laws.training import METHODS, sparse_args
 

@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset
 from transformers import BertTokenizerFast
 
-from sparse_trainer import readers
-from sparse_trainer.corpora.base import Corpus, Question
-from sparse_trainer.corpora.batches import calibration_batches
-from sparse_trainer.corpora.read import find, questions, rows, texts
-from sparse_trainer.corpora.table import CORPORA
+from sparse_trainer.data import readers
+from sparse_trainer.data.corpora.base import Corpus, Question
+from sparse_trainer.data.corpora.batches import calibration_batches
+from sparse_trainer.data.corpora.read import find, questions, rows, texts
+from sparse_trainer.data.corpora.table import CORPORA
 from sparse_trainer.errors import ArgumentError, DataError
 from tests.character_tokenizer import character_tokenizer
 

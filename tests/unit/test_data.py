@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset
 
-from sparse_trainer import readers
-from sparse_trainer.data import DataOptions, check_columns, label_ids, label_names, load_splits
+from sparse_trainer.data import readers
+from sparse_trainer.data.splits import DataOptions, check_columns, label_ids, label_names, load_splits
 from sparse_trainer.errors import DataError, SparseTrainerError
 from tests.recipe_files import boolq_rows, write_rows
 

@@ -24,12 +24,12 @@ from transformers import (
     StableLmModel,
 )
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import FAMILIES, tiny
 
 

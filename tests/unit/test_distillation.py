@@ -18,18 +18,18 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from sparse_trainer.answers import shifts_labels
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.distillation.divergences import logit_loss
-from sparse_trainer.distillation.teacher import (
+from sparse_trainer.architectures.tiny import tiny_model
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.inputs.answers import shifts_labels
+from sparse_trainer.run.stages import rehearse
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.distillation.divergences import logit_loss
+from sparse_trainer.training.distillation.teacher import (
     Distiller,
     hidden_loss,
     valid_distributions,
 )
-from sparse_trainer.errors import ArgumentError
-from sparse_trainer.run.stages import rehearse
 from tests.compact_models import FAMILIES, batch, perturbed, tiny
 from tests.laws.training import quiet_model, sparse_args, trainer
 

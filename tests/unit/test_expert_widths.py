@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from patchers.gates import Gate
-from patchers.patch import gates_by_group, patch
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_by_group, patch
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import perturb
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.architectures.tiny import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError
 from sparse_trainer.inputs.make import inputs_for, outputs_of
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from patchers.gates import Gate
-from patchers.groups import Structure
-from patchers.patch import gated, gates_by_group, gates_of, patch, unpatch
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gated, gates_by_group, gates_of, patch, unpatch
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.units import Structure
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.inputs.make import inputs_for, outputs_of
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.same import assert_same
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe")

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from patchers.discover import discover
-from patchers.gates import Gate
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import stock_class_of
-from patchers.patch import gates_by_group, patch
-from sparse_trainer.conformance.tiny import tiny_model
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_by_group, patch
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.probe import SelfCheckError
+from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.export import check_target, save_pruned
 from sparse_trainer.folders.padded import padded
+from sparse_trainer.folders.save import check_target, save_pruned
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.make import outputs_of as run
 from sparse_trainer.plan.document import PLAN_FILE, Plan

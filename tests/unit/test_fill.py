@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.surgery import cut
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, CheckpointError
-from sparse_trainer.fill import fill, rewind
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import FAMILIES, logits, patched, tiny, uneven_keep
 from tests.same import assert_same
 from tests.unit.test_coordinator import loop

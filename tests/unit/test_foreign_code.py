@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from typer.testing import CliRunner
 
 from patchers import modeling_pruned
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cli.commands import app
-from sparse_trainer.conformance.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError, DataError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.foreign_code import CODE_FILE, clean_folder, needs_our_code
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.files.foreign_code import CODE_FILE, clean_folder, needs_our_code
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.verify import verify_reload
 from sparse_trainer.tasks import metrics
 from tests.character_tokenizer import character_tokenizer

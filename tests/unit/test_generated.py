@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import make_pipeline
 
+from sparse_trainer.data.quickstart.generated import FORMS, Row, generate
+from sparse_trainer.data.quickstart.world import DOMAINS
 from sparse_trainer.errors import DataError
-from sparse_trainer.quickstart.generated import FORMS, Row, generate
-from sparse_trainer.quickstart.world import DOMAINS
 
 NEAR_CHANCE = 0.56
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from patchers.patch import gates_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.patch import gates_of
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.trainer import PruningTrainer, SparseTrainer
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
 from tests.compact_models import batch, tiny
 from tests.laws.training import quiet_model, rows, sparse_args
 

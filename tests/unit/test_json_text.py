@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import CheckpointError, SparseTrainerError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.loading import load_shape
-from sparse_trainer.folders.stored import files_of_index, weight_files
+from sparse_trainer.files.json_text import parse_json, read_object
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.load_shape import load_shape
+from sparse_trainer.folders.safetensors_files import files_of_index, weight_files
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.folders.tokenizers import find_tokenizer
-from sparse_trainer.json_text import parse_json, read_object
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.pruning_state import STATE_FILE, read_sparse_args
+from sparse_trainer.training.checkpoint import STATE_FILE, read_sparse_args
 from tests.character_tokenizer import character_tokenizer
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchers.patch import unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.patch import unpatch
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.distillation.layer_map import match
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.folders.checkpoint import load_patched
+from sparse_trainer.folders.load import load_patched
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.distillation.layer_map import match
 from tests.compact_models import batch, logits, tiny
 from tests.laws.training import trainer
 

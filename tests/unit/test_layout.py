@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import LayoutError, layout_in, pruned_class
-from sparse_trainer.cheaper.layers import cheapen, finish
-from sparse_trainer.cut.changes import Cut
-from sparse_trainer.cut.fit import Fit, build, fit_config
+from sparse_trainer.cut.config_changes import Cut
+from sparse_trainer.cut.config_fit import Fit, build, fit_config
 from sparse_trainer.cut.layout import check_builds, empty_layout, is_native, layout_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.training.blending import cheapen, finish
 from tests.compact_models import FAMILIES, patched, tiny, uneven_keep
 
 

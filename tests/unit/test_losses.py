@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.losses import divides, share_of_step
+from sparse_trainer.training.loss import divides, share_of_step
 
 
 def told(**options: Any) -> SimpleNamespace:

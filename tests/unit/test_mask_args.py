@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from patchers.patch import masks_of, unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.patch import masks_of, unpatch
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.masking.driver import Masking
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.mask_driver import Masking
 from tests.compact_models import batch, tiny
 
 CHANNELS = {"dense_pruning_method": "topK:1d_alt", "attention_output_with_dense": False}

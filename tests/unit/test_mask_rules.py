@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparse_trainer.masking.rules import above, choose, n_of_m, top
+from sparse_trainer.training.mask_selection import above, choose, n_of_m, top
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

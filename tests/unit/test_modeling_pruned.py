@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import patchers.modeling_pruned as shipped
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import (
     LayoutError,
     Skip,

@@ -16,13 +16,13 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, BertConfig, B
 
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.checkpoint import load_model, load_pruned
-from sparse_trainer.folders.compact import compact_folder
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.folders.loading import load_shape
+from sparse_trainer.folders.load import load_model, load_pruned
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.nn_pruning_format import removed_heads
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.plan.record import plan_of
+from sparse_trainer.run.cut_folder import compact_folder
 from tests.compact_models import batch
 from tests.nn_pruning_files import (
     BERT_NAMES,

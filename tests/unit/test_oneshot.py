@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from sparse_trainer.args import SparseTrainingArguments
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
 from sparse_trainer.budget.standardize import STANDARDIZERS
-from sparse_trainer.criteria.random import Random as TrainingRandom
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.criteria.calibration.mixture import criterion_of
+from sparse_trainer.criteria.calibration.random import Random
+from sparse_trainer.criteria.calibration.taylor import Taylor
+from sparse_trainer.criteria.training.random import Random as TrainingRandom
 from sparse_trainer.errors import (
     ArgumentError,
     BudgetError,
@@ -18,17 +21,14 @@ from sparse_trainer.errors import (
     SparseTrainerError,
     UnsupportedModelError,
 )
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
-from sparse_trainer.oneshot.allocation import best
-from sparse_trainer.oneshot.mixture import criterion_of
-from sparse_trainer.oneshot.options import protected
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot.allocation import best
+from sparse_trainer.one_shot.options import protected
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.needs import MaskGradients, Moments, Statistics
-from sparse_trainer.width_criteria.base import Evidence
-from sparse_trainer.width_criteria.random import Random
-from sparse_trainer.width_criteria.taylor import Taylor
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.oneshot_models import MODELS, calibration, model_of, sequences, widths
 from tests.same import assert_same
 

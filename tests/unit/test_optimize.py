@@ -20,19 +20,19 @@ from transformers import (
 )
 
 import sparse_trainer.cut.optimize
-from patchers.discover import discover
-from patchers.gates import Gate, PolarGate
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import _index_on, stock_class_of
-from patchers.patch import gates_by_group, gates_of, patch, unpatch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.patching.gates import Gate, PolarGate
+from patchers.patching.patch import gates_by_group, gates_of, patch, unpatch
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.probe import SelfCheckError
+from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.record import plan_of
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import (
     DECISIONS,
     FAMILIES,

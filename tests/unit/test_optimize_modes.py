@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from patchers.patch import gates_of, masks_of, patch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_of, masks_of, patch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import logits, patched, tiny, uneven_keep
 
 

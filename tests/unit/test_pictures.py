@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.oneshot.decision import Decision
-from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.pictures import FILES, bin_edges, scores_by_kind, write_map, write_pictures, write_scores
+from sparse_trainer.architectures.tiny import tiny_model
+from sparse_trainer.one_shot.choose import Decision
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.run.pictures import (
+    FILES,
+    bin_edges,
+    scores_by_kind,
+    write_map,
+    write_pictures,
+    write_scores,
+)
 from tests.unit.test_report import plan
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from patchers.discover import discover
-from patchers.patch import gates_of
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.discovery.discover import discover
+from patchers.patching.patch import gates_of
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.checkpoint import load_patched
+from sparse_trainer.folders.load import load_patched
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.protect import put_first
 from sparse_trainer.plan.record import Request, plan_of, remember_request
-from sparse_trainer.trainer import save_state
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.trainer import save_state
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep
 
 

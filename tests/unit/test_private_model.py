@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from patchers import families
-from patchers.discover import discover
+from patchers.discovery import tables as families
+from patchers.discovery.discover import discover
+from patchers.discovery.tables.forms import AttentionForm, FfnForm
+from patchers.discovery.tables.registry import register_form
 from patchers.errors import UnsupportedModelError
-from patchers.families.registry import register_form
-from patchers.families.tables import AttentionForm, FfnForm
-from sparse_trainer.conformance.check import check_model
-from sparse_trainer.conformance.tiny import perturb
+from sparse_trainer.architectures.check import check_model
+from sparse_trainer.architectures.tiny import perturb
 
 # Shape legend: B = batch, T = tokens, D = features.
 
@@ -88,7 +88,7 @@ def test_it_is_refused_with_its_linears_and_the_way_out(model: PrivateModel) -> 
         assert f"blocks.*.attend.{name}" in message
     assert "blocks.*.widen" in message
     assert "PrivateModel: no attention or feed-forward module of a known form" in message
-    assert "patchers.families.register_form (docs/architectures.md says how)" in message
+    assert "patchers.discovery.tables.register_form (docs/architectures.md says how)" in message
 
 
 def test_what_was_recognised_is_named(model: PrivateModel) -> None:

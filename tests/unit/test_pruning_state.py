@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.pruning_state import STATE_FILE, find_checkpoint, last_checkpoint
+from sparse_trainer.training.checkpoint import STATE_FILE, find_checkpoint, last_checkpoint
 from tests.laws.training import sparse_args, state, trainer
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sparse_trainer.data.quickstart.packaged import packaged_folder
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.quickstart.packaged import packaged_folder
 
 
 def test_a_folder_inside_a_package_is_found_without_running_it(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.folders.prune import PruneOptions
-from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.recipe.fine_pruning import SECTIONS, Recipe, load_recipe
-from sparse_trainer.recipe.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
-from sparse_trainer.recipe.sections import describe, read_sections, shipped
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.run.prune_folder import PruneOptions
+from sparse_trainer.run.recipes.fine_pruning import SECTIONS, Recipe, load_recipe
+from sparse_trainer.run.recipes.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
+from sparse_trainer.run.recipes.sections import describe, read_sections, shipped
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
 GIVEN = ("model.name_or_path=m", "data.train_file=t.json", "data.validation_file=v.json")
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.files import check_file, write_text
+from sparse_trainer.files.writing import check_file, write_text
 from sparse_trainer.folders.exchange import exchange
 from sparse_trainer.folders.own_files import RECORD_FILE
 from sparse_trainer.folders.replace import check_target, new_folder

@@ -1,7 +1,7 @@
 """Tables."""
 
-from sparse_trainer.bench import Conditions, Latency
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.latency import Conditions, Latency
 from sparse_trainer.run.report import Comparison, Measured, kept_lines, shape_lines
 
 CONDITIONS = Conditions(device="cpu", dtype="float32", threads=1, sequence_length=8, rounds=1, torch="2")

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from patchers.patch import gates_by_group, patch
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
-from sparse_trainer.coordinator import ModelPatchingCoordinator
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
+from patchers.patching.patch import gates_by_group, patch
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.inputs.evaluating import answering_only
 from sparse_trainer.inputs.make import inputs_for
-from sparse_trainer.modes import answering_only
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 
 MIXTURES = (
     "mixtral",

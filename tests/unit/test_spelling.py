@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.args import SparseTrainingArguments
-from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.architectures.tiny import tiny_model
+from sparse_trainer.criteria.calibration.afr import Afr
+from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum
+from sparse_trainer.criteria.calibration.mixture import criterion_of, name_of
+from sparse_trainer.criteria.calibration.obs import Obs
+from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
+from sparse_trainer.criteria.calibration.taylor import Taylor
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.oneshot.mixture import criterion_of, name_of
-from sparse_trainer.oneshot.prune import prune
-from sparse_trainer.oneshot.spelling import read_criterion, read_sum
-from sparse_trainer.width_criteria.afr import Afr
-from sparse_trainer.width_criteria.obs import Obs
-from sparse_trainer.width_criteria.registry import WIDTH_CRITERIA
-from sparse_trainer.width_criteria.taylor import Taylor
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
 
 @pytest.mark.parametrize("name", sorted(WIDTH_CRITERIA))

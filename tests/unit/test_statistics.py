@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from patchers.discover import discover
-from patchers.gates import Gate
-from patchers.groups import Group, Slice, Structure
+from patchers.discovery.discover import discover
 from patchers.layers import linear_at, weight_OI
-from patchers.patch import patch, unpatch
-from sparse_trainer.conformance.tiny import tiny_config, tiny_model
+from patchers.patching.gates import Gate
+from patchers.patching.patch import patch, unpatch
+from patchers.units import Group, Slice, Structure
+from sparse_trainer.architectures.tiny import tiny_config, tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect

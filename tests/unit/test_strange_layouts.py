@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from patchers import attention, experts, heads
-from patchers.discover import discover
+from patchers.discovery import attention, experts, heads
+from patchers.discovery.discover import discover
 from patchers.modeling_pruned import UNITS, WIDTHS, LayoutError, pruned_class
 from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import patched, tiny, uneven_keep

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparse_trainer.folders.streaming
-from patchers.discover import discover
-from patchers.groups import Structure
+from patchers.discovery.discover import discover
 from patchers.surgery import cut
+from patchers.units import Structure
 from sparse_trainer import cli
-from sparse_trainer.conformance.tiny import tiny_model
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError, UnsupportedModelError
-from sparse_trainer.folders.checkpoint import load_pruned
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.own_files import RECORD_FILE
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from tests.same import assert_same_answer

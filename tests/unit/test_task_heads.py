@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from patchers.discover import discover
-from sparse_trainer.conformance.tiny import tiny_model
+from patchers.discovery.discover import discover
+from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.folders.export import save_pruned
+from sparse_trainer.folders.save import save_pruned
 from tests.compact_models import patched, tiny, uneven_keep
 from tests.same import assert_same_answer
 

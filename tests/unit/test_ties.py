@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from sparse_trainer.args import SparseTrainingArguments
 from sparse_trainer.budget.standardize import STANDARDIZERS
-from sparse_trainer.coordinator import ModelPatchingCoordinator
-from sparse_trainer.oneshot.prune import prune
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.compact_models import batch, tiny
 from tests.oneshot_models import calibration, model_of
 

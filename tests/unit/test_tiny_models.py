@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_trainer.conformance.tiny import (
+from sparse_trainer.architectures.tiny import (
     NotTestable,
     auto_class_for,
     dtype_for,

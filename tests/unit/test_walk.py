@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from patchers.groups import Structure
-from patchers.patch import gated
+from patchers.patching.patch import gated
+from patchers.units import Structure
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.statistics.collect import collect

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sparse_trainer.criteria.calibration.expressions import read_criterion
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
-from sparse_trainer.oneshot.spelling import read_criterion
-from sparse_trainer.recipe.fine_pruning import load_recipe
-from sparse_trainer.yaml_text import parse_yaml, read_yaml
+from sparse_trainer.files.yaml_text import parse_yaml, read_yaml
+from sparse_trainer.run.recipes.fine_pruning import load_recipe
 
 BAD = {
     "date": "2001-99-99",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchers.discover import discover
+from patchers.discovery.discover import discover
 from patchers.zeros import fold_constants, removable
 from tests.compact_models import logits, masked_logits, tiny
 

@@ -1,0 +1,1 @@
+"""Find what of a model can be pruned."""

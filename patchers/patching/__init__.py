@@ -1,0 +1,1 @@
+"""Gates and masks in a model, and out again."""

@@ -1,0 +1,58 @@
+"""AFR, structured (AFR-St, arXiv 2607.08027): z(ReFer-SVD) + z(SNIP^p), each trimmed, signed within a sequence.
+
+The published code asks the model for the current last token; here the loss is the ordinary one over all tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sparse_trainer.budget.standardize import STANDARDIZERS
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.criteria.calibration.refer_svd import ReferSvd
+from sparse_trainer.criteria.calibration.snip import Snip
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.statistics.needs import Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Afr:
+    """Sum of two standardised sensitivities: of the representations and of the loss."""
+
+    standardize: ClassVar[str] = "none"
+    power: float = 2.0
+    """Exponent of the loss's sensitivity."""
+    trim: float = 0.02
+    """Share of the hidden features left out on either side; nothing is left out where that is less than one."""
+    within: str = "zscore_global"
+    """Normaliser of either part: zscore_global, over all units of a kind, or zscore_layer."""
+
+    def __post_init__(self) -> None:
+        if self.within not in ("zscore_global", "zscore_layer"):
+            raise ArgumentError(
+                "afr.within", f"unknown value {self.within!r}.", "Known: zscore_global, zscore_layer."
+            )
+        if not 0 <= self.trim < 0.5:
+            raise ArgumentError(
+                "afr.trim", f"{self.trim!r} is not in [0, 0.5).", "Give the share to leave out."
+            )
+
+    @property
+    def _parts(self) -> tuple[ReferSvd, Snip]:
+        return ReferSvd(trim=self.trim), Snip(trim=self.trim)
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return what the two parts need."""
+        refer, snip = self._parts
+        return refer.needs() + snip.needs()
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the scores."""
+        refer, snip = (part.scores(evidence) for part in self._parts)
+        costs = dict.fromkeys(refer, 1)
+        standardized = STANDARDIZERS[self.within]
+        first = standardized(refer, costs)
+        second = standardized({name: s_U.pow(self.power) for name, s_U in snip.items()}, costs)
+        return {name: first[name] + second[name] for name in first}

@@ -1,0 +1,50 @@
+"""What a one-shot width criterion has to offer, and what most of them share."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from patchers.layers import linear_at, weight_OI
+from patchers.units import Features, Group, Structure
+from sparse_trainer.statistics.needs import Need, Statistics
+
+# Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a criterion looks at."""
+
+    model: nn.Module
+    structure: Structure
+    statistics: Statistics
+
+
+class WidthCriterion(Protocol):
+    """Scores heads and channels from what a calibration pass collected. Options are the fields of the class."""
+
+    standardize: ClassVar[str]
+    """Normaliser that suits its scores across layers when the user names none."""
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return what has to be collected; nothing, for a criterion that looks at weights only."""
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the score of each unit, shape [U], higher = keep, by group name."""
+
+
+def consumer_weight(model: nn.Module, group: Group) -> Tensor:
+    """Return the weight that reads a group's units, [O, I], in float32 or float64."""
+    weight = weight_OI(linear_at(model, group.consumer)).detach()
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def per_unit(per_feature_I: Tensor, features: Features) -> Tensor:
+    """Sum over the features of each unit, shape [U].
+
+    >>> per_unit(torch.tensor([1.0, 2.0, 3.0, 4.0]), Features(units=2, width=2))
+    tensor([3., 7.])
+    """
+    return per_feature_I[features.index_UW.to(per_feature_I.device)].sum(-1)

@@ -1,0 +1,30 @@
+"""Fisher: the diagonal Fisher information of the gates (Kwon et al., arXiv 2204.09656), sum over sequences of g^2.
+
+Half of it is the second-order cost of removing the unit: additive, and comparable across layers and kinds.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.statistics.needs import MaskGradients, Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fisher:
+    """Squared mask gradients, summed over sequences."""
+
+    standardize: ClassVar[str] = "cost"
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return mask gradients."""
+        return (MaskGradients(),)
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the Fisher information of every gate."""
+        return {
+            g.name: evidence.statistics.mask_gradients[g.name].square_U for g in evidence.structure.groups
+        }

@@ -1,0 +1,28 @@
+"""IFV, the plain fluctuation of FLAP (arXiv 2312.11983): the variance of what a unit feeds its consumer."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sparse_trainer.criteria.calibration.base import Evidence, per_unit
+from sparse_trainer.statistics.needs import Moments, Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Ifv:
+    """Variance of the consumer's input."""
+
+    standardize: ClassVar[str] = "zscore_layer"
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return means and second moments."""
+        return (Moments(),)
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the scores."""
+        moments = evidence.statistics.moments
+        return {
+            g.name: per_unit(moments[g.name].variance_I, g.consumer_slice) for g in evidence.structure.groups
+        }

@@ -1,0 +1,32 @@
+"""Random: the control that shows what a criterion adds to repair alone."""
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.statistics.needs import Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Random:
+    """Uniform scores, fixed by the seed and the name of the group; the same as in fine-pruning."""
+
+    standardize: ClassVar[str] = "none"
+    seed: int = 42
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return nothing."""
+        return ()
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the random scores."""
+        return {g.name: self._draw(g.name, g.num_units) for g in evidence.structure.groups}
+
+    def _draw(self, name: str, units: int) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
+        return torch.rand(units, generator=generator)

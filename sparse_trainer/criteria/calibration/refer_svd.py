@@ -1,0 +1,41 @@
+"""ReFer-SVD: sensitivity of the size of the representations, without labels (AFR-St's code, `structured_refer_svd`).
+
+The original takes the mean singular value of a module's output, one sequence at a time, flattened to one row: that is
+its Frobenius norm, and so is this. We look at the linears of the pruned groups; the original counts containers twice.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.statistics.needs import Elements, Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReferSvd:
+    """|mean over hidden features of w dF/dw|, per sequence, where F is the sum of the output norms."""
+
+    standardize: ClassVar[str] = "cost"
+    trim: float = 0.0
+    """Share of the hidden features left out on either side."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trim < 0.5:
+            raise ArgumentError("refer_svd.trim", f"{self.trim} is not in [0, 0.5).", "Give e.g. 0.1.")
+
+    @property
+    def _need(self) -> Elements:
+        return Elements(loss="output_norm", form="trimmed", trim=self.trim)
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return element sums of the output norms."""
+        return (self._need,)
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the scores."""
+        sums = evidence.statistics.elements[self._need]
+        return {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}

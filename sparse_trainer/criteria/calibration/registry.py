@@ -1,0 +1,36 @@
+"""Criteria of one-shot width pruning: a new one is one file here, one line below, one row in the law tests."""
+
+from sparse_trainer.criteria.calibration.afr import Afr
+from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
+from sparse_trainer.criteria.calibration.fisher import Fisher
+from sparse_trainer.criteria.calibration.ifv import Ifv
+from sparse_trainer.criteria.calibration.magnitude import Magnitude
+from sparse_trainer.criteria.calibration.minitron import Minitron
+from sparse_trainer.criteria.calibration.obs import Obs
+from sparse_trainer.criteria.calibration.random import Random
+from sparse_trainer.criteria.calibration.refer_svd import ReferSvd
+from sparse_trainer.criteria.calibration.snip import Snip
+from sparse_trainer.criteria.calibration.taylor import Taylor
+from sparse_trainer.criteria.calibration.taylor_2nd import TaylorSecond
+from sparse_trainer.criteria.calibration.wanda import Wanda
+from sparse_trainer.criteria.calibration.wifn import Wifn
+from sparse_trainer.criteria.calibration.wifv import Wifv
+
+WIDTH_CRITERIA: dict[str, type[WidthCriterion]] = {
+    "magnitude": Magnitude,
+    "random": Random,
+    "taylor": Taylor,
+    "taylor_2nd": TaylorSecond,
+    "fisher": Fisher,
+    "wanda": Wanda,
+    "wifv": Wifv,
+    "ifv": Ifv,
+    "wifn": Wifn,
+    "snip": Snip,
+    "refer_svd": ReferSvd,
+    "afr": Afr,
+    "minitron": Minitron,
+    "obs": Obs,
+}
+
+__all__ = ["WIDTH_CRITERIA", "Evidence", "WidthCriterion"]

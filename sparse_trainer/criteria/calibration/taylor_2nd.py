@@ -1,0 +1,61 @@
+"""Taylor, second order: dL = -w g + w^2 h / 2 when a weight or a unit goes, with h = g^2 of a sequence.
+
+LLM-Pruner's `param_mix` is |w g - w^2 h / 2|, the absolute value of that change; others add two positive terms.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final, get_args
+
+from torch import Tensor
+
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.statistics.needs import Elements, MaskGradients, MaskGradientSums, Need
+
+# Shape legend: U = units.
+
+Sign = Literal["upper", "removal", "signed_removal"]
+Level = Literal["element", "unit"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TaylorSecond:
+    """Second-order change of the loss, per weight and summed, or of the unit's gate as a whole."""
+
+    standardize: ClassVar[str] = "cost"
+    sign: Sign = "upper"
+    """upper: |w g| + w^2 h / 2, no cancellation; removal: |w g - w^2 h / 2| per sequence; signed_removal:
+    -w g + w^2 h / 2, summed with its sign over weights and sequences."""
+    level: Level = "element"
+    """element: every weight by itself. unit: the gate, w = 1 and g = the mask gradient; `removal` is then not known
+    per sequence and means the absolute value of the sum."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("sign", self.sign, get_args(Sign)),
+            ("level", self.level, get_args(Level)),
+        ):
+            if value not in known:
+                raise ArgumentError(f"taylor_2nd.{name}", f"unknown value {value!r}.", nearest(value, known))
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return element sums, or mask gradients."""
+        return (MaskGradients(),) if self.level == "unit" else (Elements(form=self.sign),)
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the scores."""
+        statistics = evidence.statistics
+        if self.level == "unit":
+            return {
+                g.name: self._of_unit(statistics.mask_gradients[g.name]) for g in evidence.structure.groups
+            }
+        sums = statistics.elements[Elements(form=self.sign)]
+        return {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}
+
+    def _of_unit(self, sums: MaskGradientSums) -> Tensor:
+        curvature_U = 0.5 * sums.square_U
+        if self.sign == "upper":
+            return sums.absolute_U + curvature_U
+        change_U = curvature_U - sums.sum_U
+        return change_U.abs() if self.sign == "removal" else change_U

@@ -1,0 +1,30 @@
+"""WIFN, the weighted norm of FLAP (arXiv 2312.11983): mean |W| times the norm of x over all tokens.
+
+The same order as structured Wanda; unlike it, the score grows with the square root of the number of tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.criteria.calibration.wanda import Wanda
+from sparse_trainer.statistics.needs import Moments, Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Wifn:
+    """Mean over outputs of |W| times the norm of the input feature."""
+
+    standardize: ClassVar[str] = "zscore_layer"
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return second moments."""
+        return (Moments(),)
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Return the scores."""
+        moments = evidence.statistics.moments
+        return {name: s_U * moments[name].tokens.sqrt() for name, s_U in Wanda().scores(evidence).items()}

@@ -1,0 +1,181 @@
+"""L0: hard-concrete gates that meet a budget by a Lagrangian.
+
+Louizos et al. (arXiv 1712.01312) for the gates; CoFi (Xia et al., arXiv 2204.00408) for the budget: with e the expected
+share of the cost that stays and t the share asked for at this moment, the loss gains m1 (e - t) + m2 (e - t)^2. The
+gates go down this slope, the multipliers m1 and m2 up. A unit inside others stays with the product of its probability
+and theirs, and of what it has of hidden features the expected share of those stays. Where every kind and layer has a
+budget of its own there is one such term for each, as in Sheared LLaMA (Xia et al., arXiv 2310.06694).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from patchers.patching.gates import Gate
+from patchers.patching.hard_concrete import SHIFT, ConcreteGate, drawn, presence
+from patchers.units import KINDS, Group, Kind, Structure
+from sparse_trainer.budget.nesting import Constraint
+from sparse_trainer.criteria.training.base import Gates, Plain
+
+# Shape legend: N = units of the model, C = constraints, U = units of a group.
+
+
+@final
+class ExpectedSize:
+    """The expected cost of what stays, as a share, for each constraint; differentiable.
+
+    Args:
+        constraints: What each unit counts, and the density to reach.
+        sizes: Units of each group.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint], sizes: Mapping[str, int]) -> None:
+        self.names = [name for c in constraints for name in c.costs]
+        self.firsts = [next(iter(c.costs)) for c in constraints]
+        self.final_C = torch.tensor([c.density for c in constraints])
+        shares = [cost / c.total for c in constraints for cost in c.costs.values()]
+        owners = [i for i, c in enumerate(constraints) for _ in c.costs]
+        size_G = torch.tensor([sizes[name] for name in self.names])
+        self.share_N = torch.tensor(shares, dtype=torch.float64).repeat_interleave(size_G).float()
+        self.constraint_N = torch.tensor(owners).repeat_interleave(size_G)
+        shared = [c.shared.get(name, 0.0) / c.total for c in constraints for name in c.costs]
+        self.shared_N = torch.tensor(shared, dtype=torch.float64).repeat_interleave(size_G).float()
+        self.hidden = next((c.hidden for c in constraints if c.shared), None)
+        self.around_DN = self._around({k: v for c in constraints for k, v in c.around.items()}, sizes, size_G)
+
+    def _around(
+        self, around: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int], size_G: Tensor
+    ) -> list[Tensor]:
+        """Return, nearest first, the index of the unit that encloses each; one past the end where none does."""
+        starts, total = {}, 0
+        for name in self.names:
+            starts[name], total = total, total + sizes[name]
+        depth = max((len(around.get(name, ())) for name in self.names), default=0)
+        rows = [
+            [starts[outer] for outer in around.get(name, ())] + [total] * (depth - len(around.get(name, ())))
+            for name in self.names
+        ]
+        return [torch.tensor(column).repeat_interleave(size_G) for column in zip(*rows, strict=True)]
+
+    def __call__(self, alphas: Mapping[str, Tensor]) -> Tensor:
+        """Return the expected shares, shape [C]."""
+        present_N = presence(torch.cat([alphas[name] for name in self.names]))
+        self._to(present_N.device)
+        stays_N = present_N
+        if self.around_DN:
+            # One entry more, always present: what nothing encloses.
+            enclosing_N = torch.cat([present_N, present_N.new_ones(1)])
+            for index_N in self.around_DN:
+                stays_N = stays_N * enclosing_N[index_N]
+        cost_N = stays_N * self.share_N
+        if self.hidden is not None:
+            gone = 1.0 - presence(alphas[self.hidden]).mean()
+            cost_N = cost_N - gone * stays_N * self.shared_N
+        if len(self.firsts) == 1:
+            return cost_N.sum().unsqueeze(0)
+        return cost_N.new_zeros(len(self.firsts)).index_add(0, self.constraint_N, cost_N)
+
+    def _to(self, device: torch.device) -> None:
+        if self.share_N.device != device:
+            self.share_N, self.constraint_N = self.share_N.to(device), self.constraint_N.to(device)
+            self.shared_N = self.shared_N.to(device)
+            self.final_C = self.final_C.to(device)
+            self.around_DN = [index_N.to(device) for index_N in self.around_DN]
+
+
+@final
+class L0(Plain):
+    """Learned random gates; the budget decides how many close, the loss which."""
+
+    # A router chooses among experts that are there or not: it cannot read a soft gate.
+    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != "experts")
+    standardize: ClassVar[str] = "none"
+    learns: ClassVar[bool] = True
+
+    def __init__(self, args: Any) -> None:
+        super().__init__(args)
+        # A short memory of squared gradients: what the multipliers ask for changes sign within a few hundred steps.
+        # A single channel of many has a tiny share of the cost, so that its gradient is near Adam's default epsilon.
+        self.optimizer_options = {
+            "lr": args.l0_learning_rate,
+            "betas": (0.9, 0.99),
+            "eps": 1e-12,
+        }
+        self._expected: ExpectedSize | None = None
+        self._violation_C: Tensor | None = None
+
+    def make_gate(self, group: Group) -> Gate:
+        """Return a gate that is open until the dense start is over."""
+        return ConcreteGate(group.num_units)
+
+    def constrain(self, constraints: Sequence[Constraint]) -> None:
+        """Take note of what the budget demands."""
+        self._constraints = constraints
+        self._expected = None
+
+    def expected(self, gates: Gates) -> ExpectedSize:
+        """Return the expected size of these gates under the constraints."""
+        if self._expected is None:
+            sizes = {name: gate.keep_U.numel() for name, gate in gates.items()}
+            self._expected = ExpectedSize(self._constraints, sizes)
+        return self._expected
+
+    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float) -> Tensor:
+        """Return the Lagrangian; `remaining` is the part of the way to the budget still to go."""
+        expected = self.expected(gates)
+        share_C = expected({name: gate.score_U for name, gate in gates.items() if gate.score_U is not None})
+        over_C = share_C - (expected.final_C + (1.0 - expected.final_C) * remaining)
+        # In the dense start the gates are held open, and what their odds fall short of 1 violates nothing.
+        self._violation_C = over_C.detach() if remaining < 1.0 else None
+        multipliers_C2 = torch.stack([_concrete(gates[name]).multipliers_2 for name in expected.firsts])
+        return (multipliers_C2 * torch.stack([over_C, over_C.square()], dim=1)).sum()
+
+    @torch.no_grad()
+    def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
+        """Move the multipliers up the violation of this optimizer step."""
+        if self._expected is None or self._violation_C is None:
+            return
+        over_C = self._violation_C
+        step_C2 = torch.stack([over_C, over_C.square()], dim=1) * self.args.l0_multiplier_rate
+        for name, step_2 in zip(self._expected.firsts, step_C2, strict=True):
+            _concrete(gates[name]).multipliers_2.add_(step_2)
+        self._violation_C = None
+
+    def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
+        """Return the log-odds that a gate is not closed: below 0 it would rather be."""
+        return {name: gate.score_U + SHIFT for name, gate in gates.items() if gate.score_U is not None}
+
+    @torch.no_grad()
+    def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
+        """Draw the noise of the next step; keep gates open before, and as selected after, the time of learning."""
+        concrete = [_concrete(gate) for gate in gates.values()]
+        for gate in concrete:
+            gate.clamp()
+        if frozen:
+            for gate in concrete:
+                gate.hold()
+        elif progress >= self.args.pruning_warmup_ratio:
+            sizes = [gate.noise_U.numel() for gate in concrete]
+            noise_N = drawn(sum(sizes), f"{self.args.pruning_seed}/{progress}", concrete[0].noise_U.device)
+            for gate, noise_U in zip(concrete, noise_N.split(sizes), strict=True):
+                gate.noise_U.copy_(noise_U)
+
+
+def fitting(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer group without the options of Adam that an optimizer does not know, or means otherwise.
+
+    Args:
+        defaults: Those of the optimizer: Adafactor's `eps` is a pair, SGD has none.
+
+    >>> fitting({"lr": 0.1, "eps": 1e-12, "betas": (0.9, 0.99)}, {"lr": 0.01, "eps": (1e-30, 1e-3)})
+    {'lr': 0.1}
+    """
+    strange = [k for k in ("betas", "eps") if k in group and not isinstance(defaults.get(k), type(group[k]))]
+    return {name: value for name, value in group.items() if name not in strange}
+
+
+def _concrete(gate: Gate) -> ConcreteGate:
+    assert isinstance(gate, ConcreteGate)
+    return gate

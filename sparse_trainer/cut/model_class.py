@@ -1,0 +1,77 @@
+"""The class and the plan that a changed model gets."""
+
+import logging
+from typing import Any
+
+from patchers.discovery.discover import discover
+from patchers.modeling_pruned import FORMAT, portable, pruned_class, stock_class_of, widen_routers
+from sparse_trainer.cut.auto_classes import auto_map_for
+from sparse_trainer.cut.config_changes import Cut
+from sparse_trainer.cut.config_fit import fit_config
+from sparse_trainer.cut.layout import (
+    check_builds,
+    earlier_layout,
+    follow_counts,
+    is_native,
+    layout_of,
+    mark_skips,
+)
+from sparse_trainer.cut.router_logits import most_experts, short_routers
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.record import Request, attach_plan, compose, counts_anew, make_plan, measure, plan_of
+
+logger = logging.getLogger(__name__)
+
+
+def adopt(model: Any, method: str) -> None:
+    """Give a model of which nothing was cut, but layers exchanged, the class that builds it and a plan that says so."""
+    structure, request = discover(model), Request(method=method)
+    take_class(model, Cut(before=structure, after=structure, gone={}))
+    before = measure(model, structure, request.sequence_length)
+    plan = make_plan(model, request=request, structure=structure, keep={}, reached=1.0, before=before)
+    record(model, plan)
+
+
+def record(model: Any, plan: Plan) -> None:
+    """Attach a plan to a model: over the units of the first model of several cuts, where one plan can say them all."""
+    earlier = plan_of(model)
+    if earlier is not None and counts_anew(earlier, plan):
+        logger.warning(
+            "The units of %s are counted anew since its last cut: the plan is that of this cut alone.",
+            type(model).__name__,
+        )
+        earlier = None
+    attach_plan(model, plan if earlier is None else compose(earlier, plan))
+
+
+def take_class(model: Any, done: Cut) -> None:
+    """Make the model an instance of the class that can build it: the stock one where that is possible."""
+    earlier = earlier_layout(model.config)
+    fit = fit_config(model, done, earlier["build"])
+    follow_counts(model, fit.built, [stack.path for stack in done.after.stacks])
+    routers = short_routers(model, done.after, most_experts(fit.built, done.after))
+    widen_routers(model, routers)
+    layout = layout_of(model, fit, done, earlier)
+    layout["routers"] = {portable(model, path): list(pad) for path, pad in routers.items()}
+    if is_native(layout):
+        model.__class__ = stock_class_of(model)
+    else:
+        mark_skips(model, fit.built)
+        model.config.pruning = {"format": FORMAT, "layout": dict(layout)}
+        model.__class__ = pruned_class(stock_class_of(model))
+        # Conversions of names that `from_pretrained` applied are those of the stock class, and not undone by this one.
+        vars(model).pop("_weight_conversions", None)
+        _say_where_to_find(model)
+    # The class registers what it can record (output_hidden_states=True) when an instance is built, and only then.
+    check_builds(model)
+
+
+def _say_where_to_find(model: Any) -> None:
+    auto_map = auto_map_for(model)
+    if auto_map:
+        model.config.auto_map = auto_map
+    else:
+        logger.warning(
+            "%s is no class of transformers: its folder loads with pruned_class(%s).from_pretrained(folder).",
+            *[type(model).__name__] * 2,
+        )

@@ -1,0 +1,1 @@
+"""Labelled sets, files, corpora, and calibration batches."""

@@ -1,0 +1,61 @@
+"""Turn a name into a model: a folder or hub id, ours or stock; with weights, or only its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from patchers.modeling_pruned import pruned_class
+from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files.foreign_code import drop_code_names
+from sparse_trainer.folders import load as checkpoint
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, read_config, refusing
+from sparse_trainer.folders.configs import resolve as resolve
+from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
+
+
+def load_model(name: str, *, device: torch.device | None = None, **options: Any) -> PreTrainedModel:
+    """Load a model with its weights under the class its config names.
+
+    Args:
+        device: Where to move it; None = leave it on the CPU.
+        options: Go to `from_pretrained`.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or it is a checkpoint with gates.
+    """
+    model: Any = checkpoint.load_model(resolve(name), **options)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
+
+
+def load_shape(name: str) -> PreTrainedModel:
+    """Build a model on the meta device from its config alone; of a pruned folder, with its pruned shapes.
+
+    Raises:
+        CheckpointError: No readable config.
+    """
+    source, config = resolve(name), read_config(name)
+    place = f"{source}: {CONFIG_FILE}"
+    cls, values = _model_class(config, place), config.to_dict()
+    drop_code_names(config)
+    if is_of_nn_pruning(values, source):
+        shape = cut_shape(cls, config, removed_heads(values, source), source)
+        complete(shape.model, shape)
+        return shape.model
+    with refusing(place, cls.__name__), torch.device("meta"):
+        model: PreTrainedModel = cls._from_config(config)
+    return model
+
+
+def _model_class(config: PreTrainedConfig, place: str) -> Any:
+    """Return the class that the config names as its architecture, or else the bare model of its type."""
+    known = [name for name in config.architectures or [] if name in dir(transformers)]
+    with refusing(place, "a model class of transformers"):
+        stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
+    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
+        raise CheckpointError(f"{place}: architectures", f"{known[0]!r} is no model class.", DAMAGED)
+    return pruned_class(stock) if "pruning" in config.to_dict() else stock

@@ -1,0 +1,1 @@
+"""Closed-form repairs of the linears that read what went."""

@@ -1,0 +1,247 @@
+"""Measure latency, models side by side, so that a slow moment of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparse_trainer.errors import ArgumentError, nearest, shown
+from sparse_trainer.fields import check_counts
+from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.statistics.calibration import check_positions, positions_of
+
+# Shape legend: B = batch, T = tokens.
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WARMUP_ROUNDS = 3
+"""Untimed calls before the timed ones: the first calls choose kernels and fill caches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What a latency depends on besides the model."""
+
+    device: str
+    dtype: str
+    threads: int
+    sequence_length: int
+    rounds: int
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Seconds per call: the middle half of the timed rounds."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+
+    @property
+    def iqr(self) -> float:
+        """Interquartile range in seconds."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """Latencies of some models under the same conditions."""
+
+    conditions: Conditions
+    latencies: dict[str, dict[int, Latency]]
+    """Model name -> batch size -> latency."""
+
+    def speedups(self, name: str, baseline: str) -> dict[int, float]:
+        """Return how many times faster `name` is than `baseline`, per batch size."""
+        return {
+            batch: self.latencies[baseline][batch].median / latency.median
+            for batch, latency in self.latencies[name].items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON; batch sizes become text."""
+        return asdict(self) | {
+            "latencies": {
+                name: {str(batch): asdict(latency) for batch, latency in sizes.items()}
+                for name, sizes in self.latencies.items()
+            }
+        }
+
+
+def bench(
+    models: Mapping[str, PreTrainedModel],
+    *,
+    batch_sizes: Sequence[int] = (1, 16),
+    sequence_length: int = 128,
+    rounds: int = 20,
+    threads: int | None = None,
+) -> Bench:
+    """Time a forward pass of every model, in turn within each round.
+
+    Args:
+        models: In evaluation mode or not; it is restored.
+        sequence_length: Tokens per sequence, none of them padding.
+        threads: CPU threads; None = as torch is set.
+
+    Raises:
+        ArgumentError: Models on different devices or of different dtypes, a count below 1, or sequences beyond the
+            positions of a model.
+    """
+    check_bench(batch_sizes=batch_sizes, sequence_length=sequence_length, rounds=rounds, threads=threads)
+    for model in models.values():
+        check_positions("sequence_length", sequence_length, positions_of(model.config))
+    device, dtype = _common_place(models)
+    with _threads(threads), evaluating(*models.values()):
+        latencies: dict[str, dict[int, Latency]] = {name: {} for name in models}
+        for batch_size in batch_sizes:
+            seconds = _timed(models, batch_size, sequence_length, rounds, device)
+            for name, values in seconds.items():
+                latencies[name][batch_size] = summarize(values)
+        conditions = Conditions(
+            device=device_name(device),
+            dtype=str(dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            sequence_length=sequence_length,
+            rounds=rounds,
+            torch=torch.__version__,
+        )
+    return Bench(conditions=conditions, latencies=latencies)
+
+
+def check_bench(
+    *, batch_sizes: Sequence[int], sequence_length: int, rounds: int, threads: int | None = None
+) -> None:
+    """Raise `ArgumentError` for what cannot be timed with any model: ask before one is loaded."""
+    if not batch_sizes:
+        raise ArgumentError("batch_sizes", "names no batch size.", "Give e.g. 1.")
+    check_counts(
+        batch_sizes=min(batch_sizes), sequence_length=sequence_length, rounds=rounds, threads=threads
+    )
+
+
+def summarize(seconds: Sequence[float]) -> Latency:
+    """Return median and quartiles.
+
+    >>> summarize([4.0, 1.0, 2.0, 3.0, 5.0])
+    Latency(median=3.0, low=2.0, high=4.0)
+    """
+    if len(seconds) == 1:
+        return Latency(median=seconds[0], low=seconds[0], high=seconds[0])
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Latency(median=median, low=low, high=high)
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device as a reader of the numbers needs it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ArgumentError: No such device.
+    """
+    try:
+        device = torch.device(name)
+        # A device without numbers cannot answer, and one that lacks its module fails in many ways.
+        torch.ones(1, device=device).item()
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ArgumentError(
+            "device", f"{shown(name)} cannot be used ({reason}).", "Use cpu, or cuda where there is one."
+        ) from error
+    return device
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """Return a floating-point type by name.
+
+    Raises:
+        ArgumentError: No such type.
+
+    >>> find_dtype("bfloat16")
+    torch.bfloat16
+    """
+    if name not in DTYPES:
+        raise ArgumentError("dtype", f"unknown value {name!r}.", nearest(name, DTYPES))
+    return DTYPES[name]
+
+
+def _common_place(models: Mapping[str, PreTrainedModel]) -> tuple[torch.device, torch.dtype]:
+    """Return the one device and dtype of all models, or refuse to compare them."""
+    places = {name: (model.device, model.dtype) for name, model in models.items()}
+    if len(set(places.values())) != 1:
+        told = ", ".join(f"{name} on {device} in {dtype}" for name, (device, dtype) in places.items())
+        raise ArgumentError(
+            "bench", f"latencies cannot be compared: {told}.", "Move all models to one place first."
+        )
+    return next(iter(places.values()))
+
+
+def _timed(
+    models: Mapping[str, PreTrainedModel],
+    batch_size: int,
+    sequence_length: int,
+    rounds: int,
+    device: torch.device,
+) -> dict[str, list[float]]:
+    """Return the seconds of every timed call; each round starts with another model."""
+    inputs = {name: _inputs(model, batch_size, sequence_length) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    names = list(models)
+    for number in range(WARMUP_ROUNDS + rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            elapsed = _call_seconds(models[name], inputs[name], device)
+            if number >= WARMUP_ROUNDS:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+@torch.inference_mode()
+def _call_seconds(model: nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    model(**inputs)
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, Tensor]:
+    """Return random token ids without padding, the same for every model with the same vocabulary."""
+    if model.main_input_name != "input_ids":
+        raise ArgumentError("bench", f"{type(model).__name__} does not take token ids.", "Give a text model.")
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, vocabulary, (batch_size, sequence_length), generator=generator)
+    return {"input_ids": ids_BT.to(model.device), "attention_mask": torch.ones_like(ids_BT).to(model.device)}
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,216 @@
+"""Recipes of fine-pruning, and the way to load a recipe of either kind, with overrides from the command line."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from sparse_trainer.data.splits import DataOptions
+from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
+from sparse_trainer.fields import checked
+from sparse_trainer.run.prune_folder import CalibrationOptions, PruneOptions, SourceOptions
+from sparse_trainer.run.recipes.oneshot import (
+    ONE_SHOT_SECTIONS,
+    MeasureOptions,
+    OneShotRecipe,
+    is_one_shot,
+    parse_one_shot,
+)
+from sparse_trainer.run.recipes.sections import (
+    DESCRIPTION,
+    ExportOptions,
+    Sections,
+    as_yaml,
+    blamed,
+    check_names,
+    find_recipe,
+    override,
+    parsed,
+    parsed_or_none,
+    read_sections,
+    section,
+    spelling_of,
+)
+from sparse_trainer.tasks.base import TaskOptions
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.arguments.checks import check_scored
+
+DENSE = "dense"
+"""As `pruning.distil_teacher_name_or_path`: the dense model that the same run fine-tunes first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which model, and whether it is fine-tuned dense before it is pruned."""
+
+    name_or_path: str
+    """Folder, hub id, or `package:NAME/FOLDER` for weights inside an installed Python package."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    dense_training: dict[str, Any] | None = None
+    """Fine-tune a dense model first, with these changes to `training`; null = do not. (Without pruning it is all.)"""
+    prune_from: Literal["pretrained", "dense"] = "pretrained"
+    """Where fine-pruning starts: at the pretrained model, or at the dense model that was fine-tuned first."""
+    rewind: str | None = None
+    """Folder or file with the plan of an earlier run: the model is cut by it, and then trained (or pruned further)."""
+    fill: bool = False
+    """Fill the zeros inside the layers of a pruned model with small noise, and then train it (or prune it further)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run: what to train on, what to prune, what to write."""
+
+    name: str
+    """Name of the file, without its ending."""
+    description: str
+    task: TaskOptions
+    model: ModelOptions
+    data: DataOptions
+    pruning: SparseTrainingArguments | None
+    """None = a dense run."""
+    training: TrainingArguments
+    export: ExportOptions
+    sections: Sections
+    """The recipe as written, overrides included: what `dump` writes."""
+    origin: str
+    """Where it was read from, for messages."""
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+    """What was changed of it on the command line, for messages."""
+
+    def dense_training(self) -> TrainingArguments | None:
+        """Return the options of the dense fine-tune that comes first, or None."""
+        changes = self.model.dense_training
+        if changes is None:
+            return None
+        section = {**(self.sections.get("training") or {}), "output_dir": f"{self.training.output_dir}/dense"}
+        # A checkpoint to go on from belongs to fine-pruning.
+        section.pop("resume_from_checkpoint", None)
+        return _training(section | changes, self.name, f"{self.origin}: model.dense_training")
+
+    def dump(self) -> str:
+        """Return the recipe as YAML that loads to the same recipe."""
+        return as_yaml(self.sections)
+
+
+_CLASSES = {
+    "task": TaskOptions,
+    "model": ModelOptions,
+    "data": DataOptions,
+    "pruning": SparseTrainingArguments,
+    "training": TrainingArguments,
+    "export": ExportOptions,
+}
+_ONE_SHOT_CLASSES = {
+    "model": SourceOptions,
+    "calibration": CalibrationOptions,
+    "prune": PruneOptions,
+    "evaluation": MeasureOptions,
+    "export": ExportOptions,
+}
+SECTIONS = ("task", "model", "data", "pruning", "training", "export")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe | OneShotRecipe:
+    """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
+
+    One with a section `prune` prunes in one shot; any other trains.
+
+    Raises:
+        RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
+    """
+    path, overrides = find_recipe(str(name_or_path)), tuple(overrides)
+    sections = read_sections(path)
+    one_shot = is_one_shot(sections)
+    for text in overrides:
+        override(sections, text, ONE_SHOT_SECTIONS if one_shot else SECTIONS)
+    parse: Callable[[Sections, str, str], Recipe | OneShotRecipe] = (
+        parse_one_shot if one_shot else parse_recipe
+    )
+    try:
+        return dataclasses.replace(parse(sections, path.stem, str(path)), overrides=overrides)
+    except RecipeError as error:
+        raise blamed(error, str(path), overrides) from error
+
+
+@contextmanager
+def speaking_of(recipe: Recipe | OneShotRecipe) -> Iterator[None]:
+    """Let errors of a run name options as the recipe writes them, and the override that is at fault."""
+    classes = _ONE_SHOT_CLASSES if isinstance(recipe, OneShotRecipe) else _CLASSES
+    try:
+        yield
+    except SparseTrainerError as error:
+        said = error.respelled(spelling_of(classes))
+        raise blamed(said, recipe.origin, recipe.overrides) from error
+
+
+def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
+    """Check the sections of a recipe and parse each into its dataclass."""
+    check_names(sections, SECTIONS, origin)
+    recipe = Recipe(
+        name=name,
+        description=str(sections.get(DESCRIPTION, "")),
+        task=parsed(TaskOptions, sections, "task", origin),
+        model=parsed(ModelOptions, sections, "model", origin),
+        data=parsed(DataOptions, sections, "data", origin),
+        pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
+        training=_training(section(sections, "training", origin), name, f"{origin}: training"),
+        export=parsed(ExportOptions, sections, "export", origin),
+        sections=copy.deepcopy(dict(sections)),
+        origin=origin,
+    )
+    _check_dense(recipe)
+    if recipe.pruning is not None:
+        try:
+            check_scored(recipe.pruning)
+        except ArgumentError as error:
+            raise RecipeError(f"{origin}: pruning.{error.where}", error.what, error.remedy) from error
+    if recipe.pruning is not None and recipe.pruning.prunes_nothing:
+        raise RecipeError(
+            f"{origin}: pruning.density",
+            "1 keeps all: nothing would be pruned.",
+            "Give less, e.g. 0.5; or train without pruning (pruning: null).",
+        )
+    return recipe
+
+
+def _training(section: dict[str, Any], name: str, where: str) -> TrainingArguments:
+    """Parse the options of the Trainer, whose own checks name fields but not files."""
+    # Pinned memory without an accelerator only earns a warning from torch.
+    defaults: dict[str, Any] = {
+        "output_dir": f"runs/{name}",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
+    values = defaults | checked(TrainingArguments, section, where)
+    if not values["output_dir"]:
+        raise RecipeError(f"{where}.output_dir", "is empty.", "Name a folder, or leave it out.")
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise RecipeError(where, f"{error}", "Mend the option that is named.") from error
+
+
+def _check_dense(recipe: Recipe) -> None:
+    """Refuse what needs a dense fine-tune when there is none, and a dense fine-tune with unknown options.
+
+    Without pruning nothing starts from the dense model; filled or rewound, the model that is named is the start.
+    """
+    dense = recipe.dense_training()
+    remedy = "Add model.dense_training (it may be {}: the options of `training`)."
+    is_start = recipe.pruning is None or recipe.model.fill or recipe.model.rewind is not None
+    if dense is None and recipe.model.prune_from == "dense" and not is_start:
+        raise RecipeError(
+            f"{recipe.origin}: model.prune_from", "'dense', but no dense model is trained.", remedy
+        )
+    teacher = recipe.pruning.distil_teacher_name_or_path if recipe.pruning else None
+    if dense is None and teacher == DENSE:
+        where = f"{recipe.origin}: pruning.distil_teacher_name_or_path"
+        raise RecipeError(where, "'dense', but no dense model is trained.", remedy)

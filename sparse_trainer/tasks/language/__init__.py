@@ -1,0 +1,25 @@
+"""What a causal language model is worth: perplexity on running text, accuracy on questions."""
+
+from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
+from sparse_trainer.tasks.language.measure import (
+    Comparison,
+    EvaluationOptions,
+    Result,
+    check_tasks,
+    compare,
+    evaluate,
+)
+from sparse_trainer.tasks.language.text import Perplexity, perplexity
+
+__all__ = [
+    "Accuracy",
+    "Comparison",
+    "EvaluationOptions",
+    "Perplexity",
+    "Result",
+    "check_tasks",
+    "compare",
+    "evaluate",
+    "multiple_choice",
+    "perplexity",
+]

@@ -1,0 +1,1 @@
+"""What a user can ask of fine-pruning: flat options, parsed and checked once."""

@@ -1,0 +1,107 @@
+"""What a user can ask of `scoring="l0"`, of CoFi's layer map beside it, and of a second run after a first."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from patchers.units import KINDS, Kind
+from sparse_trainer.errors import ArgumentError, one_of
+
+LAYER_MAPS = ("fixed", "learned")
+_PROTECTED: tuple[Kind, ...] = ("heads",)
+
+
+@dataclass(kw_only=True)
+class L0Arguments:
+    """Options of the hard-concrete gates and their Lagrangian, of the layer map, and of what is protected."""
+
+    l0_learning_rate: float = field(default=0.1, metadata={"help": "l0: learning rate of the gates."})
+    l0_multiplier_rate: float = field(
+        default=0.3,
+        metadata={"help": "l0: step of the Lagrange multipliers, up the violation of the budget."},
+    )
+    l0_warmup: float = field(
+        default=0.5,
+        metadata={
+            "help": "l0: part of the time between dense start and cool-down in which the budget falls, linearly."
+        },
+    )
+
+    distil_layer_map: str = field(
+        default="fixed",
+        metadata={"help": "Which layers distil_alpha_hidden compares: fixed (each with its own) or learned."},
+    )
+    distil_in_order: bool = field(
+        default=True, metadata={"help": "learned map: a later layer never learns from an earlier one."}
+    )
+    distil_alpha_hidden: float = field(
+        default=0.0, metadata={"help": "Weight of the hidden-state distillation."}
+    )
+
+    protect_plan: str | None = field(
+        default=None,
+        metadata={"help": "Plan of an earlier run (file or folder), whose survivors may not close."},
+    )
+    rewind_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "nn_pruning's word for protect_plan: a folder with the plan in it."}
+    )
+    protect_kinds: list[str] = field(
+        default_factory=lambda: list(_PROTECTED),
+        metadata={"help": "Kinds whose survivors protect_plan protects."},
+    )
+
+    @property
+    def learns_layer_map(self) -> bool:
+        """Whether hidden states are compared by a map that is found while training."""
+        return self.distil_layer_map == "learned" and self.distil_alpha_hidden > 0
+
+    @property
+    def first_plan(self) -> str | None:
+        """The plan whose survivors may not close, in whichever words."""
+        return self.protect_plan or self.rewind_model_name_or_path
+
+    def check_l0(self) -> None:
+        """Raise `ArgumentError` for values that make no sense."""
+        for name in ("l0_learning_rate", "l0_multiplier_rate"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(
+                    name, f"{getattr(self, name)!r} is not positive.", "Give a positive number."
+                )
+        one_of("distil_layer_map", self.distil_layer_map, LAYER_MAPS)
+        if not 0 <= self.l0_warmup <= 1:
+            raise ArgumentError(
+                "l0_warmup", f"{self.l0_warmup!r} is not in [0, 1].", "Give a fraction, e.g. 0.5."
+            )
+
+    def check_protection(self, pruned: Collection[Kind], method: str) -> None:
+        """Raise `ArgumentError` where the protection asked for would come to nothing.
+
+        Args:
+            pruned: Kinds of unit that are pruned.
+            method: What prunes them, for the message.
+        """
+        for name in ("protect_plan", "rewind_model_name_or_path"):
+            if getattr(self, name) == "":
+                raise ArgumentError(name, "is empty.", "Name a plan, or leave it out.")
+        if self.protect_plan is not None and self.rewind_model_name_or_path is not None:
+            raise ArgumentError(
+                "protect_plan, rewind_model_name_or_path",
+                f"{self.protect_plan!r} and {self.rewind_model_name_or_path!r}: one plan at most is protected.",
+                "Drop one of the two.",
+            )
+        for kind in self.protect_kinds:
+            one_of("protect_kinds", kind, KINDS)
+        if self.first_plan is None:
+            if list(self.protect_kinds) != list(_PROTECTED):
+                raise ArgumentError(
+                    "protect_kinds",
+                    "says whose survivors are protected, but not those of which run.",
+                    "Give its plan as `protect_plan`.",
+                )
+            return
+        idle = [kind for kind in self.protect_kinds if kind not in pruned]
+        if idle or not self.protect_kinds:
+            what = "names no kind, so that protect_plan protects nothing."
+            if idle:
+                what = f"{', '.join(idle)}: {method} prunes {' and '.join(pruned) or 'no such units'} only."
+            remedy = f"Name {' or '.join(pruned)}, or drop protect_plan." if pruned else "Drop protect_plan."
+            raise ArgumentError("protect_kinds", what, remedy)

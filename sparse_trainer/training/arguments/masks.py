@@ -1,0 +1,195 @@
+"""What a user can ask of weight masks, in the words of nn_pruning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.training.arguments.mask_checks import Asked, check
+from sparse_trainer.training.mask_parts import DISABLED, PartOptions, one_of, parse_method, spelled
+from sparse_trainer.training.mask_selection import BY_FRACTION, METHODS, Method
+from sparse_trainer.training.schedule import CubicSchedule
+
+AMPERE: Final = (DISABLED, "topK", "threshold", "sigmoid_threshold", "magnitude", "annealing")
+INITS: Final = ("constant", "uniform", "kaiming")
+
+_STRUCTURED: Final = {
+    "dense_pruning_method": "sigmoid_threshold:1d_alt",
+    "attention_pruning_method": "sigmoid_threshold",
+    "attention_output_with_dense": False,
+    "initial_threshold": 0.0,
+    "final_threshold": 0.1,
+    "regularization": "l1",
+    "regularization_final_lambda": 20.0,
+}
+# Lagunas et al., arXiv 2109.04838: 32 x 32 blocks, or whole heads of 64 x 768, on attention; channels in the FFNs.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "hybrid": {**_STRUCTURED, "attention_block_rows": 32, "attention_block_cols": 32},
+    "struct": {
+        **_STRUCTURED,
+        "attention_block_rows": 0,
+        "attention_block_cols": 0,
+        "attention_lambda": 0.00156,
+    },
+}
+
+
+@dataclass(kw_only=True)
+class MaskArguments:
+    """Options of weight masks. Naming a pruning method, or a preset, asks for masks instead of gates."""
+
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "hybrid or struct: fills in the mask options that were left alone; what is set to its usual "
+            "default counts as left alone."
+        },
+    )
+    dense_pruning_method: str | None = field(
+        default=None,
+        metadata={
+            "help": "Masks on feed-forward matrices: topK, threshold, sigmoid_threshold, magnitude, l0 or disabled, "
+            "with :1d or :1d_alt where it is not by blocks."
+        },
+    )
+    attention_pruning_method: str | None = field(
+        default=None, metadata={"help": "Masks on attention: as for dense, with :1d or :joint."}
+    )
+    attention_output_with_dense: bool = field(
+        default=True, metadata={"help": "Mask the output matrix of attention like the dense ones."}
+    )
+    ampere_pruning_method: str = field(
+        default=DISABLED,
+        metadata={"help": "2 of 4 weights: by score (topK), magnitude or annealing; disabled = no."},
+    )
+    dense_block_rows: int = field(default=1, metadata={"help": "Rows of a block of a dense matrix."})
+    dense_block_cols: int = field(default=1, metadata={"help": "Columns of a block; 0 = all."})
+    attention_block_rows: int = field(
+        default=1,
+        metadata={"help": "Rows of a block of q, k and v; 0 = a head's. The output matrix swaps both."},
+    )
+    attention_block_cols: int = field(default=1, metadata={"help": "Columns of a block; 0 = all."})
+    initial_threshold: float | None = field(
+        default=None, metadata={"help": "At first; default: 1 where it is the fraction to keep, else 0."}
+    )
+    final_threshold: float | None = field(
+        default=None,
+        metadata={"help": "In the end; default: 0.5 where it is the fraction to keep, else 0.1."},
+    )
+    initial_warmup: float | None = field(
+        default=None,
+        metadata={"help": "Dense start, in warmup_steps; default: pruning_warmup_ratio of training."},
+    )
+    final_warmup: float | None = field(
+        default=None,
+        metadata={"help": "Final stretch, in warmup_steps; default: cooldown_ratio of training."},
+    )
+    initial_ampere_temperature: float = field(default=0.0, metadata={"help": "annealing: at first."})
+    final_ampere_temperature: float = field(default=20.0, metadata={"help": "annealing: in the end."})
+    mask_init: str = field(
+        default="constant", metadata={"help": "Scores start constant, uniform or kaiming."}
+    )
+    mask_scale: float | None = field(
+        default=None, metadata={"help": "The constant, or the bound of uniform; default 0, for l0 2.197."}
+    )
+    mask_scores_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of mask scores."})
+    bias_mask: bool = field(
+        default=True, metadata={"help": "An output without any weight loses its bias as well."}
+    )
+    linear_min_parameters: float = field(
+        default=0.005, metadata={"help": "Fraction of a matrix that thresholds leave in any case."}
+    )
+    regularization: str = field(default=DISABLED, metadata={"help": "Of the scores: l1, l0 or disabled."})
+    regularization_final_lambda: float = field(default=0.0, metadata={"help": "Its weight in the end."})
+    attention_lambda: float = field(default=1.0, metadata={"help": "Its share for attention."})
+    dense_lambda: float = field(default=1.0, metadata={"help": "Its share for dense matrices."})
+    decoder_attention_lambda: float | None = field(
+        default=None, metadata={"help": "Its share for attention of a decoder behind an encoder."}
+    )
+    decoder_dense_lambda: float | None = field(
+        default=None, metadata={"help": "Its share for dense matrices of such a decoder."}
+    )
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether masks are asked for instead of gates."""
+        methods = (self.dense_pruning_method, self.attention_pruning_method, self.preset)
+        return any(method is not None for method in methods) or self.ampere_pruning_method != DISABLED
+
+    def mask_option(self, name: str) -> Any:
+        """Return an option, or what the preset says where the user said nothing."""
+        value = getattr(self, name)
+        untouched = value == _default_of(type(self), name)
+        return PRESETS[self.preset].get(name, value) if untouched and self.preset is not None else value
+
+    def part(self, name: str) -> PartOptions | None:
+        """Return how `dense` or `attention` matrices are masked, None = not at all."""
+        method, shape = parse_method(f"{name}_pruning_method", self.mask_option(f"{name}_pruning_method"))
+        if method == DISABLED:
+            return None
+        known: Method = next(m for m in METHODS if m == method)
+        by_fraction = known in BY_FRACTION
+        initial, final = self.mask_option("initial_threshold"), self.mask_option("final_threshold")
+        return PartOptions(
+            method=known,
+            shape=shape,
+            rows=self.mask_option(f"{name}_block_rows"),
+            cols=self.mask_option(f"{name}_block_cols"),
+            initial=float(by_fraction) if initial is None else initial,
+            final=(0.5 if by_fraction else 0.1) if final is None else final,
+        )
+
+    def mask_schedule(self, total_steps: int, warmup_steps: int) -> CubicSchedule | None:
+        """Return the schedule in units of `warmup_steps`, None where it was asked for as fractions of training.
+
+        Raises:
+            ArgumentError: the stretches leave no step to prune in.
+        """
+        if self.initial_warmup is None and self.final_warmup is None:
+            return None
+        first = 1.0 if self.initial_warmup is None else self.initial_warmup
+        last = 2.0 if self.final_warmup is None else self.final_warmup
+        if (first + last) * warmup_steps >= total_steps:
+            raise ArgumentError(
+                "initial_warmup + final_warmup",
+                f"({first:g} + {last:g}) x {warmup_steps} warmup_steps leave none of {total_steps} steps to prune in.",
+                "Train longer, or lower them or warmup_steps.",
+            )
+        return CubicSchedule(
+            warmup=first * warmup_steps / total_steps, cooldown=last * warmup_steps / total_steps
+        )
+
+    def check_masks(self) -> None:
+        """Raise `ArgumentError` for values that make no sense; also after `setattr`."""
+        one_of("preset", self.preset, (None, *PRESETS))
+        for name, known in (("regularization", (DISABLED, "l1", "l0")), ("mask_init", INITS)):
+            one_of(name, getattr(self, name), known)
+        one_of("ampere_pruning_method", spelled(self.ampere_pruning_method), AMPERE)
+        if not self.uses_masks:
+            self._check_idle()
+            return
+        parts = {name: self.part(name) for name in ("dense", "attention")}
+        asked = Asked(
+            touched=frozenset(
+                f.name for f in fields(self) if getattr(self, f.name) != _default_of(type(self), f.name)
+            ),
+            options={f.name: self.mask_option(f.name) for f in fields(MaskArguments)},
+            parts={name: part for name, part in parts.items() if part is not None},
+        )
+        check(asked)
+
+    def _check_idle(self) -> None:
+        """Refuse options of masks that nobody asked for."""
+        for f in fields(MaskArguments):
+            if getattr(self, f.name) != f.default:
+                raise ArgumentError(
+                    f.name,
+                    "is an option of weight masks, and no mask is asked for.",
+                    "Set dense_pruning_method, attention_pruning_method or preset too.",
+                )
+
+
+def _default_of(cls: type, name: str) -> Any:
+    found = next(f for f in fields(cls) if f.name == name)
+    factory: Any = found.default_factory
+    return factory() if callable(factory) else found.default

@@ -1,0 +1,343 @@
+"""The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchers.discovery.discover import discover
+from patchers.patching.gates import Gate
+from patchers.patching.merging import base_model, check_mergeable
+from patchers.units import Kind, Structure
+from sparse_trainer.criteria.weights import check_weights
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.arguments.checks import check_on_model, check_scored
+from sparse_trainer.training.blending import Blending
+from sparse_trainer.training.distillation.comparable import check_distillation
+from sparse_trainer.training.distillation.layer_map import LayerMap, hang_projection
+from sparse_trainer.training.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
+from sparse_trainer.training.gate_driver import Gating
+from sparse_trainer.training.mask_driver import Masking
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraLosses:
+    """What fine-pruning adds to a task loss."""
+
+    distillation: Tensor | None
+    penalty: Tensor | None
+
+
+class ModelPatchingCoordinator:
+    """Patches a model and closes its gates, or masks its weights, while somebody else trains it.
+
+    In a loop: `patch_model` once; `begin` once; after the last backward of a step `observe`; after the optimizer's step
+    `step`. `loss` combines the task loss with distillation and penalty. All state that a restart needs lives in the
+    model: save and load its state dict.
+
+    Args:
+        sparse_args: What to prune and how.
+        teacher: A model to learn from; else `sparse_args.distil_teacher_name_or_path` says which, if any.
+        teacher_constructor: Loads that name: an auto class; default: the class of the model.
+        cache_dir: Goes to the constructor.
+        device, model_name_or_path, logit_names: Of nn_pruning, without effect here.
+    """
+
+    structure: Structure
+    distiller: Distiller | None
+    teacher_context: Callable[[], AbstractContextManager[Any]]
+    """In which the teacher is called, e.g. the autocast of an accelerator, so that it computes as the student does."""
+
+    def __init__(
+        self,
+        sparse_args: SparseTrainingArguments | None = None,
+        device: Any = None,
+        cache_dir: str | None = None,
+        model_name_or_path: str | None = None,
+        logit_names: Any = None,
+        teacher_constructor: Any = None,
+        *,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.args = SparseTrainingArguments() if sparse_args is None else sparse_args
+        if not isinstance(self.args, SparseTrainingArguments):
+            given = type(self.args).__name__
+            raise ArgumentError("sparse_args", f"is a {given}.", "Give SparseTrainingArguments(density=…).")
+        self.args.check()
+        check_scored(self.args)
+        self.teacher = teacher
+        self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)
+        self.distiller, self.teacher_context = None, nullcontext
+        self._hung: tuple[nn.Module, Gating | Masking] | None = None
+        self._asked: dict[str, Any] = {}
+        self.total_steps, self.current_step = 0, 0
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def patch_model(self, model: nn.Module) -> nn.Module:
+        """Find the units of `model`, hang gates or masks on them (all open), make the teacher ready; return the model.
+
+        Raises:
+            UnsupportedModelError: nothing of a known form is in the model, or nothing of it is left to prune.
+            BudgetError: the budget cannot be met.
+        """
+        self.args.check()
+        check_mergeable(model)
+        check_weights(model)
+        if self.args.prunes_nothing:
+            logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
+        check_distillation(model, self.args, self.teacher)
+        return self._hang(model, make_distiller(model, self.args, self.teacher, self._load_teacher))
+
+    def restore(self, model: nn.Module) -> nn.Module:
+        """Hang what `patch_model` hangs, without a teacher, on a model that is about to load weights and gates."""
+        return self._hang(model, None)
+
+    def _hang(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
+        args, self.distiller = self.args, distiller
+        self.structure = discover(model, args.kinds, args.exclude, args.include)
+        _check_hidden(self.structure, args.kinds)
+        check_on_model(model, self.structure, args)
+        if not self.structure.groups:
+            raise UnsupportedModelError(
+                type(model).__name__,
+                f"no prunable group of kind {', '.join(args.kinds)} is left.",
+                "Exclude less, or name other units.",
+            )
+        self.blending = Blending(base_model(model), args)
+        self._hung = (model, (Masking if args.uses_masks else Gating)(model, self.structure, args))
+        if args.learns_layer_map:
+            projection = hang_projection(model, self.gates)
+            if distiller is not None:
+                distiller.layer_map = LayerMap(projection, in_order=args.distil_in_order)
+        self._asked = asdict(args)
+        return model
+
+    def follow_adapters(self, model: nn.Module) -> None:
+        """Go on with adapters that were put on the patched model, or around it: they must merge, and scores must learn.
+
+        Libraries freeze everything that is not their own. Called by a Trainer that is handed the model, and by `begin`.
+
+        Args:
+            model: The patched model, or one that wraps it.
+
+        Raises:
+            UnsupportedModelError: adapters that cannot be merged into the weights.
+        """
+        check_mergeable(model)
+        self._thaw()
+
+    def _thaw(self) -> None:
+        """Let scores learn, and what hangs under gates."""
+        for gate in self.gates.values():
+            gate.requires_grad_(True)
+        for score in self.score_parameters():
+            score.requires_grad_(True)
+
+    def _patched(self) -> tuple[nn.Module, Gating | Masking]:
+        if self._hung is None:
+            raise ArgumentError(
+                type(self).__name__, "has patched no model.", "Call patch_model(model) before anything else."
+            )
+        return self._hung
+
+    @property
+    def model(self) -> nn.Module:
+        """The patched model."""
+        return self._patched()[0]
+
+    @property
+    def pruner(self) -> Gating | Masking:
+        """What hangs on the model."""
+        return self._patched()[1]
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """The gates by group name."""
+        return self.pruner.gates
+
+    def score_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters behind the gates or masks, learned or merely read."""
+        return self.pruner.score_parameters()
+
+    def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
+        """Return optimizer groups: the weights under `options`, learned scores with their own rate and no decay."""
+        scores = {id(p) for p in self.score_parameters()}
+        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) not in scores]
+        return [{"params": weights, **options}, *self.score_groups()]
+
+    def score_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer group of the learned scores, if any are."""
+        return self.pruner.score_groups()
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether `calibrate` has to be called before `begin`, unless a training is resumed."""
+        return self.pruner.wants_calibration
+
+    def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Score the units by a criterion of one-shot pruning, such as wanda, on batches of the training set.
+
+        Raises:
+            DataError: the batches are too few, or do not fit the model.
+            NonFiniteError: NaN or infinity.
+        """
+        self.pruner.calibrate(batches)
+
+    def begin(self, total_steps: int, step: int = 0, warmup_steps: int = 0) -> None:
+        """Start, or resume at `step`, a training of `total_steps` optimizer steps.
+
+        Args:
+            warmup_steps: Of the learning rate: the unit of `initial_warmup` and `final_warmup`.
+
+        Raises:
+            ArgumentError: an option was changed after the model was patched.
+        """
+        pruner = self.pruner
+        self._check_unchanged()
+        if total_steps < 1:
+            raise ArgumentError("total_steps", f"{total_steps} is not positive.", "Give the optimizer steps.")
+        self.follow_adapters(self.model)
+        self.total_steps, self.current_step = total_steps, step
+        self.blending.begin(total_steps, step)
+        pruner.begin(total_steps, step, warmup_steps)
+        if self.distiller is not None:
+            self.distiller.teacher.to(next(self.model.parameters()).device)
+        self._sums = {}
+
+    @property
+    def progress(self) -> float:
+        """Fraction of training that is done."""
+        return self.current_step / self.total_steps if self.total_steps else 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final structure is reached, with nothing left of the layers that cheaper ones replace."""
+        return self.total_steps > 0 and self.pruner.finished and self.blending.finished
+
+    def observe(self, loss_scale: Tensor | None = None) -> None:
+        """Read the mask gradients of one optimizer step: call after its last backward, before clipping.
+
+        Args:
+            loss_scale: What a GradScaler has multiplied the loss by, where the gradients are still so.
+        """
+        self.pruner.observe(loss_scale)
+
+    @torch.no_grad()
+    def step(self, step: int | None = None) -> None:
+        """Move to the state after optimizer step number `step` (counted from 1), and select anew."""
+        self.current_step = self.current_step + 1 if step is None else step
+        self._thaw()
+        self.blending.step(self.current_step)
+        self.pruner.step(self.progress, due=self.current_step % self.args.update_every == 0)
+
+    def end(self) -> None:
+        """Write zeros into the parameters where weight masks are closed, once training has reached its end.
+
+        A training that ended earlier, by early stopping for one, is told of.
+        """
+        if self.total_steps and not self.finished:
+            report = self.report()
+            logger.warning(
+                "Training ended at step %d of %d, before the structure is final: density reached %.3f, asked %s. "
+                "optimize_model cuts what is closed by now. For the rest resume from the last checkpoint, and let "
+                "early stopping begin after the schedule (final_warmup), or plan for fewer steps (max_steps).",
+                self.current_step, self.total_steps, self.density_reached(), report["density_asked"],
+            )  # fmt: skip
+        self.pruner.end()
+
+    @contextmanager
+    def final_masks(self) -> Iterator[None]:
+        """Show weight masks and cheaper layers as they will be in the end, for a `with` block; gates stay."""
+        if self.args.eval_with_current_patch_params:
+            yield
+            return
+        with self.pruner.final(), self.blending.final():
+            yield
+
+    def extra_losses(self, inputs: Mapping[str, Any], outputs: Any) -> ExtraLosses:
+        """Return what fine-pruning adds for one batch."""
+        distillation = None
+        if self.distiller is not None:
+            opened = open_layers(self.structure, self.gates)
+            distillation = self.distiller.loss(inputs, outputs, opened, context=self.teacher_context)
+        penalty = self.pruner.penalty()
+        self._remember("distillation_loss", distillation)
+        self._remember("penalty", penalty)
+        return ExtraLosses(distillation=distillation, penalty=penalty)
+
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether the model must be called with `output_hidden_states=True`."""
+        return self.distiller is not None and self.distiller.needs_hidden_states
+
+    @property
+    def task_weight(self) -> float:
+        """Weight of the task loss: `distil_alpha_ce` beside a teacher, else 1."""
+        return self.args.distil_alpha_ce if self.distiller is not None else 1.0
+
+    def loss(self, task_loss: Tensor, inputs: Mapping[str, Any], outputs: Any) -> Tensor:
+        """Return the loss to train on, for a loop without gradient accumulation."""
+        extra = self.extra_losses(inputs, outputs)
+        total = self.task_weight * task_loss
+        for part in (extra.distillation, extra.penalty):
+            total = total if part is None else total + part
+        return total
+
+    def metrics(self) -> dict[str, float]:
+        """Return what to log, averaged since the last call. This is where the host waits for the device.
+
+        Raises:
+            NonFiniteError: scores became NaN or infinite.
+        """
+        self.check_finite()
+        logged = {"density": self.density_reached(), **self.pruner.log()}
+        for name, (total, count) in self._sums.items():
+            logged[name] = float(total) / count
+        self._sums = {}
+        return logged
+
+    def check_finite(self) -> None:
+        """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far."""
+        self.pruner.check_finite(self.current_step)
+
+    def density_reached(self) -> float:
+        """Return the fraction of the prunable cost behind open gates now; with masks, of the weights under them."""
+        return self.pruner.density()
+
+    def report(self) -> dict[str, Any]:
+        """Return asked and reached: what plans and cards quote."""
+        return self.pruner.report()
+
+    def _check_unchanged(self) -> None:
+        """Raise `ArgumentError` for an option that is another now than when the model was patched."""
+        self.args.check()
+        now = asdict(self.args)
+        for name, value in self._asked.items():
+            if now[name] != value:
+                raise ArgumentError(
+                    name,
+                    f"is {now[name]!r} now; the model was patched with {value!r}.",
+                    "Set it before patch_model.",
+                )
+
+    def _remember(self, name: str, value: Tensor | None) -> None:
+        if value is not None:
+            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+            self._sums[name] = (total + value.detach(), count + 1)
+
+
+def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
+    """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
+    refused = {path: why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden"}
+    if "hidden" in kinds and not structure.of(["hidden"]):
+        path, reason = next(iter(refused.items()), ("hidden", "include or exclude leaves them out"))
+        raise UnsupportedModelError(
+            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of `units`."
+        )

@@ -1,0 +1,217 @@
+"""Learn from a teacher: answers by the divergence of their task, hidden states by mean squared error."""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from patchers.patching.gates import Gate
+from patchers.units import Structure
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.inputs.answers import IGNORED, bare, shifts_labels, without_answers
+from sparse_trainer.training.distillation.comparable import check_teacher
+from sparse_trainer.training.distillation.divergences import Divergence, divergence_for
+from sparse_trainer.training.distillation.layer_map import LayerMap
+
+# Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, L = layers.
+
+
+def valid_distributions(logits: Tensor, inputs: Mapping[str, Any], *, shifted: bool) -> Tensor:
+    """Return the mask of the distributions in [..., C] logits that count, shape [...].
+
+    Those with an ignored label, or, of tokens without labels of their own, padding, do not count. A causal model's
+    position t is judged by the label at t + 1, so its last position never counts.
+    """
+    each = logits.shape[:-1]
+    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+    if isinstance(labels, Tensor) and labels.shape == each:
+        counts: Tensor = labels != IGNORED
+    elif isinstance(mask, Tensor) and mask.shape == each:
+        counts = mask.bool()
+    elif isinstance(mask, Tensor) and {"input_values", "input_features"} & set(inputs) and len(each) == 2:
+        # The mask is over the samples of a sound; a frame of logits stands for a run of them.
+        counts = F.interpolate(mask[:, None].float(), size=each[1])[:, 0].bool()
+    else:
+        counts = torch.ones(each, dtype=torch.bool, device=logits.device)
+    if shifted and len(each) > 1:
+        counts = F.pad(counts[..., 1:], (0, 1), value=False)
+    return counts
+
+
+def hidden_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Return the mean squared error over the real tokens of each sequence, averaged over sequences."""
+    error_BT = (student_BTD.float() - teacher_BTD.float()).square().mean(-1)
+    if mask_BT is None:
+        return error_BT.mean()
+    mask_BT = mask_BT.to(error_BT.dtype)
+    return ((error_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp_min(1)).mean()
+
+
+@final
+class Distiller:
+    """Compares a student with a frozen teacher on the same batch.
+
+    Args:
+        teacher: Put into evaluation mode; its parameters stop asking for gradients.
+        args: `SparseTrainingArguments`.
+        student: The model that learns: its task says how answers are compared.
+        shifted: Whether it is causal (labels are shifted).
+    """
+
+    def __init__(self, teacher: nn.Module, args: Any, *, student: nn.Module, shifted: bool) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.args, self.student, self.shifted = args, student, shifted
+        self._divergences: dict[str, Divergence] = {}
+        self.layer_map: LayerMap | None = None
+
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether the student has to return its hidden states."""
+        return bool(self.args.distil_alpha_hidden > 0)
+
+    def loss(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Any,
+        open_L: Tensor | None = None,
+        *,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Tensor:
+        """Return the weighted sum of logit and hidden-state losses.
+
+        Args:
+            inputs: The student's batch; labels are withheld from the teacher.
+            outputs: The student's outputs, with hidden states where `needs_hidden_states`.
+            open_L: 1 for the layers that are kept, 0 for closed ones, whose outputs are not compared; None = all are.
+            context: In which the teacher is called.
+        """
+        if self.args.distil_alpha_teacher > 0 and not carries_gradient(outputs):
+            raise ArgumentError(
+                "distil_alpha_teacher",
+                "the logits that compute_loss returned carry no gradient: they teach the student nothing.",
+                "Return the outputs that the loss was computed from, or train without a teacher.",
+            )
+        with torch.no_grad(), context():
+            taught = self.teacher(
+                **without_answers(self.teacher, inputs), output_hidden_states=self.needs_hidden_states
+            )
+        parts = []
+        if self.args.distil_alpha_teacher > 0:
+            parts.append(self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught))
+        if self.needs_hidden_states:
+            parts.append(self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L))
+        return torch.stack(parts).sum()
+
+    def _logits(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
+        names = [name for name in taught if name.endswith("logits") and taught[name] is not None]
+        if not names:
+            raise ArgumentError(
+                "distil_teacher_name_or_path",
+                f"{type(bare(self.teacher)).__name__} has no logits to learn from, only {', '.join(taught)}.",
+                "Take models with a task head, or train without a teacher.",
+            )
+        losses = []
+        for name in names:
+            student, teacher = _output(outputs, name), taught[name]
+            if student.shape != teacher.shape:
+                raise ArgumentError(
+                    "distil_teacher_name_or_path",
+                    f"the teacher's {name} have shape {tuple(teacher.shape)}, the student's {tuple(student.shape)}.",
+                    "Take a teacher with the same labels and vocabulary.",
+                )
+            if name not in self._divergences:
+                self._divergences[name] = divergence_for(self.student, name, student, inputs.get("labels"))
+            counts = valid_distributions(student, inputs, shifted=self.shifted)
+            losses.append(self._divergences[name](student, teacher, self.args.distil_temperature, counts))
+        return torch.stack(losses).mean()
+
+    def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
+        """Compare kept layers with the teacher's in their place, or with those of the learned map, and average."""
+        mask_BT = inputs.get("attention_mask")
+        states, taught_states = _output(outputs, "hidden_states"), _output(taught, "hidden_states")
+        if self.layer_map is not None:
+            compare = functools.partial(hidden_loss, mask_BT=mask_BT)
+            return self.layer_map.loss(states[1:], taught_states[1:], compare, open_L)
+        pairs = list(zip(states, taught_states, strict=True))[1:]
+        loss_L = torch.stack([hidden_loss(student, teacher, mask_BT) for student, teacher in pairs])
+        if open_L is None:
+            return loss_L.mean()
+        return (loss_L * open_L).sum() / open_L.sum().clamp_min(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """Where a teacher that is given by name comes from."""
+
+    constructor: Any = None
+    """Something with `from_pretrained`, e.g. an auto class; None = the class of the student."""
+    cache_dir: str | None = None
+
+
+def make_distiller(
+    model: nn.Module, args: Any, teacher: nn.Module | None, source: TeacherSource
+) -> Distiller | None:
+    """Return what compares `model` with `teacher`, or with the one that the arguments name; None without either."""
+    name = args.distil_teacher_name_or_path
+    if teacher is model:
+        raise ArgumentError("teacher", "it is the student itself.", "Pass a copy, or 'self'.")
+    if teacher is None and name == "self":
+        teacher = copy.deepcopy(model)
+    elif teacher is None and name is not None:
+        teacher = _load(name, model, source)
+    if teacher is None:
+        return None
+    check_teacher(model, teacher, args)
+    return Distiller(teacher, args, student=model, shifted=shifts_labels(model))
+
+
+def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:
+    options = {} if source.cache_dir is None else {"cache_dir": source.cache_dir}
+    constructor: Any = source.constructor or type(bare(model))
+    try:
+        teacher: nn.Module = constructor.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ArgumentError(
+            "distil_teacher_name_or_path",
+            f"{name!r} cannot be loaded by {constructor.__name__} ({first}).",
+            "Give a folder with a saved model, an id on the hub, or 'self'.",
+        ) from error
+    return teacher
+
+
+def carries_gradient(outputs: Any) -> bool:
+    """Tell whether a student can learn from its logits; True where there are none, which is told elsewhere."""
+    values = outputs.items() if isinstance(outputs, Mapping) else ()
+    logits = [v for name, v in values if name.endswith("logits") and isinstance(v, Tensor)]
+    return not (logits and torch.is_grad_enabled()) or any(v.requires_grad for v in logits)
+
+
+def _output(outputs: Any, name: str) -> Any:
+    """Return what a model answered under a name."""
+    value = outputs.get(name) if isinstance(outputs, Mapping) else None
+    if value is None:
+        raise ArgumentError(
+            "distil_alpha_hidden" if name == "hidden_states" else "distil_alpha_teacher",
+            f"the outputs hold no {name} to compare.",
+            "Let compute_loss call model(**inputs), all of inputs, and return (loss, outputs); in a loop of your own "
+            "pass output_hidden_states=coordinator.needs_hidden_states.",
+        )
+    return value
+
+
+def open_layers(structure: Structure, gates: Mapping[str, Gate]) -> Tensor | None:
+    """Return which layers of the stack are kept, shape [L], or None where no layer can close."""
+    layers = structure.of(["layers"])
+    if not layers or len(structure.stacks) != 1:
+        return None
+    by_layer = {g.layer: gates[g.name].keep_U for g in layers}
+    always = torch.ones_like(next(iter(by_layer.values())))
+    return torch.cat([by_layer.get(layer, always) for layer in range(structure.stacks[0].size)])

@@ -1,0 +1,203 @@
+"""Gates over a training: scores, selections under the budget, penalties."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from patchers.patching.gates import Gate
+from patchers.patching.patch import patch
+from patchers.units import Structure
+from sparse_trainer.budget.cost import feature_costs, unit_cost
+from sparse_trainer.budget.nesting import Nesting
+from sparse_trainer.budget.selectors import make_selector
+from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
+from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
+from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.errors import ArgumentError, NonFiniteError
+from sparse_trainer.plan.protect import put_first, survivors
+from sparse_trainer.plan.record import Request, remember_request
+from sparse_trainer.statistics.collect import collect
+
+
+@final
+class Gating:
+    """Drives the gates of one model; all state that a restart needs lives in the model.
+
+    Args:
+        args: `SparseTrainingArguments`.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure, args: Any) -> None:
+        self.model, self.structure, self.args = model, structure, args
+        target, length = args.cost_target, args.sequence_length
+        self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
+        per_feature = feature_costs(model, structure.groups, target)
+        self.nesting = Nesting(structure.groups, self.costs, per_feature)
+        self.selector = make_selector(structure.groups, self.costs, args.budget, per_feature)
+        self.criterion = CRITERIA[args.scoring](args)
+        self.criterion.constrain(self.selector.constraints)
+        self.protected = survivors(args, model, structure, self.selector)
+        self.gates: dict[str, Gate] = patch(model, structure, self.criterion.make_gate)
+        remember_request(model, self._request())
+        self.criterion.advance(self.gates, 0.0, False)
+        kinds = {g.kind for g in structure.groups}
+        self._normalizer = args.standardize or fitting(self.criterion.standardize, kinds)
+        self.progress, self._has_begun = 0.0, False
+        self.wants_calibration = bool(self.criterion.needs())
+        """Whether scores are still to be taken on a calibration set."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._finite: Tensor | None = None
+        self._tied_G: Tensor | None = None
+        self._warned = False
+        self._threshold: Tensor | None = None
+
+    def _request(self) -> Request:
+        """Return what plans and cards quote of the arguments."""
+        return Request(
+            method=self.args.method,
+            target=self.args.cost_target,
+            scope=self.args.scope,
+            density=self._asked(),
+            sequence_length=self.args.sequence_length,
+        )
+
+    def _asked(self) -> float | dict[str, float]:
+        asked = self.args.density
+        return dict(asked) if isinstance(asked, Mapping) else float(asked)
+
+    def score_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters behind the gates, learned or merely read."""
+        return [gate.score_U for gate in self.gates.values() if gate.score_U is not None]
+
+    def score_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer group of the scores, if the criterion learns any."""
+        if not self.criterion.learns:
+            return []
+        rate = self.args.score_learning_rate
+        group = {"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0}
+        return [{**group, **self.criterion.optimizer_options}]
+
+    def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
+        statistics = collect(self.model, self.structure, batches, self.criterion.needs())
+        self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
+        self.wants_calibration = False
+
+    def begin(self, total_steps: int, step: int, warmup_steps: int) -> None:
+        """Start, or go on at `step`: then the gates are those that came with the model.
+
+        Raises:
+            ArgumentError: scores are to be taken on a calibration set, and were not.
+        """
+        if self.wants_calibration and step == 0:
+            raise ArgumentError(
+                "scoring",
+                f"{self.args.scoring} scores on a calibration set, and has seen none.",
+                "Call calibrate(batches) before begin.",
+            )
+        self.progress, self._has_begun = step / total_steps, True
+        self._forget()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the structure is final."""
+        return self._has_begun and bool(self.args.schedule.frozen(self.progress))
+
+    def observe(self, loss_scale: Tensor | None = None) -> None:
+        """Read the mask gradients of one optimizer step; `loss_scale` as in `Criterion.observe`."""
+        self.criterion.observe(self.gates, loss_scale)
+
+    def step(self, progress: float, *, due: bool) -> None:
+        """Move to the state after an optimizer step, and select anew where that is due."""
+        was_finished, self.progress = self.finished, progress
+        if (due or self.finished) and not was_finished:
+            self.select()
+        self.criterion.advance(self.gates, progress, self.finished)
+
+    @torch.no_grad()
+    def select(self) -> None:
+        """Open and close the gates by their scores as they are now, under the budget of this moment."""
+        raw = self.criterion.scores(self.model, self.structure, self.gates)
+        scores = STANDARDIZERS[self._normalizer](raw, self.costs)
+        scores = put_first(scores, self.protected) if self.protected else scores
+        finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        remaining = self.args.schedule.remaining(self.progress)
+        self._tied_G = tied(raw) if remaining < 1.0 and not self._warned else None
+        selection = self.selector.select(scores, remaining)
+        self._threshold = selection.threshold
+        for name, gate in self.gates.items():
+            gate.set_keep(selection.keep[name])
+
+    def penalty(self) -> Tensor | None:
+        """Return what the criterion adds to the loss at this moment."""
+        if self.finished:
+            return None
+        remaining = self.args.schedule.remaining(self.progress)
+        return self.criterion.penalty(self.gates, self.costs, self.density_target, remaining)
+
+    @property
+    def density_target(self) -> float:
+        """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
+        budget, remaining = self.args.budget, self.args.schedule.remaining(self.progress)
+        # A single density is of the product already.
+        gone = 1.0 - budget.density_of("hidden") if isinstance(budget.density, Mapping) else 0.0
+        own, shared = self.nesting.own, self.nesting.shared
+        cost = sum(
+            budget.density_of(g.kind) * g.num_units * (own[g.name] - gone * shared.get(g.name, 0))
+            for g in self.structure.groups
+        )
+        final = cost / self.nesting.total
+        return float(final + (1.0 - final) * remaining)
+
+    def density(self) -> float:
+        """Return the fraction of the prunable cost behind open gates now."""
+        kept = {name: gate.keep_U for name, gate in self.gates.items()}
+        return self.nesting.kept(kept) / self.nesting.total
+
+    def log(self) -> dict[str, float]:
+        """Return what to log beside the density."""
+        logged = {"density_target": self.density_target}
+        return logged if self._threshold is None else logged | {"threshold": float(self._threshold)}
+
+    def check_finite(self, step: int) -> None:
+        """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far; warn of ties."""
+        if self._finite is not None and not bool(self._finite):
+            scores = self.criterion.scores(self.model, self.structure, self.gates)
+            bad = [name for name, score_U in scores.items() if not bool(score_U.isfinite().all())]
+            raise NonFiniteError(
+                f"step {step}",
+                f"scores are NaN or infinite in {', '.join(bad[:3]) or 'a group'}.",
+                "Training stopped before saving over the last checkpoint. Lower the learning rates or check the data.",
+            )
+
+        if self._tied_G is not None and not self._warned:
+            self._warned = warn_of_ties(self.gates, self._tied_G, f"scoring={self.args.scoring!r}")
+
+    def final(self) -> AbstractContextManager[None]:
+        """Leave the gates as they are: evaluation sees what training multiplies by."""
+        return nullcontext()
+
+    def end(self) -> None:
+        """Say which groups escaped the budget; gates stay until `optimize_model`."""
+        if self.args.scope == "global":
+            warn_of_whole_groups({name: gate.keep_U for name, gate in self.gates.items()}, self._normalizer)
+
+    def report(self) -> dict[str, Any]:
+        """Return what was asked and reached."""
+        return {
+            "scoring": self.args.scoring,
+            "target": self.args.target,
+            "scope": self.args.scope,
+            "density_asked": self._asked(),
+            "density_reached": self.density(),
+            "kept": {name: int(gate.keep_U.sum()) for name, gate in self.gates.items()},
+        }
