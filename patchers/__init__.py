@@ -1,6 +1,8 @@
 """Module trees: what can be pruned in a model, gates in it, and the cut. Knows nothing of training or files."""
 
 from patchers.discovery.discover import discover
+from patchers.discovery.tables.forms import AttentionForm, FfnForm
+from patchers.discovery.tables.registry import register_form
 from patchers.errors import SparseTrainerError, UnsupportedModelError
 from patchers.patching.gates import Gate, PolarGate, SaliencyGate
 from patchers.patching.masks import MaskFactor, WeightMask
@@ -18,6 +20,8 @@ from patchers.surgery import cut
 from patchers.units import Group, Kind, Slice, Structure
 
 __all__ = [
+    "AttentionForm",
+    "FfnForm",
     "Gate",
     "Group",
     "Kind",
@@ -38,5 +42,6 @@ __all__ = [
     "is_patched",
     "masks_of",
     "patch",
+    "register_form",
     "unpatch",
 ]

@@ -5,7 +5,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.one_shot import prune
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer

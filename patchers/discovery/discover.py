@@ -57,7 +57,7 @@ def discover(
         raise UnsupportedModelError(
             type(model).__name__,
             f"no attention or feed-forward module of a known form. {_summary(model, refusals)}",
-            "Declare its naming with patchers.discovery.tables.register_form (docs/architectures.md says how).",
+            "Declare its naming with patchers.register_form (docs/architectures.md says how).",
         )
     groups = [group for stack, blocks in stacks for group in _groups_of_stack(stack, blocks)]
     wanted = set(kinds)

@@ -89,8 +89,8 @@ STOPS: dict[str, Callable[[pytest.MonkeyPatch, BaseException], None]] = {
     "in the dense stage": lambda patch, error: stop_at_step(3, patch, error),
     "before the dense model is kept": stop_at("stages.save_dense"),
     "in the pruning stage": lambda patch, error: stop_at_step(7, patch, error),
-    "in the export": stop_at("recipe.write_beside"),
-    "after the export": stop_at("recipe._load_lines"),
+    "in the export": stop_at("pipeline.write_beside"),
+    "after the export": stop_at("pipeline._load_lines"),
 }
 
 
@@ -206,7 +206,7 @@ def test_outputs_that_cannot_be_made_are_found_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("x")
-    stop_at("recipe.prepare")(monkeypatch, AssertionError("work started"))
+    stop_at("pipeline.prepare")(monkeypatch, AssertionError("work started"))
     changes = [text.format(out=tmp_path) for text in overrides]
     with pytest.raises(CheckpointError, match=message):
         go(stopping(files, tmp_path / "other", *changes))
@@ -219,7 +219,7 @@ def test_a_model_that_cannot_be_saved_is_rescued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = small("sst2-local", files, tmp_path, "export.verify=false")
-    stop_at("recipe.write_beside")(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    stop_at("pipeline.write_beside")(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with pytest.raises(
         CheckpointError, match=r"pruned: cannot be written .*The pruned model is in .*rescued"
     ):

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from patchers.discovery import tables as families
 from patchers.discovery.discover import discover
+from patchers.discovery.tables import registry
 from patchers.discovery.tables.forms import AttentionForm, FfnForm
 from patchers.discovery.tables.registry import register_form
 from patchers.errors import UnsupportedModelError
@@ -73,7 +73,7 @@ class PrivateModel(PreTrainedModel):
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> PrivateModel:
-    monkeypatch.setattr(families, "_REGISTERED", [])
+    monkeypatch.setattr(registry, "_REGISTERED", [])
     torch.manual_seed(0)
     made = PrivateModel(PreTrainedConfig(num_hidden_layers=3, intermediate_size=48)).eval().double()
     perturb(made)
@@ -88,7 +88,7 @@ def test_it_is_refused_with_its_linears_and_the_way_out(model: PrivateModel) -> 
         assert f"blocks.*.attend.{name}" in message
     assert "blocks.*.widen" in message
     assert "PrivateModel: no attention or feed-forward module of a known form" in message
-    assert "patchers.discovery.tables.register_form (docs/architectures.md says how)" in message
+    assert "patchers.register_form (docs/architectures.md says how)" in message
 
 
 def test_what_was_recognised_is_named(model: PrivateModel) -> None:
