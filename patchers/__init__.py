@@ -17,9 +17,10 @@ from patchers.patching.patch import (
     unpatch,
 )
 from patchers.surgery import cut
-from patchers.units import Group, Kind, Slice, Structure
+from patchers.units import KINDS, Group, Kind, Slice, Structure, kind_named
 
 __all__ = [
+    "KINDS",
     "AttentionForm",
     "FfnForm",
     "Gate",
@@ -40,6 +41,7 @@ __all__ = [
     "gates_of",
     "hang_mask",
     "is_patched",
+    "kind_named",
     "masks_of",
     "patch",
     "register_form",

@@ -9,7 +9,18 @@ from torch import Tensor, nn
 from patchers.errors import UnsupportedModelError
 from patchers.layers import Linear, bare_linear_at, features, keep_entries, keep_features, parameter_like
 from patchers.modeling_pruned import Skip, add_select, keep_layers, selections_of, set_attribute
-from patchers.units import WIDTH_KINDS, Group, Select, Slice, Structure, TensorSlice
+from patchers.units import (
+    ATTENTION,
+    FFN,
+    HIDDEN,
+    LAYERS,
+    WIDTH_KINDS,
+    Group,
+    Select,
+    Slice,
+    Structure,
+    TensorSlice,
+)
 
 # Shape legend: U = units of a group.
 
@@ -29,15 +40,15 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
     for name in keep:
         _check_shape(structure, name, keep[name])
     closed = {name for name, keep_U in keep.items() if not bool(keep_U.any())}
-    gone_layers = {(g.stack, g.layer) for g in structure.of(["layers"]) if g.name in closed}
+    gone_layers = {(g.stack, g.layer) for g in structure.of([LAYERS]) if g.name in closed}
     _check_sorts(structure, gone_layers)
-    gone_branches = {g.consumer for g in structure.of(["attention", "ffn"]) if g.name in closed}
-    for group in structure.of(["hidden"]):
+    gone_branches = {g.consumer for g in structure.of([ATTENTION, FFN]) if g.name in closed}
+    for group in structure.of([HIDDEN]):
         if group.name in keep:
             # Before all else: what takes the place of a branch has the width of what was there.
             _check_least(group, keep[group.name])
             _cut_stream(model, group, keep[group.name])
-    for group in structure.of(["attention", "ffn"]):
+    for group in structure.of([ATTENTION, FFN]):
         if group.consumer in gone_branches and (group.stack, group.layer) not in gone_layers:
             _cut_branch(model, group)
     for group in structure.of(WIDTH_KINDS):

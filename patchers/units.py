@@ -1,21 +1,89 @@
 """The nouns: units, slices, groups, and the structure of a model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal, Self, final
 
 import torch
 from torch import Tensor
 
+from patchers.errors import SparseTrainerError
+
 # Shape legend: U = units of a group, W = features of one unit along one axis.
 
-Kind = Literal["heads", "channels", "experts", "attention", "ffn", "layers", "hidden"]
-BLOCK_KINDS: tuple[Kind, ...] = ("heads", "channels", "experts", "attention", "ffn", "layers")
+Place = Literal["input", "router", "output", "block", "norm"]
+
+
+@final
+class Kind(str):
+    """A kind of unit, e.g. `HEADS`. It equals its name: plans, options and keys of mappings may write "heads".
+
+    Args:
+        name: In the plural.
+        gated: What its gate multiplies: the input of a linear, the logits of a router, the output of a branch, what a
+            block adds to its input, or the output of norms.
+        is_width: Whether a block has many of these units, of which any may go.
+        is_whole: Whether a group is a single unit: a branch or a layer.
+        contains: Kinds of unit that lie inside one of these.
+    """
+
+    def __new__(cls, name: str, **traits: object) -> Self:
+        return super().__new__(cls, name)
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        gated: Place,
+        is_width: bool = False,
+        is_whole: bool = False,
+        contains: tuple["Kind", ...] = (),
+    ) -> None:
+        self.gated: Final = gated
+        self.is_width: Final = is_width
+        self.is_whole: Final = is_whole
+        self.contains: Final = contains
+
+    def __reduce__(self) -> tuple[Callable[[str], "Kind"], tuple[str]]:
+        """Stay the same object in a copy, and in another process."""
+        return kind_named, (str(self),)
+
+    @property
+    def floor(self) -> int:
+        """Units that a group keeps where nobody asks for more."""
+        return 0 if self.is_whole else 1
+
+
+HEADS = Kind("heads", gated="input", is_width=True)
+CHANNELS = Kind("channels", gated="input", is_width=True)
+EXPERTS = Kind("experts", gated="router", is_width=True, contains=(CHANNELS,))
+ATTENTION = Kind("attention", gated="output", is_whole=True, contains=(HEADS,))
+FFN = Kind("ffn", gated="output", is_whole=True, contains=(CHANNELS,))
+LAYERS = Kind("layers", gated="block", is_whole=True, contains=(HEADS, CHANNELS, EXPERTS, ATTENTION, FFN))
+BLOCK_KINDS = (HEADS, CHANNELS, EXPERTS, ATTENTION, FFN, LAYERS)
 """Kinds of unit that lie in blocks: those that `discover` looks for where nobody says."""
-KINDS: tuple[Kind, ...] = (*BLOCK_KINDS, "hidden")
-WIDTH_KINDS: tuple[Kind, ...] = ("heads", "channels", "experts")
+HIDDEN = Kind("hidden", gated="norm", contains=BLOCK_KINDS)
+KINDS = (*BLOCK_KINDS, HIDDEN)
+WIDTH_KINDS = tuple(kind for kind in KINDS if kind.is_width)
 """Kinds with many units in a block; the others are whole branches and layers, and the features that run through all."""
+
+
+def kind_named(text: str) -> Kind:
+    """Return the kind of this name.
+
+    >>> kind_named("heads").is_width, kind_named("heads") == "heads"
+    (True, True)
+
+    Raises:
+        SparseTrainerError: there is no such kind.
+    """
+    known = next((kind for kind in KINDS if kind == text), None)
+    if known is None:
+        raise SparseTrainerError(
+            "kinds", f"{text!r} is no kind of unit.", f"Give some of {', '.join(KINDS)}."
+        )
+    return known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +252,9 @@ class Structure:
     untouched: Mapping[str, str] = field(default_factory=dict)
     """Path of every linear, expert tensor, attention or block that belongs to no group of its own, with the reason."""
 
+    refused_hidden: Mapping[str, str] = field(default_factory=dict)
+    """Name of the hidden features that were asked for and cannot go, with the reason."""
+
     def __getitem__(self, name: str) -> Group:
         return self._by_name[name]
 
@@ -199,7 +270,7 @@ class Structure:
         """Names of the forms met, in order, once each."""
         return tuple(dict.fromkeys(form for stack in self.stacks for form in stack.forms))
 
-    def of(self, kinds: Iterable[Kind]) -> tuple[Group, ...]:
+    def of(self, kinds: Iterable[str]) -> tuple[Group, ...]:
         """Return the groups of these kinds, in model order."""
         wanted = set(kinds)
         return tuple(group for group in self.groups if group.kind in wanted)

@@ -11,7 +11,7 @@ from patchers.layers import linear_at, parameter_like, weight_OI
 from patchers.patching.gates import Gate
 from patchers.patching.masks import bake
 from patchers.patching.patch import masks_of
-from patchers.units import Group, Structure
+from patchers.units import CHANNELS, HEADS, Group, Structure
 
 # Shape legend: U = units, W = features of a unit, I = input features of the consumer, O = output features.
 
@@ -26,7 +26,7 @@ def removable(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
     """
     return {
         g.name: _rounded_up(g, ~(_free_U(model, g) | _constant_U(model, g)))
-        for g in structure.of(["heads", "channels"])
+        for g in structure.of([HEADS, CHANNELS])
     }
 
 
@@ -91,7 +91,7 @@ def fold_constants(
     """
     dropped = {
         g.consumer: g
-        for g in structure.of(["heads", "channels"])
+        for g in structure.of([HEADS, CHANNELS])
         if g.name in keep and g.consumer_tensor is None and not bool(keep[g.name].all())
     }
     first_token: dict[str, Tensor] = {}

@@ -19,7 +19,7 @@ from patchers.discovery.tables.exceptions import (
 from patchers.discovery.tables.forms import AttentionForm
 from patchers.discovery.tables.registry import attention_forms
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
-from patchers.units import Core, Edit, Select, TensorSlice
+from patchers.units import ATTENTION, HEADS, Core, Edit, Select, TensorSlice
 
 _HEAD_WIDTHS = (
     "all_head_size", "inner_dim", "split_size", "embed_dim", "attention_size", "hidden_size", "dim", "d_model",
@@ -97,7 +97,7 @@ def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Part | R
     return Part(
         path=path,
         form=form.name,
-        kind="heads",
+        kind=HEADS,
         units=heads.units,
         consumer=join(path, form.output),
         slices=slices,
@@ -106,7 +106,7 @@ def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Part | R
         selects=tuple(_selects(module, path, form, heads)),
         core=core,
         min_units=0 if core is not None else 1,
-        branch="attention" if core is not None else None,
+        branch=ATTENTION if core is not None else None,
         entry=None if form.shared else slices[0].path,
         left=tuple(_left(module, path, form, heads)),
     )

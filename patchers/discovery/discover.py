@@ -16,7 +16,7 @@ from patchers.discovery.sorts import sort_of
 from patchers.discovery.stacks import fixed_layers, number_in, stack_around
 from patchers.errors import UnsupportedModelError
 from patchers.layers import LINEAR_TYPES, features, linear_at
-from patchers.units import BLOCK_KINDS, Group, Kind, Stack, Structure
+from patchers.units import BLOCK_KINDS, HEADS, HIDDEN, LAYERS, Group, Stack, Structure, kind_named
 
 
 @dataclass
@@ -30,7 +30,7 @@ class _Block:
 
 def discover(
     model: nn.Module,
-    kinds: Iterable[Kind] = BLOCK_KINDS,
+    kinds: Iterable[str] = BLOCK_KINDS,
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
 ) -> Structure:
@@ -42,6 +42,7 @@ def discover(
         include: Patterns of the only groups to return (`language_model`); none = all.
 
     Raises:
+        SparseTrainerError: a kind that there is not.
         UnsupportedModelError: nothing in the model follows a known form, its shapes contradict each other, it is
             quantized, or a pattern matches no group.
     """
@@ -60,13 +61,15 @@ def discover(
             "Declare its naming with patchers.register_form (docs/architectures.md says how).",
         )
     groups = [group for stack, blocks in stacks for group in _groups_of_stack(stack, blocks)]
-    wanted = set(kinds)
-    if "hidden" in wanted:
+    wanted = set(map(kind_named, kinds))
+    refused_hidden: dict[str, str] = {}
+    if HIDDEN in wanted:
         hidden = read_hidden(model, [stack for stack, _ in stacks], groups, refusals)
         if isinstance(hidden, Group):
             groups.append(hidden)
         else:
             refusals.append(hidden)
+            refused_hidden = {hidden.path: hidden.reason}
     for option, patterns in (("exclude", exclude), ("include", include)):
         lost = next((p for p in patterns if not any(matches(p, g.name) for g in groups)), None)
         if lost is not None:
@@ -76,13 +79,13 @@ def discover(
     chosen = tuple(g for g in groups if g.kind in wanted and _is_meant(g.name, exclude, include))
     known = tuple(stack for stack, _ in stacks)
     untouched = _untouched(model, groups, chosen, known, refusals)
-    if "layers" in wanted:
+    if LAYERS in wanted:
         untouched |= {
             f"{stack.path}.{layer}": f"cannot go as a whole: {reason}"
             for stack in known
             for layer, reason in stack.fixed_layers.items()
         }
-    return Structure(groups=chosen, stacks=known, untouched=untouched)
+    return Structure(groups=chosen, stacks=known, untouched=untouched, refused_hidden=refused_hidden)
 
 
 def _is_meant(name: str, exclude: Sequence[str], include: Sequence[str]) -> bool:
@@ -185,7 +188,7 @@ def _keeps_width(model: nn.Module, block: _Block) -> bool:
 def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
     for block in blocks:
         # Attention first, whatever the order in which a class creates its parts.
-        for part in sorted(block.parts, key=lambda part: part.kind != "heads"):
+        for part in sorted(block.parts, key=lambda part: part.kind != HEADS):
             like = [p for p in block.parts if p.kind == part.kind]
             inner = part.path.removeprefix(block.path).removeprefix(".") if len(like) > 1 else ""
             prefix = f"{block.path}.{inner}" if inner else block.path
@@ -195,7 +198,7 @@ def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
             if layer not in stack.fixed_layers:
                 path = f"{stack.path}.{layer}"
                 yield Group(
-                    name=f"{path}.layer", kind="layers", layer=layer, stack=stack.path, block=path,
+                    name=f"{path}.layer", kind=LAYERS, layer=layer, stack=stack.path, block=path,
                     num_units=1, consumer=path, sort=stack.sorts[layer],
                 )  # fmt: skip
 
@@ -227,7 +230,7 @@ def _untouched(
 ) -> dict[str, str]:
     known = {s.path for g in groups for s in g.slices}
     in_chosen = {s.path for g in chosen for s in g.slices}
-    whole = tuple(f"{g.block}." for g in chosen if g.kind == "layers") or ("\0",)
+    whole = tuple(f"{g.block}." for g in chosen if g.kind == LAYERS) or ("\0",)
     reasons = {refusal.path: refusal.reason for refusal in refusals}
     refused = tuple(f"{path}." for path in reasons)
     for path, module in model.named_modules():

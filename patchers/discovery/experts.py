@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from patchers.discovery.ffn import pair_index, width_edits
 from patchers.discovery.findings import Part, Refusal, join
 from patchers.errors import UnsupportedModelError
-from patchers.units import Edit, TensorSlice
+from patchers.units import CHANNELS, EXPERTS, Edit, TensorSlice
 
 _DEFAULT_EXPERTS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts", "num_routed_experts")
@@ -52,7 +52,7 @@ def read_experts(model: nn.Module, path: str) -> Part | Refusal:
     return Part(
         path=path,
         form="experts",
-        kind="channels",
+        kind=CHANNELS,
         units=width,
         consumer=path,
         tensors=tuple(slices),
@@ -125,7 +125,7 @@ def read_router(model: nn.Module, path: str) -> Part | Refusal | None:
     return Part(
         path=block_path,
         form="router",
-        kind="experts",
+        kind=EXPERTS,
         units=count,
         consumer=router,
         tensors=tuple(tensors),

@@ -12,7 +12,7 @@ from patchers.discovery.tables.exceptions import CHANNELS_STAY
 from patchers.discovery.tables.forms import FfnForm
 from patchers.discovery.tables.registry import ffn_forms
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
-from patchers.units import Edit, Slice
+from patchers.units import CHANNELS, FFN, Edit, Slice
 
 _WIDTHS = (
     "intermediate_size", "intermediate_dim", "ffn_dim", "hidden_dim", "expert_dim", "inner_dim", "mlp_dim", "d_ff",
@@ -72,13 +72,13 @@ def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Part | Refusal:
     return Part(
         path=path,
         form=form.name,
-        kind="channels",
+        kind=CHANNELS,
         units=width,
         consumer=join(path, form.down),
         slices=tuple(slices),
         edits=tuple(width_edits(model, dict.fromkeys((path, *owners)), width)),
         min_units=0 if plain else 1,
-        branch="ffn" if plain else None,
+        branch=FFN if plain else None,
         entry=slices[0].path,
     )
 

@@ -22,7 +22,7 @@ from patchers.layers import LINEAR_TYPES, features, linear_at
 from patchers.modeling_pruned import is_skip
 from patchers.patching.gated_norm import is_plain_norm
 from patchers.patching.gates import Gate
-from patchers.units import Edit, Group, Slice, Stack, TensorSlice
+from patchers.units import HEADS, HIDDEN, Edit, Group, Slice, Stack, TensorSlice
 
 _COUNT = "hidden_size"
 _UNKNOWN = "reads, writes or holds hidden features in a way that no table knows"
@@ -71,7 +71,7 @@ def read_hidden(
         return Refusal(path=name, reason=f"{broken.path} {broken.reason}")
     return Group(
         name=name,
-        kind="hidden",
+        kind=HIDDEN,
         layer=0,
         stack=stacks[0].path,
         block="",
@@ -102,7 +102,7 @@ def _begin(
         model=model, stack=stack.path, form=form, width=width,
         claimed={(s.path, s.axis) for g in groups for s in g.slices},
         single={r.path for r in refusals if r.reason == ONE_HEAD},
-        tables={t.name for g in groups if g.kind == "heads" for t in g.tensors},
+        tables={t.name for g in groups if g.kind == HEADS for t in g.tensors},
     )  # fmt: skip
     stream.first = tuple(p for p in outside if _ends(p, form.first) and _writes(model, p) == width)
     for names in TRANSFORMS:

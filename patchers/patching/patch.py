@@ -11,25 +11,21 @@ from patchers.errors import UnsupportedModelError
 from patchers.layers import LINEAR_TYPES
 from patchers.patching.adapters import BASE, WrapperHook, adapter_dims, chain, follow, refuse_copies, watch
 from patchers.patching.gated_norm import GatedNorm, is_plain_norm
-from patchers.patching.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook, Place
+from patchers.patching.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook
 from patchers.patching.masks import MASK_NAME, MaskedForward, WeightMask
-from patchers.units import Group, Structure
+from patchers.units import HIDDEN, KINDS, Group, Kind, Structure
 
-_PLACES: dict[str, Place] = {
-    "heads": "input",
-    "channels": "input",
-    "experts": "router",
-    "attention": "output",
-    "ffn": "output",
-    "layers": "block",
-    "hidden": "norm",
-}
 GATE_SUFFIX = "_gate"
-"""Gates are children named `heads_gate`, `channels_gate`, … of the module they hang on."""
+"""Gates are children named `heads_gate`, `channels_gate`, … of the module they stand at."""
 PATCH_ENTRIES = (f"{GATE_SUFFIX}.keep_U", f"{MASK_NAME}.keep_O")
 """How the entry of every gate and mask ends in a state dict."""
 SCORE_ENTRIES = (f"{GATE_SUFFIX}.score_U", ".score_RC")
 """How the names of learned scores end: parameters, but not of the model's own."""
+
+
+def gate_name(kind: Kind) -> str:
+    """Return the name of the child that is the gate of a group of this kind."""
+    return f"{kind}{GATE_SUFFIX}"
 
 
 def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], Gate]) -> dict[str, Gate]:
@@ -61,8 +57,8 @@ def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], G
 
 def _refuse_wrapped(model: nn.Module, group: Group) -> None:
     """Raise where a gate would have to take the place of a `forward` that is not the class's own."""
-    replaced = group.norms if group.kind == "hidden" else (group.consumer,)
-    if _PLACES[group.kind] not in ("norm", "router") and group.consumer_tensor is None:
+    replaced = group.norms if group.kind == HIDDEN else (group.consumer,)
+    if group.kind.gated not in ("norm", "router") and group.consumer_tensor is None:
         return
     adapted = next((path for path in replaced if path.rpartition(".")[2] == BASE), None)
     if adapted is not None:
@@ -84,7 +80,7 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     *wrappers, owner = chain(model, group.consumer)
     reference = next(owner.parameters())
     gate.to(device=reference.device)
-    place = _PLACES[group.kind]
+    place = group.kind.gated
     width = group.consumer_slice.width if place == "input" else 1
     tensor = group.consumer_tensor
     if place == "norm":
@@ -103,7 +99,7 @@ def _hang(model: nn.Module, group: Group, gate: Gate) -> Gate:
     for wrapper in reversed(wrappers):
         follow(owner, wrapper)
     watch()
-    owner.add_module(f"{group.kind}{GATE_SUFFIX}", gate)
+    owner.add_module(gate_name(group.kind), gate)
     _mark(model, [owner, *map(model.get_submodule, group.norms)])
     return gate
 
@@ -180,6 +176,12 @@ def gates_of(model: nn.Module) -> dict[str, Gate]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Gate)}
 
 
+def gated_kinds(model: nn.Module) -> set[Kind]:
+    """Return the kinds of unit that gates stand for in a model."""
+    names = {name for owner in model.modules() for name, m in owner.named_children() if isinstance(m, Gate)}
+    return {kind for kind in KINDS if gate_name(kind) in names}
+
+
 def is_patched(model: nn.Module) -> bool:
     """Tell whether gates or masks hang in a model."""
     return bool(gates_of(model)) or bool(masks_of(model))
@@ -189,7 +191,7 @@ def gates_by_group(model: nn.Module, structure: Structure) -> dict[str, Gate]:
     """Return the gates of a patched model by group name; groups without a gate are left out."""
     found = {}
     for group in structure.groups:
-        gate = chain(model, group.consumer)[-1]._modules.get(f"{group.kind}{GATE_SUFFIX}")
+        gate = chain(model, group.consumer)[-1]._modules.get(gate_name(group.kind))
         if isinstance(gate, Gate):
             found[group.name] = gate
     return found

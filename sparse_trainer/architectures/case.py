@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.patching.patch import gated
 from patchers.surgery import cut
-from patchers.units import Group, Structure
+from patchers.units import LAYERS, Group, Structure
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.inputs.make import outputs_of
@@ -112,7 +112,7 @@ class Case:
     def one_per_stack(self) -> list[Group]:
         """Return a layer of each stack, the second where another one of its sort stays."""
         chosen: dict[str, Group] = {}
-        layers = self.structure.of(["layers"])
+        layers = self.structure.of([LAYERS])
         for group in layers:
             alike = [g for g in layers if self._sort(g) == self._sort(group)]
             if (

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers.patching.patch import gated
-from patchers.units import WIDTH_KINDS
+from patchers.units import ATTENTION, WIDTH_KINDS
 from sparse_trainer.architectures.case import Case, CheckError
 
 # Shape legend: B = rows, T = tokens.
@@ -58,7 +58,7 @@ def decodes_alike(case: Case) -> bool:
 def _decisions(case: Case) -> list[dict[str, Tensor]]:
     """Return what to cut: caches count tokens at one layer, and look for the first of a sort."""
     closed = torch.tensor([False])
-    first = {g.stack: g for g in reversed(case.structure.of(["attention"])) if g.stack in case.reached}
+    first = {g.stack: g for g in reversed(case.structure.of([ATTENTION])) if g.stack in case.reached}
     found = [case.keep(case.structure.of(WIDTH_KINDS), 11), {g.name: closed for g in case.one_per_stack()}]
     return [decision for decision in (*found, {g.name: closed for g in first.values()}) if decision]
 

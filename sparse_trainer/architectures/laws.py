@@ -15,7 +15,7 @@ from patchers.discovery.discover import discover
 from patchers.modeling_pruned import stock_class_of
 from patchers.patching.patch import gated
 from patchers.surgery import cut
-from patchers.units import WIDTH_KINDS
+from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, WIDTH_KINDS
 from sparse_trainer.architectures.case import Case, CheckError, cast
 from sparse_trainer.architectures.decoding import RUN_ERRORS, decodes_alike
 from sparse_trainer.folders.save import save_pruned
@@ -58,7 +58,7 @@ def _kinds_alone(case: Case) -> bool:
 
 def _attention_functions(case: Case) -> bool:
     """Heads cut under both attention implementations."""
-    heads = case.structure.of(["heads"])
+    heads = case.structure.of([HEADS])
     if not any(g.num_units > 1 for g in heads) or not getattr(case.model, "_supports_sdpa", False):
         return False
     keep = case.keep(heads, 3)
@@ -86,7 +86,7 @@ def _runs(model: PreTrainedModel, case: Case, attention: str) -> bool:
 def _branches(case: Case) -> bool:
     """A closed attention or feed-forward branch equals its removal, each alone."""
     done = False
-    for kind in ("attention", "ffn"):
+    for kind in (ATTENTION, FFN):
         groups = [g for g in case.structure.of([kind]) if g.stack in case.reached]
         for group in dict.fromkeys((*groups[:1], *groups[-1:])):
             done |= case.equals_cut({group.name: torch.tensor([False])})
@@ -145,7 +145,7 @@ def _save(case: Case) -> bool:
     case.same(outputs_of(compact, case.inputs), expected)
     _save_folder(case, compact, "")
     if case.folder is not None:
-        wide = replace(case, structure=discover(case.model, ["hidden"]))
+        wide = replace(case, structure=discover(case.model, [HIDDEN]))
         if wide.structure.groups:
             _save_folder(case, wide.compact(wide.keep(wide.structure.groups, 19)), "-hidden")
     return True
@@ -164,8 +164,8 @@ def _save_folder(case: Case, compact: PreTrainedModel, suffix: str) -> None:
 
 def _hidden(case: Case) -> bool:
     """Hidden features: open gates change nothing; closed ones equal their removal, alone and beside others."""
-    wide = replace(case, structure=discover(case.model, (*WIDTH_KINDS, "hidden")))
-    features = wide.structure.of(["hidden"])
+    wide = replace(case, structure=discover(case.model, (*WIDTH_KINDS, HIDDEN)))
+    features = wide.structure.of([HIDDEN])
     if not features:
         return False
     _open_gates(wide)
@@ -194,7 +194,7 @@ def _native(case: Case) -> bool:
     """Equal numbers of channels in every layer, and a layer away: the stock class builds the result by itself."""
     keep = {}
     generator = torch.Generator().manual_seed(17)
-    for group in case.structure.of(["channels"]):
+    for group in case.structure.of([CHANNELS]):
         half = max(1, group.num_units // 2)
         keep[group.name] = torch.zeros(group.num_units, dtype=torch.bool)
         keep[group.name][torch.randperm(group.num_units, generator=generator)[:half]] = True

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from patchers.units import HIDDEN
 from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
@@ -35,7 +36,7 @@ class FeatureSelector:
         self.others = tuple(g for g in nesting.groups if g is not self.group)
         self._inner = NestedSelector(nesting, whole) if self.others else None
         size, step = self.group.num_units, budget.step_of(self.group)
-        least = -(-max(1, min(budget.min_keep["hidden"], size)) // step) * step
+        least = -(-max(1, min(budget.min_keep[HIDDEN], size)) // step) * step
         self._counts_K = torch.tensor([*range(min(least, size), size, step), size])
         self._check()
 

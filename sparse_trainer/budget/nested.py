@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from patchers.units import Group
+from patchers.units import LAYERS, Group
 from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.budget.pool import Pool
@@ -40,7 +40,7 @@ class NestedSelector:
         self.inner = tuple(g for g in self.nesting.groups if g.name not in taken and not nesting.is_apart(g))
         whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
         shared = [nesting.shared.get(g.name, 0) for g in self.inner]
-        spared = {g.peers for g in self.outer if g.kind == "layers"}
+        spared = {g.peers for g in self.outer if g.kind == LAYERS}
         self._pool = Pool(self.inner, [nesting.own[g.name] for g in self.inner], whole, shared, spared)
         floors = self._floors(whole, spared)
         ordered = (*self.outer, *self.inner)
@@ -55,7 +55,7 @@ class NestedSelector:
             for name, count in counts.items():
                 values = [c * n for c, n in zip(own, count, strict=True)]
                 self._tensors[f"{name}_{ending}"] = torch.tensor(values, dtype=torch.float64)
-        places = {peers: [i for i, o in enumerate(self.outer) if o.kind == "layers" and o.peers == peers]
+        places = {peers: [i for i, o in enumerate(self.outer) if o.kind == LAYERS and o.peers == peers]
                   for peers in spared}  # fmt: skip
         self._stacks = {f"stack {' '.join(peers)}": torch.tensor(found) for peers, found in places.items()}
         self._tensors |= self._stacks
@@ -63,10 +63,10 @@ class NestedSelector:
 
     def _floors(self, whole: Budget, spared: Collection[tuple[str, str]]) -> dict[str, float]:
         """Return how many units of each inner group stay in any case, by name."""
-        inner = {g.peers for g in self.inner if g.kind == "layers"}
+        inner = {g.peers for g in self.inner if g.kind == LAYERS}
         floors = {g.name: Pool([g], [1], whole, spared=inner).floor for g in self.inner}
         for peers in inner - set(spared):
-            layers = [g for g in self.inner if g.kind == "layers" and g.peers == peers]
+            layers = [g for g in self.inner if g.kind == LAYERS and g.peers == peers]
             floors[max(layers, key=lambda g: self.nesting.own[g.name]).name] = 1.0
         return floors
 

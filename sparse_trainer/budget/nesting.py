@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from patchers.units import Group
+from patchers.units import HIDDEN, LAYERS, Group
 
 # Shape legend: U = units of a group.
 
@@ -44,13 +44,13 @@ class Nesting:
     ) -> None:
         self.groups = tuple(groups)
         branch_of = {g.inner: g.name for g in groups if g.inner is not None}
-        layer_of = {g.block: g.name for g in groups if g.kind == "layers"}
+        layer_of = {g.block: g.name for g in groups if g.kind == LAYERS}
         self.around: dict[str, tuple[str, ...]] = {}
         """Names of the groups that enclose a group, the nearest first."""
         for g in groups:
-            found = (branch_of.get(g.name), None if g.kind == "layers" else layer_of.get(g.block))
+            found = (branch_of.get(g.name), None if g.kind == LAYERS else layer_of.get(g.block))
             self.around[g.name] = tuple(name for name in found if name is not None)
-        self.hidden = next((g for g in groups if g.kind == "hidden"), None)
+        self.hidden = next((g for g in groups if g.kind == HIDDEN), None)
         parts = dict(per_feature or {})
         self.own = self._without_inner(costs)
         """Cost of one unit without what lies in groups of its own."""

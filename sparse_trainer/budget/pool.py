@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from patchers.units import Group, Kind
+from patchers.units import LAYERS, Group, Kind
 from sparse_trainer.budget.budget import Budget
 
 # Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group, L = layers of a
@@ -176,6 +176,6 @@ def _layers_of_stacks(
     """Return the chunks of the layers of each stack and sort, shape [L] each, but for those spared elsewhere."""
     found: dict[tuple[str, str], list[int]] = {}
     for group, start in zip(groups, starts.tolist(), strict=True):
-        if group.kind == "layers" and group.peers not in spared:
+        if group.kind == LAYERS and group.peers not in spared:
             found.setdefault(group.peers, []).append(start)
     return [torch.tensor(chunks) for chunks in found.values()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchers.units import WIDTH_KINDS, Group, Kind
+from patchers.units import Group, Kind
 from sparse_trainer.budget.budget import Budget, Scope, check_counted, check_reachable
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.budget.pool import Pool
@@ -105,6 +105,6 @@ def _pools(groups: Sequence[Group], scope: Scope, per_kind: bool) -> list[list[G
     pools: dict[tuple[object, ...], list[Group]] = {}
     for g in groups:
         kind = g.kind if per_kind or scope == "uniform" else None
-        place = (g.stack, g.layer) if scope in ("layer", "uniform") and g.kind in WIDTH_KINDS else None
+        place = (g.stack, g.layer) if scope in ("layer", "uniform") and g.kind.is_width else None
         pools.setdefault((kind, place), []).append(g)
     return sorted(pools.values(), key=lambda members: -sum(g.num_units for g in members))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers.layers import linear_at, weight_OI
-from patchers.units import WIDTH_KINDS, Features, Group
+from patchers.units import Features, Group
 
 # Shape legend: U = units, W = features of a unit.
 
@@ -19,14 +19,13 @@ def magnitude(model: nn.Module, group: Group, norm: int) -> Tensor:
         weight = weight_OI(linear_at(model, s.path)).float()
         powers = weight.abs() if norm == 1 else weight.square()
         per_feature = powers.sum(dim=1 if s.axis == "out" else 0)
-        whole = group.kind not in (*WIDTH_KINDS, "hidden")
-        part_U = per_feature.sum().unsqueeze(0) if whole else _per_unit(per_feature, s)
+        part_U = per_feature.sum().unsqueeze(0) if group.kind.is_whole else _per_unit(per_feature, s)
         total_U = part_U if total_U is None else total_U + part_U
     for t in group.tensors if not group.slices else ():
         tensor = attrgetter(t.name)(model).float()
         powers = (tensor.abs() if norm == 1 else tensor.square()).movedim(t.dim, 0)
         powers = powers.reshape(len(powers), -1).sum(1)
-        part_U = _per_unit(powers, t) if group.kind in WIDTH_KINDS else powers.sum().unsqueeze(0)
+        part_U = _per_unit(powers, t) if group.kind.is_width else powers.sum().unsqueeze(0)
         total_U = part_U if total_U is None else total_U + part_U
     if total_U is None:
         block = model.get_submodule(group.block)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchers.units import Group, Structure
+from patchers.units import ATTENTION, HEADS, LAYERS, Group, Structure
 
 _FIELD = "alignment_heads"
 _CROSS = ("encoder_attn", "cross_attn", "crossattention", "EncDecAttention")
@@ -25,11 +25,11 @@ def renumber_alignment(model: Any, structure: Structure, keep: Mapping[str, Tens
     pairs = None if config is None else vars(config).get(_FIELD)
     if not pairs:
         return
-    heads = {g.layer: g for g in structure.of(["heads"]) if any(name in g.consumer for name in _CROSS)}
+    heads = {g.layer: g for g in structure.of([HEADS]) if any(name in g.consumer for name in _CROSS)}
     closed = {name for name, keep_U in keep.items() if not bool(keep_U.any())}
-    layers = [g for g in structure.of(["layers"]) if "decoder" in g.stack]
+    layers = [g for g in structure.of([LAYERS]) if "decoder" in g.stack]
     gone = {g.layer for g in layers if g.name in closed}
-    gone |= {g.layer for g in structure.of(["attention"]) if g.name in closed and g.inner in _names(heads)}
+    gone |= {g.layer for g in structure.of([ATTENTION]) if g.name in closed and g.inner in _names(heads)}
     missing = sorted(g.layer for g in layers if g.name in closed)
     left = [
         [layer - sum(place < layer for place in missing), _number(heads.get(layer), head, keep)]

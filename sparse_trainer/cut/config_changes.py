@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from patchers.units import Group, Kind, Structure
+from patchers.units import CHANNELS, EXPERTS, HEADS, HIDDEN, Group, Kind, Structure
 
 _LAYER_FIELDS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
@@ -53,8 +53,8 @@ class Cut:
     @property
     def narrows(self) -> bool:
         """Tell whether hidden features are gone."""
-        left = sum(g.num_units for g in self.after.of(["hidden"]))
-        return left < sum(g.num_units for g in self.before.of(["hidden"]))
+        left = sum(g.num_units for g in self.after.of([HIDDEN]))
+        return left < sum(g.num_units for g in self.before.of([HIDDEN]))
 
 
 def configs_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
@@ -136,7 +136,7 @@ def _is_numbering(values: list[Any], size: int) -> bool:
 
 def channel_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     """Yield the ways to say how many channels are left."""
-    for before, now in _resized(cut, "channels"):
+    for before, now in _resized(cut, CHANNELS):
         for part in configs_of(config):
             for name in CHANNEL_FIELDS:
                 value = vars(part).get(name, 0)
@@ -166,9 +166,9 @@ def _ratio_changes(part: PreTrainedConfig, before: int, now: int) -> Iterator[Ch
 
 def head_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[tuple[Change, list[str]]]:
     """Yield the ways to say how many heads are left, with the weights that must then have the right shape."""
-    for stack, inner in dict.fromkeys((g.stack, inner_name(g)) for g in cut.before.of(["heads"])):
+    for stack, inner in dict.fromkeys((g.stack, inner_name(g)) for g in cut.before.of([HEADS])):
         old, new = (
-            [g for g in structure.of(["heads"]) if (g.stack, inner_name(g)) == (stack, inner)]
+            [g for g in structure.of([HEADS]) if (g.stack, inner_name(g)) == (stack, inner)]
             for structure in (cut.before, cut.after)
         )
         widths = {(g.num_units, g.consumer_slice.width) for g in new}
@@ -198,15 +198,15 @@ def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Cha
 
 def expert_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     """Yield the ways to say how many experts are left."""
-    for before, now in _resized(cut, "experts"):
+    for before, now in _resized(cut, EXPERTS):
         for part in configs_of(config):
             yield from ([(part, name, now)] for name in _EXPERT_FIELDS if vars(part).get(name) == before)
 
 
 def hidden_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     """Yield the ways to say how many hidden features are left; heads stay as wide as they were."""
-    heads = cut.before.of(["heads"])
-    for before, now in _resized(cut, "hidden"):
+    heads = cut.before.of([HEADS])
+    for before, now in _resized(cut, HIDDEN):
         for part in configs_of(config):
             names = [name for name in _STREAM_FIELDS if vars(part).get(name) == before]
             counts = [vars(part)[name] for name in _HEAD_FIELDS if isinstance(vars(part).get(name), int)]

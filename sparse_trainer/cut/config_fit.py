@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import is_skip, overridden, stock_class_of, stock_config
-from patchers.units import Structure
+from patchers.units import CHANNELS, Structure
 from sparse_trainer.cut.config_changes import (
     CHANNEL_FIELDS,
     WIDTH_FIELDS,
@@ -129,7 +129,7 @@ def widest(model: PreTrainedModel, structure: Structure) -> PreTrainedConfig:
     """Return a stock config with as few channels as the widest layer of each stack has, where its class allows that."""
     config: PreTrainedConfig = stock_config(model.config)
     for stack in structure.stacks:
-        here = [g for g in structure.of(["channels"]) if g.stack == stack.path]
+        here = [g for g in structure.of([CHANNELS]) if g.stack == stack.path]
         for inner in dict.fromkeys(inner_name(g) for g in here):
             most = max(1, *(g.num_units for g in here if inner_name(g) == inner))
             _widen(model, config, stack.path, inner, most)
@@ -153,7 +153,7 @@ def _widen(model: PreTrainedModel, config: PreTrainedConfig, stack: str, inner: 
 
 
 def _channels(built: PreTrainedModel, stack: str, inner: str) -> int:
-    groups = discover(built, ["channels"]).groups
+    groups = discover(built, [CHANNELS]).groups
     return next(g.num_units for g in groups if g.stack == stack and inner_name(g) == inner)
 
 

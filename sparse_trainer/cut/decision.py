@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from patchers.discovery.discover import discover
 from patchers.patching.masks import MaskFactor
-from patchers.patching.patch import gates_by_group, gates_of, masks_of
-from patchers.units import BLOCK_KINDS, KINDS, Kind, Structure
+from patchers.patching.patch import gated_kinds, gates_by_group, gates_of, masks_of
+from patchers.units import BLOCK_KINDS, HEADS, HIDDEN, KINDS, Kind, Structure
 from patchers.zeros import removable
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.plan.document import Density, Plan
@@ -39,12 +39,12 @@ class Decision:
     @property
     def reaches_heads(self) -> bool:
         """Whether task heads are cut too: they read hidden features."""
-        return bool(self.structure.of(["hidden"]))
+        return bool(self.structure.of([HIDDEN]))
 
     @property
     def hidden_K(self) -> Tensor | None:
         """Hidden features that stay, where some may go."""
-        group = next(iter(self.structure.of(["hidden"])), None)
+        group = next(iter(self.structure.of([HIDDEN])), None)
         if group is None:
             return None
         return self.keep.get(group.name, torch.ones(group.num_units)).nonzero().flatten()
@@ -56,7 +56,7 @@ class Decision:
 
     def of_heads(self) -> "Decision":
         """Return what it says of heads, nothing else."""
-        heads = {g.name for g in self.structure.of(["heads"])}
+        heads = {g.name for g in self.structure.of([HEADS])}
         keep = {name: keep_U for name, keep_U in self.keep.items() if name in heads}
         return dataclasses.replace(self, keep=keep)
 
@@ -73,8 +73,8 @@ def decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> Decision:
         zeroed: Whether the zeros stand for gates and masks, whose method is on record.
     """
     loaded = None if plan is None else _as_plan(plan)
-    names = [*gates_of(model), *({} if loaded is None else loaded.groups)]
-    hidden = any(name.rpartition(".")[2].startswith("hidden") for name in names)
+    planned = {} if loaded is None else loaded.groups
+    hidden = any(group["kind"] == HIDDEN for group in planned.values()) or HIDDEN in gated_kinds(model)
     structure = discover(model, KINDS if hidden else BLOCK_KINDS)
     request = take_request(model)
     if gates_of(model):

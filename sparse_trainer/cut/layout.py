@@ -18,6 +18,7 @@ from patchers.modeling_pruned import (
     portable,
     selections_of,
 )
+from patchers.units import HIDDEN
 from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.config_fit import Fit, shapes_of
 from sparse_trainer.cut.task_heads import Sizes, other_heads
@@ -80,7 +81,7 @@ def layout_of(model: PreTrainedModel, fit: Fit, done: Cut, earlier: Layout) -> L
     apply_layout(stock, {**layout, "layers": {}, "skips": {}, "norms": {}, "selects": {}})
     layout["attributes"] = _attributes(model, stock)
     if layout["shapes"] and (earlier["heads"] or done.narrows):
-        hidden = discover(model, ["hidden"]).groups
+        hidden = discover(model, [HIDDEN]).groups
         layout["heads"] = (
             other_heads(model, hidden[0].num_units, fit.build, layout["shapes"])
             if hidden

@@ -10,6 +10,7 @@ from patchers.discovery.discover import discover
 from patchers.patching.merging import base_model, has_adapters, merge_adapters
 from patchers.patching.patch import gated, gates_by_group, is_patched, masks_of, unpatch
 from patchers.surgery import cut
+from patchers.units import CHANNELS, HEADS, LAYERS
 from patchers.zeros import bake_all, fold_constants
 from sparse_trainer.cut.alignment import renumber_alignment
 from sparse_trainer.cut.config_changes import Cut
@@ -118,7 +119,7 @@ def _zero_closed(model: nn.Module) -> None:
     structure = discover(model)
     check_readable(next(model.parameters()), "masks")
     gates = gates_by_group(model, structure)
-    units = {name: gate for name, gate in gates.items() if structure[name].kind in ("heads", "channels")}
+    units = {name: gate for name, gate in gates.items() if structure[name].kind in (HEADS, CHANNELS)}
     whole = next((n for n, gate in gates.items() if n not in units and not bool(gate.keep_U.all())), None)
     if whole is not None:
         raise ArgumentError("mode", f"'heads' cannot leave {whole} as zeros.", "Take mode='dense'.")
@@ -142,7 +143,7 @@ def _cut(model: Any, decision: Decision) -> None:
     cut(model, structure, keep)
     renumber_alignment(model, structure, keep)
     gone: dict[str, set[int]] = {}
-    for group in structure.of(["layers"]):
+    for group in structure.of([LAYERS]):
         if group.name in keep and not bool(keep[group.name].any()):
             gone.setdefault(group.stack, set()).add(group.layer)
     take_class(model, Cut(before=structure, after=discover(model, decision.kinds), gone=gone))

@@ -7,15 +7,15 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from patchers.discovery.discover import discover
-from patchers.units import Group, Structure
+from patchers.units import EXPERTS, Group, Structure
 
 
 def most_experts(built: PreTrainedModel, after: Structure) -> dict[str, int]:
     """Return how many experts a stock model has, by path of the stack; empty where the cut one has none."""
     found: dict[str, int] = {}
-    if not after.of(["experts"]):
+    if not after.of([EXPERTS]):
         return found
-    for group in discover(built, ["experts"]).groups:
+    for group in discover(built, [EXPERTS]).groups:
         found[group.stack] = max(group.num_units, found.get(group.stack, 0))
     return found
 
@@ -31,7 +31,7 @@ def short_routers(
     """
     return {
         path: (index, counted[group.stack])
-        for group in after.of(["experts"])
+        for group in after.of([EXPERTS])
         if group.num_units < counted.get(group.stack, 0)
         for path, index in _recorded(model, group)
     }

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import ROOT, overridden, portable, stock_class_of, stock_config
 from patchers.surgery import cut
+from patchers.units import HIDDEN
 from sparse_trainer.cut.auto_classes import heads_of
 from sparse_trainer.cut.config_fit import shapes_of
 from sparse_trainer.errors import UnsupportedModelError
@@ -51,14 +52,14 @@ def _narrowed(
     except Exception as error:  # noqa: BLE001 - a class may refuse the config of another one with any error
         return f"it does not build from this config: {error}"
     try:
-        structure = discover(other, ["hidden"])
+        structure = discover(other, [HIDDEN])
     except UnsupportedModelError as error:
         # Helium's output projection is as wide as the stream, whatever its heads are: no config says both.
         return f"hidden features are gone, and of its own {error.what}"
-    group = next(iter(structure.of(["hidden"])), None)
+    group = next(iter(structure.of([HIDDEN])), None)
     if group is None:
-        reasons = (why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden")
-        return f"hidden features are gone, and of its own it {next(reasons, 'has none')}"
+        reason = next(iter(structure.refused_hidden.values()), "has none")
+        return f"hidden features are gone, and of its own it {reason}"
     blocks = tuple(f"{stack.path}." for stack in structure.stacks)
     before, known = shapes_of(other), {name for name in shapes if not name.startswith(ROOT)}
     cut(other, structure, {group.name: torch.arange(group.num_units) < count})

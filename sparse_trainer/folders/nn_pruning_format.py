@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from patchers.discovery.discover import discover
 from patchers.patching.blends import read_as_no_norms
-from patchers.units import Structure
+from patchers.units import HEADS, Structure
 from sparse_trainer.cut.model_class import adopt
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
@@ -220,8 +220,8 @@ def _check_pickle(file: str, place: str) -> None:
 
 def _kept_heads(structure: Structure, removed: Mapping[int, Set[int]], place: str) -> dict[str, list[int]]:
     """Return the heads that stay in the layers that lose some, by group name."""
-    groups = {group.layer: group for group in structure.of(["heads"])}
-    if len(groups) < len(structure.of(["heads"])):
+    groups = {group.layer: group for group in structure.of([HEADS])}
+    if len(groups) < len(structure.of([HEADS])):
         raise CheckpointError(place, "does not say which of several stacks it means.", "Load an encoder.")
     kept = {}
     for layer, heads in removed.items():
@@ -246,7 +246,7 @@ def _kept_heads(structure: Structure, removed: Mapping[int, Set[int]], place: st
 def _decision(model: Any, structure: Structure, kept: Mapping[str, list[int]]) -> Plan:
     """Return what `optimize_model` is to cut; sizes are for the record that it writes itself."""
     groups = {
-        name: GroupPlan(kind="heads", layer=structure[name].layer, size=structure[name].num_units, keep=heads)
+        name: GroupPlan(kind=HEADS, layer=structure[name].layer, size=structure[name].num_units, keep=heads)
         for name, heads in kept.items()
     }
     return Plan(

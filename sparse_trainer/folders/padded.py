@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import selections_of, stock_class_of
 from patchers.surgery import cut
-from patchers.units import WIDTH_KINDS, Group
+from patchers.units import EXPERTS, HIDDEN, WIDTH_KINDS, Group
 from sparse_trainer.cut.config_fit import build, widest
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.cut.self_check import check_same, outputs_of
@@ -36,8 +36,8 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
     traced = build(model, config)
     trace(traced)
     whole = discover(traced)
-    _check(model, structure.of(["experts"]), whole.of(["experts"]))
-    _check(model, discover(model, ["hidden"]).groups, discover(traced, ["hidden"]).groups)
+    _check(model, structure.of([EXPERTS]), whole.of([EXPERTS]))
+    _check(model, discover(model, [HIDDEN]).groups, discover(traced, [HIDDEN]).groups)
     left = {group.name: group for group in structure.groups}
     keep = {g.name: _places(model, g, left.get(g.name)) for g in whole.of(WIDTH_KINDS)}
     cut(traced, whole, keep)
@@ -65,7 +65,7 @@ def _check(model: PreTrainedModel, left: tuple[Group, ...], whole: tuple[Group, 
 def _places(model: nn.Module, whole: Group, left: Group | None) -> Tensor:
     """Return which of all units the remaining ones stand for: what their table of outside arguments expects, [U]."""
     keep_U = torch.zeros(whole.num_units, dtype=torch.bool)
-    if whole.kind == "experts":
+    if whole.kind == EXPERTS:
         return ~keep_U
     if left is None:
         return keep_U

@@ -160,7 +160,7 @@ def options_of(
         ArgumentError: an option cannot be meant.
     """
     asked = SparseTrainingArguments(scoring="random", units=None if units is None else list(units), **budget)
-    deep = [kind for kind in asked.kinds if kind not in WIDTH_KINDS]
+    deep = [kind for kind in asked.kinds if not kind.is_width]
     if deep:
         raise ArgumentError(
             "units", f"{deep[0]} are no widths of blocks.", f"Give {' and '.join(WIDTH_KINDS)}."

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchers.units import Group, Structure
+from patchers.units import LAYERS, Group, Structure
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.plan.document import Plan
 
@@ -72,6 +72,6 @@ def _sizes(groups: Sequence[Group], costs: Mapping[str, int]) -> dict[str, float
 
 def kept_in(plan: Plan | None) -> dict[str, int]:
     """Return the units that earlier plans left, by group; where layers went, names have moved, and nothing is known."""
-    if plan is None or any(g["kind"] == "layers" and not g["keep"] for g in plan.groups.values()):
+    if plan is None or any(g["kind"] == LAYERS and not g["keep"] for g in plan.groups.values()):
         return {}
     return {name: len(group["keep"]) for name, group in plan.groups.items()}

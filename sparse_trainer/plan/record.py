@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchers.discovery.discover import discover
-from patchers.units import WIDTH_KINDS, Structure
+from patchers.units import LAYERS, Structure
 from sparse_trainer.budget.cost import (
     TARGETS,
     Target,
@@ -124,7 +124,7 @@ def make_plan(
         keep: The decision, by group name.
     """
     after = measure(compact, discover(compact), request.sequence_length)
-    recorded = [g for g in structure.groups if g.name in keep or g.kind in WIDTH_KINDS]
+    recorded = [g for g in structure.groups if g.name in keep or g.kind.is_width]
     whole = {g.name: torch.ones(g.num_units, dtype=torch.bool) for g in recorded}
     groups = {
         g.name: GroupPlan(
@@ -258,7 +258,7 @@ class _Origin:
     def __init__(self, first: Plan) -> None:
         self.gone: dict[str, set[int]] = {}
         for name, group in first.groups.items():
-            if group["kind"] == "layers" and not group["keep"]:
+            if group["kind"] == LAYERS and not group["keep"]:
                 stack = name.removesuffix(f".{group['layer']}.layer")
                 self.gone.setdefault(stack, set()).add(group["layer"])
 

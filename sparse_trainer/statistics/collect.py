@@ -10,7 +10,7 @@ from torch import nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch, unpatch
-from patchers.units import Group, Structure
+from patchers.units import CHANNELS, HEADS, Group, Structure
 from sparse_trainer.errors import DataError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import Batches, as_batches, count_real
@@ -141,7 +141,7 @@ def _make(flight: Flight, groups: Sequence[Group], needs: Sequence[Need]) -> _Co
         }
     if any(isinstance(n, MaskGradients) for n in needs):
         for g in groups:
-            if g.kind in ("heads", "channels") and g.consumer_tensor is None:
+            if g.kind in (HEADS, CHANNELS) and g.consumer_tensor is None:
                 made.gradients[g.name] = MaskGradientCollector(flight, g)
             else:
                 made.gated[g.name] = GateGradientCollector(flight, g)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from patchers.units import BLOCK_KINDS, Group, Kind
+from patchers.units import BLOCK_KINDS, CHANNELS, HEADS, Group, Kind
 
 # Shape legend: I = features of a consumer's input, U = units of a group, T = linears (slices) of a unit.
 
@@ -15,7 +15,7 @@ Loss = Literal["labels", "output_norm"]
 Form = Literal["absolute", "vector", "upper", "removal", "signed_removal", "trimmed"]
 
 
-_READ_BY_A_LINEAR: tuple[Kind, ...] = ("heads", "channels")
+_READ_BY_A_LINEAR: tuple[Kind, ...] = (HEADS, CHANNELS)
 """Kinds whose units are input features of a linear, where a hook sees them and whose weights it can compare."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
 from patchers.patching.merging import base_model, check_mergeable
-from patchers.units import Kind, Structure
+from patchers.units import HIDDEN, Kind, Structure
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -335,9 +335,10 @@ class ModelPatchingCoordinator:
 
 def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
     """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
-    refused = {path: why for path, why in structure.untouched.items() if path.rpartition(".")[2] == "hidden"}
-    if "hidden" in kinds and not structure.of(["hidden"]):
-        path, reason = next(iter(refused.items()), ("hidden", "include or exclude leaves them out"))
+    if HIDDEN in kinds and not structure.of([HIDDEN]):
+        path, reason = next(
+            iter(structure.refused_hidden.items()), (str(HIDDEN), "include or exclude leaves them out")
+        )
         raise UnsupportedModelError(
             path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of `units`."
         )

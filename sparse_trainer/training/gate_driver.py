@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.patch import patch
-from patchers.units import Structure
+from patchers.units import HIDDEN, Structure
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.selectors import make_selector
@@ -149,7 +149,7 @@ class Gating:
         """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
         budget, remaining = self.args.budget, self.args.schedule.remaining(self.progress)
         # A single density is of the product already.
-        gone = 1.0 - budget.density_of("hidden") if isinstance(budget.density, Mapping) else 0.0
+        gone = 1.0 - budget.density_of(HIDDEN) if isinstance(budget.density, Mapping) else 0.0
         own, shared = self.nesting.own, self.nesting.shared
         cost = sum(
             budget.density_of(g.kind) * g.num_units * (own[g.name] - gone * shared.get(g.name, 0))

@@ -10,7 +10,7 @@ from patchers.patching.gates import Gate
 from patchers.patching.hard_concrete import ConcreteGate
 from patchers.patching.masks import MaskFactor, WeightMask
 from patchers.patching.patch import hang_mask, patch
-from patchers.units import Group, Structure
+from patchers.units import CHANNELS, HEADS, Group, Structure
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.training.arguments.masks import MaskArguments
 from sparse_trainer.training.mask_parts import DISABLED, PartOptions
@@ -30,9 +30,9 @@ def hang_masks(model: nn.Module, structure: Structure, args: MaskArguments) -> l
         UnsupportedModelError: a matrix that no mask fits.
     """
     plan = _Plan(model, structure, args)
-    for group in structure.of(["heads"]):
+    for group in structure.of([HEADS]):
         plan.attention(group)
-    for group in structure.of(["channels"]):
+    for group in structure.of([CHANNELS]):
         plan.dense(group)
     _check_sites(plan.sites, args)
     plan.hang()

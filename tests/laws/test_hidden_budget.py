@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchers.discovery.discover import discover
 from patchers.layers import LINEAR_TYPES, features
-from patchers.units import BLOCK_KINDS, KINDS, Group, Kind
+from patchers.units import BLOCK_KINDS, KINDS, Group, Kind, kind_named
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import Target, feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Constraint, Nesting
@@ -207,9 +207,9 @@ def test_a_larger_budget_keeps_more_hidden_features_and_those_of_the_smaller() -
 
 
 def test_expected_size_is_the_mean_over_all_outcomes() -> None:
-    def group(name: str, kind: Kind, units: int, inner: str | None = None) -> Group:
+    def group(name: str, kind: str, units: int, inner: str | None = None) -> Group:
         return Group(
-            name=name, kind=kind, layer=0, stack="s", block="" if kind == "hidden" else name.split("/")[0],
+            name=name, kind=kind_named(kind), layer=0, stack="s", block="" if kind == "hidden" else name.split("/")[0],
             num_units=units, consumer="c", inner=inner,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from patchers.discovery.discover import discover
 from patchers.patching.hard_concrete import BETA, HIGH, LOW, ConcreteGate, log_odds, presence
 from patchers.patching.patch import patch
 from patchers.surgery import cut
-from patchers.units import BLOCK_KINDS, Group, Kind, Structure
+from patchers.units import BLOCK_KINDS, Group, Kind, Structure, kind_named
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.criteria.training.l0 import ExpectedSize, fitting
 from sparse_trainer.cut.optimize import optimize_model
@@ -90,10 +90,10 @@ def test_closed_in_training_mode_equals_the_cut(kinds: tuple[Kind, ...]) -> None
     assert not torch.allclose(whole, logits(model), rtol=0, atol=1e-3)
 
 
-def _group(name: str, kind: Kind, units: int, inner: str | None = None) -> Group:
+def _group(name: str, kind: str, units: int, inner: str | None = None) -> Group:
     return Group(
         name=name,
-        kind=kind,
+        kind=kind_named(kind),
         layer=0,
         stack="s",
         block=name.split("/")[0],

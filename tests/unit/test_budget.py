@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchers.units import Group, Kind
+from patchers.units import LAYERS, Group, Kind, kind_named
 from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.nested import NestedSelector
@@ -22,11 +22,11 @@ from tests.compact_models import tiny
 COSTS: dict[str, int] = {"heads": 64, "channels": 3}
 
 
-def group(kind: Kind, layer: int, units: int) -> Group:
+def group(kind: str, layer: int, units: int) -> Group:
     block = f"layers.{layer}"
     return Group(
         name=f"{block}.{kind}",
-        kind=kind,
+        kind=kind_named(kind),
         layer=layer,
         stack="layers",
         block=block,
@@ -166,7 +166,7 @@ def layers_of(stack: str, count: int) -> list[Group]:
     return [
         Group(
             name=f"{stack}.{i}.layer",
-            kind="layers",
+            kind=LAYERS,
             layer=i,
             stack=stack,
             block=f"{stack}.{i}",

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import HEADS
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
 from sparse_trainer.statistics.needs import Moments, Need
 
@@ -31,7 +32,7 @@ class Wifv:
         for g in evidence.structure.groups:
             variance_I = evidence.statistics.moments[g.name].variance_I
             score_I = variance_I * consumer_weight(evidence.model, g).square().sum(0)
-            if self.square_heads and g.kind == "heads":
+            if self.square_heads and g.kind == HEADS:
                 score_I = score_I.square()
             found[g.name] = per_unit(score_I, g.consumer_slice)
         return found

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
-from patchers.units import KINDS, Group, Kind, Structure
+from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.statistics.needs import Need, Statistics
 
@@ -75,7 +75,7 @@ class Criterion(Protocol):
 class Plain:
     """The parts of a criterion that most do not need."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("heads", "channels")
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     scored: ClassVar[tuple[Kind, ...]] = KINDS
     optimizer_options: Mapping[str, Any] = MappingProxyType({})
 

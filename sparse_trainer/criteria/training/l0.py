@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.hard_concrete import SHIFT, ConcreteGate, drawn, presence
-from patchers.units import KINDS, Group, Kind, Structure
+from patchers.units import EXPERTS, KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.criteria.training.base import Gates, Plain
 
@@ -90,7 +90,7 @@ class L0(Plain):
     """Learned random gates; the budget decides how many close, the loss which."""
 
     # A router chooses among experts that are there or not: it cannot read a soft gate.
-    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != "experts")
+    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != EXPERTS)
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
 

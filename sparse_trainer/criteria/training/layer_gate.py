@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate, PolarGate
-from patchers.units import BLOCK_KINDS, Group, Kind, Structure
+from patchers.units import BLOCK_KINDS, EXPERTS, LAYERS, Group, Kind, Structure
 from sparse_trainer.criteria.training.base import Gates, Plain
 
 
@@ -21,9 +21,9 @@ from sparse_trainer.criteria.training.base import Gates, Plain
 class LayerGate(Plain):
     """Learned soft gates that polarise, then close for good."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("layers",)
+    kinds: ClassVar[tuple[Kind, ...]] = (LAYERS,)
     # A router chooses among experts that are there or not: it cannot read a soft gate.
-    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in BLOCK_KINDS if kind != "experts")
+    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in BLOCK_KINDS if kind != EXPERTS)
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from patchers.units import KINDS, Kind
+from patchers.units import CHANNELS, HEADS, KINDS, Kind
 from sparse_trainer.budget.budget import SCOPES, Budget, Scope
 from sparse_trainer.budget.cost import TARGETS, Target
 from sparse_trainer.budget.standardize import STANDARDIZERS
@@ -205,17 +205,18 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             return self.kinds
         dense, attention = (self.part(name) is not None for name in ("dense", "attention"))
         heads = attention or (dense and self.mask_option("attention_output_with_dense"))
-        return tuple(kind for kind in self.kinds if {"heads": heads, "channels": dense}.get(kind, False))
+        return tuple(kind for kind in self.kinds if {HEADS: heads, CHANNELS: dense}.get(kind, False))
 
     @property
     def budget(self) -> Budget:
         """What must remain."""
         scope: Scope = next(scope for scope in SCOPES if scope == self.scope)
+        min_keep = _per_kind("min_keep", self.min_keep, least=0)
         return Budget(
             density=self.density,
             scope=scope,
             multiple_of=_multiples(self.multiple_of),
-            min_keep={**_per_kind("min_keep", self.min_keep, least=0), "attention": 0, "ffn": 0, "layers": 0},
+            min_keep={kind: number if kind.floor else 0 for kind, number in min_keep.items()},
         )
 
     @property
@@ -237,7 +238,7 @@ def _multiples(value: object) -> dict[Kind, int]:
     """Return the multiples that were asked for; a bare number means channels."""
     if value is None:
         return {}
-    named = value if isinstance(value, Mapping) else {"channels": value}
+    named = value if isinstance(value, Mapping) else {CHANNELS: value}
     numbers = _per_kind("multiple_of", named, least=1)
     return {kind: number for kind, number in numbers.items() if kind in named}
 

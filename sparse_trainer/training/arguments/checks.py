@@ -7,18 +7,11 @@ from torch import nn
 
 from patchers.discovery.discover import discover
 from patchers.discovery.findings import starred
-from patchers.units import KINDS, Kind, Structure
+from patchers.units import HIDDEN, KINDS, Kind, Structure
 from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.training.registry import CRITERIA, is_calibrated
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
 
-_CONTAINED: Final[Mapping[str, set[str]]] = {
-    "layers": {"attention", "ffn", "heads", "channels", "experts"},
-    "attention": {"heads"},
-    "ffn": {"channels"},
-    "experts": {"channels"},
-    "hidden": {"layers", "attention", "ffn", "heads", "channels", "experts"},
-}
 _POSITIVE: Final = (
     "score_learning_rate",
     "update_every",
@@ -87,7 +80,7 @@ def check_units(args: Any) -> None:
         one_of("units", kind, KINDS)
     if not kinds:
         raise ArgumentError("units", "names no kind.", f"Name some of {', '.join(KINDS)}, or leave it out.")
-    if not is_calibrated(args.scoring) or "hidden" in kinds:
+    if not is_calibrated(args.scoring) or HIDDEN in kinds:
         check_scored(args)
     if isinstance(args.density, Mapping):
         missing = kinds - set(args.density)
@@ -97,7 +90,7 @@ def check_units(args: Any) -> None:
             )
         return
     for outer in kinds:
-        inner = _CONTAINED.get(outer, set()) & kinds
+        inner = kinds.intersection(outer.contains)
         # l0 expects the product of nested gates and counts what lies in both once.
         if inner and not (args.scoring == "l0" and args.scope == "global"):
             raise ArgumentError(
@@ -114,17 +107,15 @@ def check_scored(args: Any) -> None:
     """
     kinds = args.kinds
     able = [name for name, criterion in CRITERIA.items() if set(kinds) <= set(criterion.scored)]
-    hidden = "hidden" in kinds and args.uses_masks
-    unscored = (
-        "hidden" if hidden else next((k for k in kinds if k not in CRITERIA[args.scoring].scored), None)
-    )
+    hidden = HIDDEN in kinds and args.uses_masks
+    unscored = HIDDEN if hidden else next((k for k in kinds if k not in CRITERIA[args.scoring].scored), None)
     if unscored is not None and (hidden or not args.uses_masks):
         raise ArgumentError(
             "units",
-            f"{args.method_name} does not score {'hidden features' if unscored == 'hidden' else unscored}.",
+            f"{args.method_name} does not score {'hidden features' if unscored == HIDDEN else unscored}.",
             f"Take {unscored!r} out of units, or score by {', '.join(able)}.",
         )
-    if "hidden" in kinds and "no_norm" in args.cheaper_layers:
+    if HIDDEN in kinds and "no_norm" in args.cheaper_layers:
         raise ArgumentError(
             "cheaper",
             "no_norm takes the norms away that hidden features are gated at.",

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from patchers.units import KINDS, Kind
+from patchers.units import HEADS, KINDS, Kind
 from sparse_trainer.errors import ArgumentError, one_of
 
 LAYER_MAPS = ("fixed", "learned")
-_PROTECTED: tuple[Kind, ...] = ("heads",)
+_PROTECTED: tuple[Kind, ...] = (HEADS,)
 
 
 @dataclass(kw_only=True)
@@ -45,7 +45,7 @@ class L0Arguments:
         default=None, metadata={"help": "nn_pruning's word for protect_plan: a folder with the plan in it."}
     )
     protect_kinds: list[str] = field(
-        default_factory=lambda: list(_PROTECTED),
+        default_factory=lambda: list(map(str, _PROTECTED)),
         metadata={"help": "Kinds whose survivors protect_plan protects."},
     )
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
-from patchers.units import Structure
+from patchers.units import LAYERS, Structure
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.answers import IGNORED, bare, shifts_labels, without_answers
 from sparse_trainer.training.distillation.comparable import check_teacher
@@ -209,7 +209,7 @@ def _output(outputs: Any, name: str) -> Any:
 
 def open_layers(structure: Structure, gates: Mapping[str, Gate]) -> Tensor | None:
     """Return which layers of the stack are kept, shape [L], or None where no layer can close."""
-    layers = structure.of(["layers"])
+    layers = structure.of([LAYERS])
     if not layers or len(structure.stacks) != 1:
         return None
     by_layer = {g.layer: gates[g.name].keep_U for g in layers}
