@@ -24,7 +24,7 @@ from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import criterion_of
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import Moments, Statistics
+from sparse_trainer.statistics.requests import Moments, Statistics
 
 # Shape legend: B = windows, T = tokens.
 
@@ -94,11 +94,11 @@ def gather(
 ) -> Statistics:
     """Collect in one pass what all rows need."""
     criteria = [c for row in rows for c in (row.criterion, row.allocation) if c is not None]
-    needs = {need for criterion in criteria for need in criterion.needs()}
+    requests = {need for criterion in criteria for need in criterion.requests()}
     if any(row.repair for row in rows):
-        needs.add(Moments(covariance=True))
+        requests.add(Moments(covariance=True))
     structure = discover(model, units)
-    ordered = sorted(needs, key=str)
+    ordered = sorted(requests, key=str)
     return collect(model, structure, list(batches(calibration_BT, size)), ordered)
 
 

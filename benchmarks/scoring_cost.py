@@ -31,8 +31,8 @@ from transformers import AutoModelForCausalLM
 
 from patchers.discovery.discover import discover
 from sparse_trainer.criteria.calibration.mixture import criterion_of
+from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.walk import Walk
 
 FORWARD, BACKWARD = "forward", "forward and backward"
 BY_BLOCK = " by block"
@@ -55,14 +55,14 @@ def backward(model: Any, batches: list[dict[str, Tensor]]) -> None:
 def score(model: Any, batches: list[dict[str, Tensor]], criterion: str) -> Callable[[], object]:
     """Return the calibration pass of a criterion."""
     name = criterion.removesuffix(BY_BLOCK)
-    structure, needs = discover(model, ("heads", "channels")), criterion_of(name).needs()
+    structure, requests = discover(model, ("heads", "channels")), criterion_of(name).requests()
     if name == criterion:
-        return lambda: collect(model, structure, batches, needs)
+        return lambda: collect(model, structure, batches, requests)
 
     def by_block() -> None:
-        walk = Walk(model, structure, batches, changing=False)
+        walk = Blockwise(model, structure, batches, changing=False)
         for groups in walk:
-            walk.collect(groups, needs)
+            walk.collect(groups, requests)
 
     return by_block
 

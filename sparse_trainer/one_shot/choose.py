@@ -14,9 +14,9 @@ from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.mixture import check_finite, criterion_of, name_of
 from sparse_trainer.one_shot.allocation import select
 from sparse_trainer.one_shot.options import Options
+from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.needs import Need
-from sparse_trainer.statistics.walk import Walk
+from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: U = units of a group.
 
@@ -60,22 +60,22 @@ def score_by_block(model: Any, structure: Structure, batches: Batches | None, op
     assert batches is not None
     ranks: dict[str, Tensor] = {}
     shares: dict[str, Tensor] = {}
-    walk = Walk(model, structure, batches, changing=False, device=options.device)
+    walk = Blockwise(model, structure, batches, changing=False, device=options.device)
     for groups in walk:
         part = replace(structure, groups=groups)
-        statistics = walk.collect(groups, criteria_needs(options))
+        statistics = walk.collect(groups, criteria_requests(options))
         scores = score(Evidence(model=model, structure=part, statistics=statistics), options)
         ranks |= {name: score_U.cpu() for name, score_U in scores.ranks.items()}
         shares |= {name: score_U.cpu() for name, score_U in scores.shares.items()}
     return Scores(ranks=ranks, shares=shares)
 
 
-def criteria_needs(options: Options) -> tuple[Need, ...]:
+def criteria_requests(options: Options) -> tuple[Statistic, ...]:
     """Return what the criteria have to know."""
-    needs = criterion_of(options.criterion, options.normalize).needs()
+    requests = criterion_of(options.criterion, options.normalize).requests()
     if options.allocation is not None:
-        needs += criterion_of(options.allocation, options.normalize).needs()
-    return needs
+        requests += criterion_of(options.allocation, options.normalize).requests()
+    return requests
 
 
 def decide(

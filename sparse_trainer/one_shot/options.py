@@ -16,7 +16,7 @@ from sparse_trainer.criteria.calibration.mixture import CriterionLike, criterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest, shown
 from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
-from sparse_trainer.statistics.needs import Moments, SequenceMeans, kinds_with
+from sparse_trainer.statistics.requests import Moments, SequenceMeans, collectable_kinds
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.arguments.checks import keeps_all
 
@@ -99,17 +99,17 @@ class Options:
 
     def _check_criterion(self, where: str, asked: CriterionLike) -> None:
         try:
-            needs = criterion_of(asked, self.normalize).needs()
+            requests = criterion_of(asked, self.normalize).requests()
         except TypeError as error:
             raise ArgumentError(
                 where, str(error), "Give a name, an instance or names with weights."
             ) from error
-        unscored = [kind for kind in self.kinds if kind not in kinds_with(needs)]
+        unscored = [kind for kind in self.kinds if kind not in collectable_kinds(requests)]
         if unscored:
             able = [
                 n
                 for n, known in WIDTH_CRITERIA.items()
-                if set(self.kinds) <= set(kinds_with(known().needs()))
+                if set(self.kinds) <= set(collectable_kinds(known().requests()))
             ]
             raise ArgumentError(
                 where,
@@ -118,7 +118,7 @@ class Options:
             )
         if not self.by_block:
             return
-        if any(not isinstance(need, Moments | SequenceMeans) for need in needs):
+        if any(not isinstance(need, Moments | SequenceMeans) for need in requests):
             raise ArgumentError(
                 where, "it needs gradients, through the whole model.", "Drop `by_block`, or take wanda or obs."
             )  # fmt: skip

@@ -27,15 +27,15 @@ from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.optimize import carry_out
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
-from sparse_trainer.one_shot.choose import Decision, criteria_needs, decide, score, score_by_block
+from sparse_trainer.one_shot.choose import Decision, criteria_requests, decide, score, score_by_block
 from sparse_trainer.one_shot.options import DAMPING, Options, Protect, density_of, options_of, structure_for
 from sparse_trainer.one_shot.progress import Course, kept_in
-from sparse_trainer.one_shot.repair import prepare_biases, repair, repair_needs
+from sparse_trainer.one_shot.repair import prepare_biases, repair, repair_requests
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import Moments, Need, Statistics, lacks
+from sparse_trainer.statistics.requests import Moments, Statistic, Statistics, unsupported_reason
 
 M = TypeVar("M", bound=PreTrainedModel)
 Calibration = Iterable[Mapping[str, Any]]
@@ -176,10 +176,10 @@ def _check_structure(structure: Structure, options: Options) -> None:
     """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
     for asked in (options.criterion, options.allocation):
         if asked is not None:
-            needs = criterion_of(asked, options.normalize).needs()
-            check_scorable(structure.groups, needs, name_of(asked))
+            requests = criterion_of(asked, options.normalize).requests()
+            check_scorable(structure.groups, requests, name_of(asked))
     for group in structure.groups if options.reconstruct is not None else ():
-        reason = lacks(group, [Moments()])
+        reason = unsupported_reason(group, [Moments()])
         if reason is not None:
             raise UnsupportedModelError(
                 group.name,
@@ -190,7 +190,7 @@ def _check_structure(structure: Structure, options: Options) -> None:
 
 def _check_collected(structure: Structure, options: Options, statistics: Statistics | None) -> None:
     """Raise `DataError` where the statistics that were handed over lack something."""
-    missing = None if statistics is None else statistics.missing(structure.groups, needs_of(options))
+    missing = None if statistics is None else statistics.missing(structure.groups, requests_of(options))
     if missing is not None:
         raise DataError(
             "statistics", f"hold nothing of what {name_of(options.criterion)} needs to know of {missing}.",
@@ -198,9 +198,9 @@ def _check_collected(structure: Structure, options: Options, statistics: Statist
         )  # fmt: skip
 
 
-def needs_of(options: Options) -> tuple[Need, ...]:
+def requests_of(options: Options) -> tuple[Statistic, ...]:
     """Return what the criteria and the repair need to know."""
-    return criteria_needs(options) + repair_needs(options)
+    return criteria_requests(options) + repair_requests(options)
 
 
 def _batches(
@@ -215,7 +215,7 @@ def _batches(
         )
     if calibration is not None:
         return Batches(model, calibration)
-    if statistics is None and (needs_of(options) or options.sequential):
+    if statistics is None and (requests_of(options) or options.sequential):
         name = name_of(options.criterion)
         what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name
         raise DataError(
@@ -248,8 +248,8 @@ def _step(
     if statistics is None:
         statistics = Statistics()
         if batches is not None and not options.by_block:
-            statistics = collect(model, structure, batches, needs_of(options))
-    if options.by_block and criteria_needs(options):
+            statistics = collect(model, structure, batches, requests_of(options))
+    if options.by_block and criteria_requests(options):
         scores = score_by_block(model, structure, batches, options)
     else:
         scores = score(Evidence(model=model, structure=structure, statistics=statistics), options)

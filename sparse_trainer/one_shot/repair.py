@@ -15,9 +15,9 @@ from patchers.units import Group, Structure
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.one_shot.options import Options
 from sparse_trainer.one_shot.repairs.reconstruct import Repaired, fold_mean, least_squares, scale
+from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.needs import Moments, MomentSums, Need, Statistics
-from sparse_trainer.statistics.walk import Walk
+from sparse_trainer.statistics.requests import Moments, MomentSums, Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 
@@ -25,14 +25,14 @@ _BIAS_FIELDS = ("mlp_bias", "attention_bias", "attention_out_bias", "use_bias", 
 """Config fields that give linears a bias, in the naming of transformers."""
 
 
-def repair_needs(options: Options) -> tuple[Need, ...]:
+def repair_requests(options: Options) -> tuple[Statistic, ...]:
     """Return what the repair has to know of the consumers' inputs."""
     if options.reconstruct is None or options.sequential or options.by_block:
         return ()
-    return (_need(options),)
+    return (_request(options),)
 
 
-def _need(options: Options) -> Moments:
+def _request(options: Options) -> Moments:
     return Moments(covariance=options.reconstruct != "bias")
 
 
@@ -65,10 +65,10 @@ def repair(
     assert batches is not None
     part = replace(structure, groups=touched)
     with gated(model, structure, keep) if options.sequential else nullcontext():
-        walk = Walk(model, part, batches, changing=options.sequential, device=options.device)
+        walk = Blockwise(model, part, batches, changing=options.sequential, device=options.device)
         for groups in walk:
             for together in [(group,) for group in groups] if options.sequential else [groups]:
-                moments = walk.collect(together, [_need(options)]).moments
+                moments = walk.collect(together, [_request(options)]).moments
                 for group in together:
                     _repair_one(model, group, keep[group.name], moments[group.name], options)
 

@@ -23,7 +23,7 @@ from sparse_trainer.folders.save import check_target, export_form, least_bytes, 
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.one_shot.choose import Decision
 from sparse_trainer.one_shot.options import Options, options_of
-from sparse_trainer.one_shot.prune import needs_of, prune
+from sparse_trainer.one_shot.prune import prune, requests_of
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run import pictures
@@ -166,7 +166,7 @@ class PruneOptions:
     def needs_calibration(self) -> bool:
         """Tell whether criteria or repair look at text."""
         options: Options = options_of(**self.keywords())
-        return bool(needs_of(options)) or options.sequential
+        return bool(requests_of(options)) or options.sequential
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,34 @@
 """What a model does on a calibration set, collected in one streaming pass: exactly what the criteria ask for."""
 
+from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches, as_batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import (
+from sparse_trainer.statistics.requests import (
     Elements,
     MaskGradients,
     MaskGradientSums,
     Moments,
     MomentSums,
-    Need,
     SequenceMeans,
+    Statistic,
     Statistics,
-    kinds_with,
-    lacks,
+    collectable_kinds,
+    unsupported_reason,
 )
-from sparse_trainer.statistics.walk import Walk
 
 __all__ = [
     "Batches",
+    "Blockwise",
     "Elements",
     "MaskGradientSums",
     "MaskGradients",
     "MomentSums",
     "Moments",
-    "Need",
     "SequenceMeans",
+    "Statistic",
     "Statistics",
-    "Walk",
     "as_batches",
     "collect",
-    "kinds_with",
-    "lacks",
+    "collectable_kinds",
+    "unsupported_reason",
 ]

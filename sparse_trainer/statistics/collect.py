@@ -15,23 +15,23 @@ from sparse_trainer.errors import DataError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import Batches, as_batches, count_real
 from sparse_trainer.statistics.elements import ElementCollector
-from sparse_trainer.statistics.flight import Flight
-from sparse_trainer.statistics.forward import EnoughSeen, Run
+from sparse_trainer.statistics.forward import Run, StopForward
+from sparse_trainer.statistics.hooks import HookContext
 from sparse_trainer.statistics.mask_gradients import GateGradientCollector, MaskGradientCollector
 from sparse_trainer.statistics.moments import MomentCollector
-from sparse_trainer.statistics.needs import (
+from sparse_trainer.statistics.requests import (
     Elements,
     MaskGradients,
     Moments,
-    Need,
     SequenceMeans,
+    Statistic,
     Statistics,
-    lacks,
+    unsupported_reason,
 )
 
 
 def _stop(module: nn.Module, args: Any) -> None:
-    raise EnoughSeen
+    raise StopForward
 
 
 @dataclass
@@ -53,7 +53,7 @@ def collect(
     model: Any,
     structure: Structure,
     calibration: Iterable[Mapping[str, Any]] | Batches,
-    needs: Iterable[Need],
+    requests: Iterable[Statistic],
     *,
     stop_early: bool = False,
     one_by_one: bool = False,
@@ -72,12 +72,12 @@ def collect(
         NonFiniteError: NaN or infinity; names the group and the batch.
         UnsupportedModelError: a need cannot be met for a group.
     """
-    wanted = tuple(dict.fromkeys(needs))
+    wanted = tuple(dict.fromkeys(requests))
     if not wanted or not structure.groups:
         return Statistics()
     _check_collectable(structure.groups, wanted)
     batches = as_batches(model, calibration)
-    flight = Flight(is_encoder_decoder=batches.is_encoder_decoder)
+    flight = HookContext(is_encoder_decoder=batches.is_encoder_decoder)
     collectors = _make(flight, structure.groups, wanted)
     losses = list(dict.fromkeys(n.loss for n in wanted if isinstance(n, Elements)))
     if any(isinstance(n, MaskGradients) for n in wanted) and "labels" not in losses:
@@ -119,18 +119,18 @@ def collect(
     return _result(collectors, wanted, int(tokens), sequences)
 
 
-def _check_collectable(groups: Sequence[Group], needs: Sequence[Need]) -> None:
+def _check_collectable(groups: Sequence[Group], requests: Sequence[Statistic]) -> None:
     """Raise `UnsupportedModelError` where a statistic does not exist for a group."""
     for group in groups:
-        reason = lacks(group, needs)
+        reason = unsupported_reason(group, requests)
         if reason is not None:
             raise UnsupportedModelError(group.name, f"{reason}.", "Leave it out, or ask for mask gradients.")
 
 
-def _make(flight: Flight, groups: Sequence[Group], needs: Sequence[Need]) -> _Collectors:
+def _make(flight: HookContext, groups: Sequence[Group], requests: Sequence[Statistic]) -> _Collectors:
     made = _Collectors()
-    moments = [n for n in needs if isinstance(n, Moments)]
-    means = any(isinstance(n, SequenceMeans) for n in needs)
+    moments = [n for n in requests if isinstance(n, Moments)]
+    means = any(isinstance(n, SequenceMeans) for n in requests)
     if moments or means:
         covariance = any(n.covariance for n in moments)
         made.moments = {
@@ -139,13 +139,13 @@ def _make(flight: Flight, groups: Sequence[Group], needs: Sequence[Need]) -> _Co
             )
             for g in groups
         }
-    if any(isinstance(n, MaskGradients) for n in needs):
+    if any(isinstance(n, MaskGradients) for n in requests):
         for g in groups:
             if g.kind in (HEADS, CHANNELS) and g.consumer_tensor is None:
                 made.gradients[g.name] = MaskGradientCollector(flight, g)
             else:
                 made.gated[g.name] = GateGradientCollector(flight, g)
-    elements = [n for n in needs if isinstance(n, Elements)]
+    elements = [n for n in requests if isinstance(n, Elements)]
     if elements:
         made.elements = ElementCollector(flight, groups, elements)
     return made
@@ -164,7 +164,7 @@ def _check_reached(groups: Sequence[Group], made: _Collectors) -> None:
         )
 
 
-def _result(made: _Collectors, needs: Sequence[Need], tokens: int, sequences: int) -> Statistics:
+def _result(made: _Collectors, requests: Sequence[Statistic], tokens: int, sequences: int) -> Statistics:
     return Statistics(
         tokens=tokens,
         sequences=sequences,

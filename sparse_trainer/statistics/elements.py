@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Group, Slice
-from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
-from sparse_trainer.statistics.needs import Elements
+from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.requests import Elements
 
 # Shape legend: B = sequences, T = tokens, O = outputs, I = inputs of a linear, U = units, W = features of a unit,
 # H = hidden features, the axis of a linear that does not run over units. p_OI = w * dL/dw of one sequence.
@@ -33,13 +33,13 @@ _EACH: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 class ElementCollector:
     """Streams element sums of all groups: a fused linear belongs to several of them."""
 
-    def __init__(self, flight: Flight, groups: Sequence[Group], needs: Sequence[Elements]) -> None:
-        self.flight, self.needs = flight, needs
+    def __init__(self, flight: HookContext, groups: Sequence[Group], requests: Sequence[Elements]) -> None:
+        self.flight, self.requests = flight, requests
         self.slices: dict[str, list[tuple[Group, int]]] = {}
         for group in groups:
             for number, s in enumerate(group.slices):
                 self.slices.setdefault(s.path, []).append((group, number))
-        self.sums: dict[Elements, dict[str, Tensor]] = {need: {} for need in needs}
+        self.sums: dict[Elements, dict[str, Tensor]] = {need: {} for need in requests}
         self._calls: Counter[str] = Counter()
         self._pending: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
         self._arrived: Counter[tuple[str, str]] = Counter()
@@ -61,7 +61,7 @@ class ElementCollector:
         self._calls[path] += 1
         x = first_tensor(args, kwargs).detach()
         y.register_hook(partial(self._arrive, path, module, x))
-        if any(need.loss == "output_norm" for need in self.needs):
+        if any(need.loss == "output_norm" for need in self.requests):
             y_BTO, real_BT = self.flight.sequences(y, self.slices[path][0][0])
             if real_BT is not None:
                 y_BTO = y_BTO.masked_fill(~real_BT.unsqueeze(-1), 0.0)
@@ -69,8 +69,8 @@ class ElementCollector:
 
     @torch.no_grad()
     def _arrive(self, path: str, module: Any, x: Tensor, dy: Tensor) -> None:
-        needs = [need for need in self.needs if need.loss == self.flight.loss]
-        if not needs:
+        requests = [need for need in self.requests if need.loss == self.flight.loss]
+        if not requests:
             return
         group = self.slices[path][0][0]
         x_BTI, _ = self.flight.sequences(precise(x), group)
@@ -82,7 +82,7 @@ class ElementCollector:
             products, biases = self._gather(path, products, biases)
         if products:
             for row, p_OI in enumerate(products):
-                self._reduce(path, p_OI, biases[row] if biases else None, needs, row)
+                self._reduce(path, p_OI, biases[row] if biases else None, requests, row)
 
     def _gather(
         self, path: str, products: list[Tensor], biases: list[Tensor]
@@ -100,9 +100,9 @@ class ElementCollector:
         return self._pending.pop(key)
 
     def _reduce(
-        self, path: str, p_OI: Tensor, bias_O: Tensor | None, needs: Sequence[Elements], row: int
+        self, path: str, p_OI: Tensor, bias_O: Tensor | None, requests: Sequence[Elements], row: int
     ) -> None:
-        for need in needs:
+        for need in requests:
             if need.form == "trimmed":
                 for group, number in self.slices[path]:
                     self._hold(need, group, number, p_OI, row)

@@ -14,7 +14,7 @@ from sparse_trainer.inputs.evaluating import answering_only
 from sparse_trainer.statistics.calibration import DIMENSIONS, Batch, inputs_named
 
 
-class EnoughSeen(Exception):  # noqa: N818
+class StopForward(Exception):  # noqa: N818
     """Ends a forward pass whose rest nobody reads."""
 
 
@@ -50,7 +50,7 @@ class Run:
         with torch.set_grad_enabled(self.differentiable), answering_only(module):
             try:
                 output = module(**inputs)
-            except EnoughSeen:
+            except StopForward:
                 return None
             except (SparseTrainerError, torch.OutOfMemoryError):
                 raise

@@ -9,8 +9,8 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.patching.gates import Gate
 from patchers.units import Group
-from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
-from sparse_trainer.statistics.needs import MaskGradientSums
+from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.requests import MaskGradientSums
 
 # Shape legend: B = sequences, T = tokens, I = features of a consumer's input, U = units, W = features of a unit.
 
@@ -18,7 +18,7 @@ from sparse_trainer.statistics.needs import MaskGradientSums
 class _Sums:
     """Running sums over sequences of g, |g| and g^2."""
 
-    def __init__(self, flight: Flight, group: Group) -> None:
+    def __init__(self, flight: HookContext, group: Group) -> None:
         self.flight, self.group = flight, group
         self.sums_3U: Tensor | None = None
 
@@ -41,7 +41,7 @@ class _Sums:
 class MaskGradientCollector:
     """Streams the mask gradients of a group whose consumer is a linear."""
 
-    def __init__(self, flight: Flight, group: Group) -> None:
+    def __init__(self, flight: HookContext, group: Group) -> None:
         self.flight, self.group = flight, group
         self.sums = _Sums(flight, group)
         self.index_UW = group.consumer_slice.index_UW
@@ -86,7 +86,7 @@ class MaskGradientCollector:
 class GateGradientCollector:
     """Streams the mask gradients of stacked experts from a gate; batches must hold one sequence."""
 
-    def __init__(self, flight: Flight, group: Group) -> None:
+    def __init__(self, flight: HookContext, group: Group) -> None:
         self.flight, self.group = flight, group
         self.sums = _Sums(flight, group)
         self.gate: Gate | None = None

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from patchers.units import Group
-from sparse_trainer.statistics.flight import Flight, first_tensor, precise, wide
-from sparse_trainer.statistics.needs import MomentSums
+from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.requests import MomentSums
 
 # Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = features of a consumer's input.
 
@@ -21,7 +21,7 @@ class MomentCollector:
     """Streams the moments of one group's consumer."""
 
     def __init__(
-        self, flight: Flight, group: Group, *, moments: bool, covariance: bool, sequence_means: bool
+        self, flight: HookContext, group: Group, *, moments: bool, covariance: bool, sequence_means: bool
     ) -> None:
         self.flight, self.group = flight, group
         self.wants_moments, self.covariance, self.wants_means = moments, covariance, sequence_means

@@ -49,7 +49,7 @@ class Gating:
         kinds = {g.kind for g in structure.groups}
         self._normalizer = args.standardize or fitting(self.criterion.standardize, kinds)
         self.progress, self._has_begun = 0.0, False
-        self.wants_calibration = bool(self.criterion.needs())
+        self.wants_calibration = bool(self.criterion.requests())
         """Whether scores are still to be taken on a calibration set."""
         self._forget()
 
@@ -87,7 +87,7 @@ class Gating:
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
-        statistics = collect(self.model, self.structure, batches, self.criterion.needs())
+        statistics = collect(self.model, self.structure, batches, self.criterion.requests())
         self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
         self.wants_calibration = False
 

@@ -20,7 +20,7 @@ from sparse_trainer.errors import DataError
 from sparse_trainer.inputs.answers import IGNORED, shifts_labels
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need
+from sparse_trainer.statistics.requests import Elements, MaskGradients, Moments, Statistic
 
 ROWS = 2
 
@@ -84,7 +84,7 @@ def parts(inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     "need", [Moments(), MaskGradients(), Elements()], ids=lambda need: type(need).__name__
 )
 @pytest.mark.parametrize("case", CASES)
-def test_one_batch_of_two_is_two_of_one(case: str, need: Need) -> None:
+def test_one_batch_of_two_is_two_of_one(case: str, need: Statistic) -> None:
     make, answer = CASES[case]
     model = make()
     inputs = answer(model)

@@ -18,7 +18,7 @@ from sparse_trainer.one_shot.repairs.reconstruct import error, least_squares
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import Moments
+from sparse_trainer.statistics.requests import Moments
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: U = units, I = features of a consumer's input.
@@ -33,7 +33,7 @@ def scores_of(
 ) -> dict[str, Tensor]:
     assert isinstance(criterion, tuple(WIDTH_CRITERIA.values()))
     structure = widths(model)
-    statistics = collect(model, structure, batches, criterion.needs())
+    statistics = collect(model, structure, batches, criterion.requests())
     return criterion.scores(Evidence(model=model, structure=structure, statistics=statistics))
 
 
@@ -120,7 +120,7 @@ def test_vector_taylor_is_one_number_on_consumer_gate_and_ungated_producer(name:
     gate = scores_of(model, Taylor(form="vector"), batches)
     structure = widths(model)
     vector = Taylor(form="vector", aggregation="max")
-    statistics = collect(model, structure, batches, vector.needs())
+    statistics = collect(model, structure, batches, vector.requests())
     (sums,) = statistics.elements.values()
     for g in structure.groups:
         consumer = next(i for i, s in enumerate(g.slices) if s.path == g.consumer and s.axis == "in")

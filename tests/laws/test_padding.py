@@ -23,7 +23,7 @@ from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
 from sparse_trainer.inputs.answers import IGNORED
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, Need, Statistics
+from sparse_trainer.statistics.requests import Elements, MaskGradients, Moments, Statistic, Statistics
 
 LENGTH, REAL = 6, 4
 Rows = dict[str, Tensor]
@@ -129,7 +129,7 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def numbers(found: Statistics, need: Need, name: str) -> list[Tensor]:
+def numbers(found: Statistics, need: Statistic, name: str) -> list[Tensor]:
     if isinstance(need, Moments):
         return [found.moments[name].mean_I, found.moments[name].variance_I]
     if isinstance(need, MaskGradients):
@@ -142,7 +142,7 @@ def numbers(found: Statistics, need: Need, name: str) -> list[Tensor]:
     "need", [Moments(), MaskGradients(), Elements()], ids=lambda need: type(need).__name__
 )
 @pytest.mark.parametrize("case", CASES)
-def test_padding_counts_nowhere(case: str, need: Need) -> None:
+def test_padding_counts_nowhere(case: str, need: Statistic) -> None:
     model, both, apart = CASES[case]()
     kinds = [kind for kind in ("heads", "channels", "layers") if kind in need.kinds]
     everything = discover(model, kinds)  # type: ignore[arg-type]

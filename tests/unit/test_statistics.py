@@ -20,9 +20,9 @@ from sparse_trainer.architectures.tiny import tiny_config, tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.flight import Flight
+from sparse_trainer.statistics.hooks import HookContext
 from sparse_trainer.statistics.moments import MomentCollector
-from sparse_trainer.statistics.needs import Elements, MaskGradients, Moments, SequenceMeans, Statistics
+from sparse_trainer.statistics.requests import Elements, MaskGradients, Moments, SequenceMeans, Statistics
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: N = tokens, I = features of a consumer's input, U = units, H = hidden features, O = outputs.
@@ -227,11 +227,11 @@ def test_a_module_called_twice_counts_as_one() -> None:
     structure = discover(model, ("channels",))
     group = structure.groups[0]
     batch = sequences(model, [12])[0]
-    needs = (MaskGradients(), Elements(form="vector"))
-    found = collect(model, Structure(groups=(group,), stacks=structure.stacks), [batch], needs)
+    requests = (MaskGradients(), Elements(form="vector"))
+    found = collect(model, Structure(groups=(group,), stacks=structure.stacks), [batch], requests)
     p_OI, _ = products(model, summed_loss(model, batch), group.consumer)
     torch.testing.assert_close(found.mask_gradients[group.name].sum_U, p_OI.sum(0), rtol=1e-5, atol=1e-7)
-    consumer_U = found.elements[needs[1]][group.name][-1]  # type: ignore[index]
+    consumer_U = found.elements[requests[1]][group.name][-1]  # type: ignore[index]
     torch.testing.assert_close(consumer_U, p_OI.sum(0).abs(), rtol=1e-5, atol=1e-7)
 
 
@@ -277,7 +277,7 @@ def test_moments_of_large_means_keep_their_digits() -> None:
     model = model_of("llama").float()
     group = widths(model).groups[0]
     batches = Batches(model, sequences(model, (20,) * 8))
-    flight = Flight(is_encoder_decoder=False)
+    flight = HookContext(is_encoder_decoder=False)
     collector = MomentCollector(flight, group, moments=True, covariance=False, sequence_means=False)
     handles = collector.attach(model)
     handles.append(
@@ -373,9 +373,9 @@ def test_padding_of_encoder_and_decoder_does_not_count(name: str) -> None:
     for length, target in ((14, 9), (11, 14), (8, 5)):
         tokens, labels = (torch.randint(3, 99, (1, n), generator=generator) for n in (length, target))
         single.append({"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels})
-    needs = (Moments(covariance=True), SequenceMeans(), MaskGradients(), Elements())
-    alone = collect(model, structure, single, needs)
-    together = collect(model, structure, [padded(single)], needs)
+    requests = (Moments(covariance=True), SequenceMeans(), MaskGradients(), Elements())
+    alone = collect(model, structure, single, requests)
+    together = collect(model, structure, [padded(single)], requests)
     pairs = list(zip(flat(alone), flat(together), strict=True))
     assert len(pairs) > 20
     for (what, expected), (_, found) in pairs:

@@ -13,7 +13,7 @@ from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.refer_svd import ReferSvd
 from sparse_trainer.criteria.calibration.snip import Snip
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics.needs import Need
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -43,10 +43,10 @@ class Afr:
     def _parts(self) -> tuple[ReferSvd, Snip]:
         return ReferSvd(trim=self.trim), Snip(trim=self.trim)
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return what the two parts need."""
         refer, snip = self._parts
-        return refer.needs() + snip.needs()
+        return refer.requests() + snip.requests()
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""

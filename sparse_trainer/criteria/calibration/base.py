@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Features, Group, Structure
-from sparse_trainer.statistics.needs import Need, Statistics
+from sparse_trainer.statistics.requests import Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 
@@ -28,7 +28,7 @@ class WidthCriterion(Protocol):
     standardize: ClassVar[str]
     """Normaliser that suits its scores across layers when the user names none."""
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return what has to be collected; nothing, for a criterion that looks at weights only."""
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.statistics.needs import MaskGradients, Need
+from sparse_trainer.statistics.requests import MaskGradients, Statistic
 
 
 @final
@@ -19,7 +19,7 @@ class Fisher:
 
     standardize: ClassVar[str] = "cost"
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return mask gradients."""
         return (MaskGradients(),)
 

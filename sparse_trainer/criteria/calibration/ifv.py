@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
-from sparse_trainer.statistics.needs import Moments, Need
+from sparse_trainer.statistics.requests import Moments, Statistic
 
 
 @final
@@ -16,7 +16,7 @@ class Ifv:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return means and second moments."""
         return (Moments(),)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.magnitude import magnitude
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics.needs import Need
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -24,7 +24,7 @@ class Magnitude:
         if self.norm not in (1, 2):
             raise ArgumentError("magnitude.norm", f"{self.norm!r} is neither 1 nor 2.", "Give 1 or 2.")
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return nothing: weights are enough."""
         return ()
 

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
-from sparse_trainer.statistics.needs import Need, SequenceMeans
+from sparse_trainer.statistics.requests import SequenceMeans, Statistic
 
 
 @final
@@ -16,7 +16,7 @@ class Minitron:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return means per sequence."""
         return (SequenceMeans(),)
 

@@ -13,7 +13,7 @@ from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
 from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum, written
 from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest, shown
-from sparse_trainer.statistics.needs import Need
+from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: U = units of a group.
 
@@ -32,9 +32,9 @@ class Mixture:
     parts: tuple[tuple[WidthCriterion, float], ...]
     normalizer: str
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return what all parts need."""
-        return tuple(need for part, _ in self.parts for need in part.needs())
+        return tuple(need for part, _ in self.parts for need in part.requests())
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the weighted sums."""

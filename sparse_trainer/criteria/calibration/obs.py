@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics.needs import Moments, MomentSums, Need
+from sparse_trainer.statistics.requests import Moments, MomentSums, Statistic
 
 # Shape legend: O = outputs, I = input features, U = units, W = features of a unit, R = units that remain.
 
@@ -36,7 +36,7 @@ class Obs:
                 "obs", f"rounds={self.rounds}, damping={self.damping}.", "Give positive numbers."
             )
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return covariances."""
         return (Moments(covariance=True),)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.statistics.needs import Need
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -19,7 +19,7 @@ class Random:
     standardize: ClassVar[str] = "none"
     seed: int = 42
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return nothing."""
         return ()
 

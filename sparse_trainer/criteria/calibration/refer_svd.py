@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics.needs import Elements, Need
+from sparse_trainer.statistics.requests import Elements, Statistic
 
 
 @final
@@ -28,14 +28,14 @@ class ReferSvd:
             raise ArgumentError("refer_svd.trim", f"{self.trim} is not in [0, 0.5).", "Give e.g. 0.1.")
 
     @property
-    def _need(self) -> Elements:
+    def _request(self) -> Elements:
         return Elements(loss="output_norm", form="trimmed", trim=self.trim)
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return element sums of the output norms."""
-        return (self._need,)
+        return (self._request,)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        sums = evidence.statistics.elements[self._need]
+        sums = evidence.statistics.elements[self._request]
         return {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}

@@ -5,21 +5,23 @@ from collections.abc import Sequence
 from patchers.units import Group
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.statistics.needs import Need, lacks
+from sparse_trainer.statistics.requests import Statistic, unsupported_reason
 
 
-def check_scorable(groups: Sequence[Group], needs: Sequence[Need], name: str) -> None:
+def check_scorable(groups: Sequence[Group], requests: Sequence[Statistic], name: str) -> None:
     """Raise `UnsupportedModelError` where a criterion cannot look at a group; names those that can.
 
     Args:
-        needs: What the criterion has to know.
+        requests: What the criterion has to know.
         name: What the user calls it.
     """
     for group in groups:
-        reason = lacks(group, needs)
+        reason = unsupported_reason(group, requests)
         if reason is not None:
             able = [
-                n for n, known in WIDTH_CRITERIA.items() if not any(lacks(g, known().needs()) for g in groups)
+                n
+                for n, known in WIDTH_CRITERIA.items()
+                if not any(unsupported_reason(g, known().requests()) for g in groups)
             ]
             raise UnsupportedModelError(
                 group.name, f"{name} cannot score it: {reason}.", f"Take {', '.join(able)}; or leave it out."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.statistics.needs import Elements, Need
+from sparse_trainer.statistics.requests import Elements, Statistic
 
 
 @final
@@ -27,16 +27,16 @@ class Snip:
     """Of the signed form: share of the hidden features left out on either side."""
 
     @property
-    def _need(self) -> Elements:
+    def _request(self) -> Elements:
         return Elements(form="trimmed", trim=self.trim) if self.signed else Elements(form="absolute")
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return element sums."""
-        return (self._need,)
+        return (self._request,)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        sums = evidence.statistics.elements[self._need]
+        sums = evidence.statistics.elements[self._request]
         found = {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}
         if self.signed:
             return found

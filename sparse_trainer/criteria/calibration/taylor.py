@@ -11,7 +11,7 @@ from torch import Tensor
 from patchers.units import Group
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.statistics.needs import Elements, MaskGradients, Need
+from sparse_trainer.statistics.requests import Elements, MaskGradients, Statistic
 
 # Shape legend: T = linears of a unit, U = units.
 
@@ -45,18 +45,18 @@ class Taylor:
         return self.aggregation or _DEFAULT[self.form]
 
     @property
-    def _need(self) -> Elements | MaskGradients:
+    def _request(self) -> Elements | MaskGradients:
         if self.form == "vector" and self._reduce == "first":
             return MaskGradients()
         return Elements(form="absolute" if self.form == "element" else "vector")
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return mask gradients, or element sums."""
-        return (self._need,)
+        return (self._request,)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the Taylor scores."""
-        need, statistics = self._need, evidence.statistics
+        need, statistics = self._request, evidence.statistics
         if isinstance(need, MaskGradients):
             return {g.name: statistics.mask_gradients[g.name].absolute_U for g in evidence.structure.groups}
         sums = statistics.elements[need]

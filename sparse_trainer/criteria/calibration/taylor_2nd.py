@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.statistics.needs import Elements, MaskGradients, MaskGradientSums, Need
+from sparse_trainer.statistics.requests import Elements, MaskGradients, MaskGradientSums, Statistic
 
 # Shape legend: U = units.
 
@@ -39,7 +39,7 @@ class TaylorSecond:
             if value not in known:
                 raise ArgumentError(f"taylor_2nd.{name}", f"unknown value {value!r}.", nearest(value, known))
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return element sums, or mask gradients."""
         return (MaskGradients(),) if self.level == "unit" else (Elements(form=self.sign),)
 

@@ -10,7 +10,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
-from sparse_trainer.statistics.needs import Moments, Need
+from sparse_trainer.statistics.requests import Moments, Statistic
 
 
 @final
@@ -20,7 +20,7 @@ class Wanda:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return second moments."""
         return (Moments(),)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.wanda import Wanda
-from sparse_trainer.statistics.needs import Moments, Need
+from sparse_trainer.statistics.requests import Moments, Statistic
 
 
 @final
@@ -20,7 +20,7 @@ class Wifn:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return second moments."""
         return (Moments(),)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchers.units import HEADS
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
-from sparse_trainer.statistics.needs import Moments, Need
+from sparse_trainer.statistics.requests import Moments, Statistic
 
 
 @final
@@ -22,7 +22,7 @@ class Wifv:
     square_heads: bool = False
     """Square the column scores of heads before they are summed, as FLAP's code does."""
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return means and second moments."""
         return (Moments(),)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from patchers.patching.gates import Gate
 from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
-from sparse_trainer.statistics.needs import Need, Statistics
+from sparse_trainer.statistics.requests import Statistic, Statistics
 
 Gates = Mapping[str, Gate]
 
@@ -42,7 +42,7 @@ class Criterion(Protocol):
     def constrain(self, constraints: Sequence[Constraint]) -> None:
         """Take note of what the budget demands, once, before training."""
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return what has to be collected on a calibration set before training, if anything."""
 
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
@@ -85,8 +85,8 @@ class Plain:
     def constrain(self, constraints: Sequence[Constraint]) -> None:
         """Leave the budget to the selector."""
 
-    def needs(self) -> tuple[Need, ...]:
-        """Need no calibration set."""
+    def requests(self) -> tuple[Statistic, ...]:
+        """Ask for no calibration set."""
         return ()
 
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:

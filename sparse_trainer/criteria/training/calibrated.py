@@ -12,7 +12,7 @@ from patchers.patching.gates import Gate, SaliencyGate
 from patchers.units import Group, Structure
 from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
 from sparse_trainer.criteria.training.base import Criterion, Gates, Plain
-from sparse_trainer.statistics.needs import Need, Statistics, kinds_with
+from sparse_trainer.statistics.requests import Statistic, Statistics, collectable_kinds
 
 
 class Calibrated(Plain):
@@ -30,9 +30,9 @@ class Calibrated(Plain):
         """Return a gate that remembers a score and learns none."""
         return SaliencyGate(group.num_units, scored=False)
 
-    def needs(self) -> tuple[Need, ...]:
+    def requests(self) -> tuple[Statistic, ...]:
         """Return what has to be collected on the calibration set."""
-        return self._width.needs()
+        return self._width.requests()
 
     @torch.no_grad()
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
@@ -50,6 +50,6 @@ class Calibrated(Plain):
 
 def calibrated(width: type[WidthCriterion]) -> type[Criterion]:
     """Return a one-shot criterion as a criterion of fine-pruning."""
-    body = {"width": width, "standardize": width.standardize, "scored": kinds_with(width().needs())}
+    body = {"width": width, "standardize": width.standardize, "scored": collectable_kinds(width().requests())}
     made = type(width.__name__, (Calibrated,), body)
     return cast(type[Criterion], made)

@@ -133,7 +133,7 @@ def check_on_model(model: nn.Module, structure: Structure, args: Any) -> None:
         where = "units" if args.units is not None else "density"
         _check_present(model, structure, args.kinds, where, bool(args.include or args.exclude))
     if not args.uses_masks:
-        check_scorable(structure.groups, CRITERIA[args.scoring](args).needs(), args.scoring)
+        check_scorable(structure.groups, CRITERIA[args.scoring](args).requests(), args.scoring)
 
 
 def _check_present(

@@ -12,9 +12,9 @@ from patchers.patching.patch import gated
 from patchers.units import Structure
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.needs import Moments, Statistics
-from sparse_trainer.statistics.walk import Walk
+from sparse_trainer.statistics.requests import Moments, Statistics
 from tests.oneshot_models import calibration, model_of, widths
 
 TYPES = (
@@ -55,7 +55,7 @@ def test_statistics_are_those_of_one_pass(name: str) -> None:
     structure, batches = widths(model), batches_for(model)
     expected = collect(model, structure, batches, NEEDS)
     seen: list[str] = []
-    walk = Walk(model, structure, batches, changing=False)
+    walk = Blockwise(model, structure, batches, changing=False)
     for groups in walk:
         names = [g.name for g in groups]
         same(walk.collect(groups, NEEDS), expected, names)
@@ -69,7 +69,7 @@ def test_later_blocks_read_what_changed_ones_say(name: str) -> None:
     structure, batches = widths(model), batches_for(model)
     keep = {g.name: torch.arange(g.num_units) > 0 for g in structure.groups}
     with gated(model, structure, keep):
-        walk = Walk(model, structure, batches, changing=True)
+        walk = Blockwise(model, structure, batches, changing=True)
         for groups in walk:
             with gated(twin, structure, keep):
                 expected = collect(twin, structure, batches, NEEDS)
@@ -86,7 +86,7 @@ def test_every_block_runs_once() -> None:
         block.self_attn.register_forward_hook(lambda module, *_: runs.update([module]))
     batches = calibration(model, rows=8)
     structure = widths(model)
-    walk = Walk(model, structure, batches, changing=False)
+    walk = Blockwise(model, structure, batches, changing=False)
     runs.clear()
     for groups in walk:
         walk.collect(groups, NEEDS)
@@ -96,7 +96,7 @@ def test_every_block_runs_once() -> None:
 def test_a_device_needs_blocks_in_a_row() -> None:
     model = model_of("gemma3n_text")
     with pytest.raises(UnsupportedModelError, match="outside of blocks"):
-        Walk(model, widths(model), batches_for(model), changing=False, device="cpu")
+        Blockwise(model, widths(model), batches_for(model), changing=False, device="cpu")
 
 
 def test_blocks_come_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_blocks_come_home(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.Module, "to", lambda self, device: moved.append((self, torch.device(device))) or self
     )
     structure: Structure = widths(model)
-    walk = Walk(model, structure, calibration(model), changing=False, device="cpu")
+    walk = Blockwise(model, structure, calibration(model), changing=False, device="cpu")
     for groups in walk:
         walk.collect(groups, NEEDS)
     blocks = list(model.get_submodule("model.layers").children())

@@ -9,12 +9,12 @@ from torch import Tensor
 from patchers.units import Group
 from sparse_trainer.errors import NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batch
-from sparse_trainer.statistics.needs import Loss
+from sparse_trainer.statistics.requests import Loss
 
 # Shape legend: B = sequences, T = tokens, I = features, U = units, W = features of a unit.
 
 
-class Flight:
+class HookContext:
     """Shared by all hooks of one pass."""
 
     def __init__(self, *, is_encoder_decoder: bool) -> None:

@@ -17,12 +17,12 @@ from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import Batch, Batches, as_batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.forward import EnoughSeen, Run
-from sparse_trainer.statistics.needs import Need, Statistics
+from sparse_trainer.statistics.forward import Run, StopForward
+from sparse_trainer.statistics.requests import Statistic, Statistics
 
 
 @final
-class Walk:
+class Blockwise:
     """Iterates over the groups of one block after the other; `collect` runs the block at hand alone.
 
     Blocks that a forward pass does not simply run through, once each and in order, are run with the whole model before
@@ -77,12 +77,12 @@ class Walk:
             if layer + 1 < len(self._relay.blocks) or len(self._relays) > 1:
                 self._go_on()
 
-    def collect(self, groups: Iterable[Group], needs: Iterable[Need]) -> Statistics:
+    def collect(self, groups: Iterable[Group], requests: Iterable[Statistic]) -> Statistics:
         """Return the statistics of groups of the block at hand."""
         chosen = Structure(groups=tuple(groups), stacks=self.structure.stacks)
         with self._alone():
             return collect(
-                self.model, chosen, self.batches, needs, stop_early=self._relay is None, one_by_one=self.one_by_one
+                self.model, chosen, self.batches, requests, stop_early=self._relay is None, one_by_one=self.one_by_one
             )  # fmt: skip
 
     def _go_on(self) -> None:
@@ -183,7 +183,7 @@ class _Relay:
 
     def _listen(self, module: nn.Module, args: Any, output: Any) -> None:
         self.said.append(send_to_device(output, "cpu"))
-        raise EnoughSeen
+        raise StopForward
 
 
 @contextmanager

@@ -60,18 +60,18 @@ class Elements:
     """Of `trimmed`: share of the hidden features left out on either side."""
 
 
-Need = Moments | SequenceMeans | MaskGradients | Elements
+Statistic = Moments | SequenceMeans | MaskGradients | Elements
 
 
-def kinds_with(needs: Iterable[Need]) -> tuple[Kind, ...]:
+def collectable_kinds(requests: Iterable[Statistic]) -> tuple[Kind, ...]:
     """Return the kinds of unit for which all of this can be collected; all of them, where nothing is needed."""
-    wanted = tuple(needs)
+    wanted = tuple(requests)
     return tuple(kind for kind in BLOCK_KINDS if all(kind in need.kinds for need in wanted))
 
 
-def lacks(group: Group, needs: Iterable[Need]) -> str | None:
+def unsupported_reason(group: Group, requests: Iterable[Statistic]) -> str | None:
     """Return why something cannot be collected for the units of a group, None where all can."""
-    for need in needs:
+    for need in requests:
         if group.kind not in need.kinds:
             return f"{group.kind} are no input features of a linear"
         if group.consumer_tensor is not None and not need.in_stacked_experts:
@@ -126,16 +126,16 @@ class Statistics:
     elements: dict[Elements, dict[str, Tensor]] = field(default_factory=dict)
     """Per linear and unit, shape [T, U], in the order of `group.slices`; of the trimmed form [1, U]."""
 
-    def missing(self, groups: Iterable[Group], needs: Iterable[Need]) -> str | None:
+    def missing(self, groups: Iterable[Group], requests: Iterable[Statistic]) -> str | None:
         """Return the first group of which something that is needed was not collected, None where all is there."""
-        for need in needs:
+        for need in requests:
             found = self._of(need)
             name = next((group.name for group in groups if group.name not in found), None)
             if name is not None:
                 return name
         return None
 
-    def _of(self, need: Need) -> Collection[str]:
+    def _of(self, need: Statistic) -> Collection[str]:
         """Return the groups of which it was collected."""
         if isinstance(need, Moments):
             return [
