@@ -242,8 +242,8 @@ def selections_of(module: nn.Module) -> list[Any]:
 
 UNITS = frozenset({
     "num_heads", "num_attention_heads", "n_heads", "n_head", "num_query_heads", "num_attn_heads", "heads",
-    "num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "num_experts", "n_routed_experts",
-    "num_local_experts", "n_experts", "num_routed_experts",
+    "num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "n_head_kv", "num_experts", "n_routed_experts",
+    "num_local_experts", "n_experts", "num_routed_experts", "moe_num_experts",
 })  # fmt: skip
 """Attributes of modules that count units: a cut makes them smaller."""
 WIDTHS = frozenset({

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from patchers.discovery.findings import Part, Refusal, join
-from patchers.discovery.heads import GROUP_COUNTS, HEAD_COUNTS, Heads, count_heads, divide, head_slices
+from patchers.discovery.heads import Heads, count_heads, divide, head_slices
 from patchers.discovery.source_code import config_fields, is_called_before, reshapes_to_input, returned_values
 from patchers.discovery.tables.exceptions import (
     HEADS_STAY,
@@ -17,16 +17,17 @@ from patchers.discovery.tables.exceptions import (
     SHARED_CACHE,
 )
 from patchers.discovery.tables.forms import AttentionForm
+from patchers.discovery.tables.names import (
+    HEADS_PER_GROUP,
+    HEADS_WIDTH,
+    KV_HEADS_WIDTH,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+)
 from patchers.discovery.tables.registry import attention_forms
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
 from patchers.units import ATTENTION, HEADS, Core, Edit, Select, TensorSlice
 
-_HEAD_WIDTHS = (
-    "all_head_size", "inner_dim", "split_size", "embed_dim", "attention_size", "hidden_size", "dim", "d_model",
-    "projection_size", "q_size", "query_dim", "q_dim", "head_size",
-)  # fmt: skip
-_GROUP_WIDTHS = ("kv_dim", "kv_size", "key_value_dim")
-_RATIOS = ("num_key_value_groups", "n_rep", "kv_repeat")
 _PER_HEAD = {
     "sinks": 0, "gate_bias": 0, "softmax_scaling.scale": 0, "softmax_scaling.bias": 0,
     "relative_position_bias_table": 1, "relative_attention_bias.weight": 1, "logit_scale": 0,
@@ -230,18 +231,18 @@ def _edits(module: nn.Module, path: str, form: AttentionForm, heads: Heads, widt
     Args:
         width: Features of all heads together.
     """
-    per_unit = dict.fromkeys(HEAD_COUNTS, heads.per_unit)
-    expected = dict.fromkeys(HEAD_COUNTS, heads.queries)
-    per_unit |= dict.fromkeys(_HEAD_WIDTHS, width // heads.units)
-    expected |= dict.fromkeys(_HEAD_WIDTHS, width)
+    per_unit = dict.fromkeys(NUM_HEADS, heads.per_unit)
+    expected = dict.fromkeys(NUM_HEADS, heads.queries)
+    per_unit |= dict.fromkeys(HEADS_WIDTH, width // heads.units)
+    expected |= dict.fromkeys(HEADS_WIDTH, width)
     if heads.by_query:
-        per_unit |= dict.fromkeys(_RATIOS, 1)
-        expected |= dict.fromkeys(_RATIOS, heads.queries)
+        per_unit |= dict.fromkeys(HEADS_PER_GROUP, 1)
+        expected |= dict.fromkeys(HEADS_PER_GROUP, heads.queries)
     else:
-        per_unit |= dict.fromkeys(GROUP_COUNTS, 1)
-        expected |= dict.fromkeys(GROUP_COUNTS, heads.groups)
-        per_unit |= dict.fromkeys(_GROUP_WIDTHS, width // heads.queries)
-        expected |= dict.fromkeys(_GROUP_WIDTHS, width * heads.groups // heads.queries)
+        per_unit |= dict.fromkeys(NUM_KV_HEADS, 1)
+        expected |= dict.fromkeys(NUM_KV_HEADS, heads.groups)
+        per_unit |= dict.fromkeys(KV_HEADS_WIDTH, width // heads.queries)
+        expected |= dict.fromkeys(KV_HEADS_WIDTH, width * heads.groups // heads.queries)
     apart = {shared.rpartition(".")[0] for shared in form.shared} - {""}
     for inner, child in module.named_modules():
         if isinstance(child, LINEAR_TYPES) or inner in apart:

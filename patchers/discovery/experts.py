@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from patchers.discovery.ffn import pair_index, width_edits
 from patchers.discovery.findings import Part, Refusal, join
+from patchers.discovery.tables.names import NUM_EXPERTS
 from patchers.errors import UnsupportedModelError
 from patchers.units import CHANNELS, EXPERTS, Edit, TensorSlice
 
 _DEFAULT_EXPERTS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
-_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts", "num_routed_experts")
 _STRIDE_BYTES = 16
 """Grouped matrix products want rows of so many bytes, or a multiple (torch 2.13)."""
 _HALF_BYTES = 2
@@ -117,7 +117,7 @@ def read_router(model: nn.Module, path: str) -> Part | Refusal | None:
     edits = [
         Edit(path=where, attribute=name, per_unit=1)
         for where in (block_path, router, path)
-        for name in _COUNTS
+        for name in NUM_EXPERTS
         if vars(model.get_submodule(where)).get(name) == count
     ]
     chosen = round(_active(model, path, count) * count)

@@ -10,14 +10,10 @@ from patchers.discovery.findings import Part, Refusal, join
 from patchers.discovery.source_code import called_around, is_called_before
 from patchers.discovery.tables.exceptions import CHANNELS_STAY
 from patchers.discovery.tables.forms import FfnForm
+from patchers.discovery.tables.names import FFN_WIDTH
 from patchers.discovery.tables.registry import ffn_forms
 from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
 from patchers.units import CHANNELS, FFN, Edit, Slice
-
-_WIDTHS = (
-    "intermediate_size", "intermediate_dim", "ffn_dim", "hidden_dim", "expert_dim", "inner_dim", "mlp_dim", "d_ff",
-    "ffn_hidden_size", "hidden_features", "dim_feedforward",
-)  # fmt: skip
 
 
 def ffn_form_of(module: nn.Module) -> FfnForm | None:
@@ -151,7 +147,7 @@ def width_edits(model: nn.Module, paths: Iterable[str], width: int) -> Iterator[
     """Yield the attributes of these modules that count the channels."""
     for path in paths:
         own = vars(model.get_submodule(path))
-        for name in _WIDTHS:
+        for name in FFN_WIDTH:
             # An attribute that counts the hidden features may be as large by chance.
             if own.get(name) == width and width not in (own.get("hidden_size"), own.get("embed_dim")):
                 yield Edit(path=path, attribute=name, per_unit=1)

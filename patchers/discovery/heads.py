@@ -7,29 +7,10 @@ from torch import nn
 
 from patchers.discovery.findings import join
 from patchers.discovery.tables.forms import AttentionForm
+from patchers.discovery.tables.names import HEAD_DIM, NUM_HEADS, NUM_KV_HEADS
 from patchers.errors import UnsupportedModelError
 from patchers.layers import features, linear_at, present
 from patchers.units import Slice
-
-_HEAD_DIMS = (
-    "head_dim",
-    "attention_head_size",
-    "key_value_proj_dim",
-    "d_kv",
-    "head_size",
-    "dim_head",
-    "d_head",
-)
-HEAD_COUNTS = (
-    "num_heads",
-    "num_attention_heads",
-    "n_heads",
-    "n_head",
-    "num_query_heads",
-    "num_attn_heads",
-    "heads",
-)
-GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads")
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,7 @@ def count_heads(model: nn.Module, path: str, form: AttentionForm) -> Heads | str
     """Return the heads of a module, or why they cannot be told."""
     module = model.get_submodule(path)
     _, inputs = features(linear_at(model, join(path, form.output)))
-    head_dim, queries = _first(module, _HEAD_DIMS), _first(module, HEAD_COUNTS)
+    head_dim, queries = _first(module, HEAD_DIM), _first(module, NUM_HEADS)
     if head_dim is None and queries is None:
         return "it does not say how many heads it has"
     if queries is None or (head_dim is not None and form.fused is None and inputs == queries * head_dim):
@@ -79,7 +60,7 @@ def count_heads(model: nn.Module, path: str, form: AttentionForm) -> Heads | str
         query_rows, _ = features(linear_at(model, join(path, query)))
         key_rows, _ = features(linear_at(model, join(path, key)))
         # A query projection may be twice as wide as its heads: with an output gate in it.
-        counted = queries if form.value is None else _first(module, GROUP_COUNTS)
+        counted = queries if form.value is None else _first(module, NUM_KV_HEADS)
         groups = counted or divide(
             join(path, key), key_rows, head_dim or query_rows // queries or 1, "features of a head"
         )

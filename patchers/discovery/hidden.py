@@ -9,13 +9,13 @@ from patchers.discovery.attention import ONE_HEAD
 from patchers.discovery.findings import Refusal, join
 from patchers.discovery.source_code import attributes_read
 from patchers.discovery.tables.forms import StreamForm
+from patchers.discovery.tables.names import HIDDEN_SIZE
 from patchers.discovery.tables.streams import (
     APART,
     POOLED,
     READERS,
     STREAM_FORMS,
     TRANSFORMS,
-    WIDTH_NAMES,
     WRITERS,
 )
 from patchers.layers import LINEAR_TYPES, features, linear_at
@@ -24,7 +24,7 @@ from patchers.patching.gated_norm import is_plain_norm
 from patchers.patching.gates import Gate
 from patchers.units import HEADS, HIDDEN, Edit, Group, Slice, Stack, TensorSlice
 
-_COUNT = "hidden_size"
+_WIDTH = HIDDEN_SIZE[0]
 _UNKNOWN = "reads, writes or holds hidden features in a way that no table knows"
 
 
@@ -272,14 +272,14 @@ def _counts(stream: _Stream, groups: Sequence[Group]) -> Iterator[Edit]:
     """Yield the attributes that repeat the number of hidden features; where heads own one it counts theirs."""
     owned = {(edit.path, edit.attribute) for g in groups for edit in g.edits}
     for path, module in stream.model.named_modules():
-        if vars(module).get(_COUNT) == stream.width and (path, _COUNT) not in owned:
-            yield Edit(path=path, attribute=_COUNT, per_unit=1)
+        if vars(module).get(_WIDTH) == stream.width and (path, _WIDTH) not in owned:
+            yield Edit(path=path, attribute=_WIDTH, per_unit=1)
 
 
 def _aware(model: nn.Module) -> Iterator[Refusal]:
     """Yield the modules whose forward pass depends on the number of hidden features."""
     for path, module in model.named_modules():
         read = attributes_read(type(module).forward)
-        name = next((name for name in WIDTH_NAMES if name in read), None)
+        name = next((name for name in HIDDEN_SIZE if name in read), None)
         if name is not None:
             yield Refusal(path=path or type(module).__name__, reason=f"reads {name} when it runs")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from patchers.discovery import attention, experts, heads
 from patchers.discovery.discover import discover
-from patchers.modeling_pruned import UNITS, WIDTHS, LayoutError, pruned_class
+from patchers.discovery.tables import names
+from patchers.modeling_pruned import _BUILD_COUNTS, UNITS, WIDTHS, LayoutError, pruned_class
 from sparse_trainer.cut.optimize import optimize_model
 from tests.compact_models import patched, tiny, uneven_keep
 
@@ -127,8 +127,6 @@ def test_layouts_of_cuts_are_taken() -> None:
 
 
 def test_units_and_widths_are_those_that_a_cut_counts() -> None:
-    written = {
-        *heads.HEAD_COUNTS, *heads.GROUP_COUNTS, *attention._HEAD_WIDTHS, *attention._GROUP_WIDTHS, *attention._RATIOS,
-        *experts._COUNTS,
-    }  # fmt: skip
-    assert written == UNITS | WIDTHS
+    assert {*names.NUM_HEADS, *names.NUM_KV_HEADS, *names.NUM_EXPERTS} == UNITS
+    assert {*names.HEADS_PER_GROUP, *names.HEADS_WIDTH, *names.KV_HEADS_WIDTH} == WIDTHS
+    assert set(names.NUM_LAYERS) == _BUILD_COUNTS

@@ -54,6 +54,3 @@ TRANSFORMS = (
 )
 """Heads of language models with a linear and a norm before the decoder. Its weight is the word embeddings', so that
 what lies between goes with the stream."""
-
-WIDTH_NAMES = ("hidden_size", "d_model", "n_embd", "embed_dim", "model_dim")
-"""Fields that a forward pass which depends on the number of hidden features would read."""
