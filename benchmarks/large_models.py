@@ -68,7 +68,7 @@ def decided(model: PreTrainedModel, structure: Structure, density: float) -> dic
     """Return a plan that keeps random heads and channels, by the budget of a training."""
     args = SparseTrainingArguments(density=density)
     groups = structure.of(args.kinds)
-    costs = {g.name: unit_cost(model, g, args.cost_target, args.sequence_length) for g in groups}
+    costs = {g.name: unit_cost(model, g, args.target, args.sequence_length) for g in groups}
     scores = {g.name: torch.rand(g.num_units) for g in groups}
     keep = Selector(groups, costs, args.budget).select(scores).keep
     nothing = {"dense": 0, "compact": 0}

@@ -1,7 +1,6 @@
 """What a unit costs, in parameters or multiply-accumulates (MACs) per token."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from patchers.units import (
     TensorSlice,
 )
 
-Target = Literal["params", "macs", "units"]
+Target = str
 TARGETS: tuple[Target, ...] = ("params", "macs", "units")
 
 

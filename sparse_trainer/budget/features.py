@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from patchers.units import HIDDEN
-from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.selection import Selection
+from sparse_trainer.budget.options import Budget
+from sparse_trainer.budget.selection import Selection, check_reachable
 
 # Shape legend: U = hidden features, K = counts of them that may stay.
 
@@ -29,14 +29,14 @@ class FeatureSelector:
 
     def __init__(self, nesting: Nesting, budget: Budget) -> None:
         assert nesting.hidden is not None
-        assert isinstance(budget.density, float | int)
+        assert not budget.is_per_kind
         self.nesting, self.group, self.density = nesting, nesting.hidden, float(budget.density)
         self.total, self.own = float(nesting.total), float(nesting.own[self.group.name])
         whole = Budget(density=1.0, multiple_of=budget.multiple_of, min_keep=budget.min_keep)
         self.others = tuple(g for g in nesting.groups if g is not self.group)
         self._inner = NestedSelector(nesting, whole) if self.others else None
         size, step = self.group.num_units, budget.step_of(self.group)
-        least = -(-max(1, min(budget.min_keep[HIDDEN], size)) // step) * step
+        least = -(-max(1, min(budget.floor_of(HIDDEN), size)) // step) * step
         self._counts_K = torch.tensor([*range(min(least, size), size, step), size])
         self._check()
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from patchers.units import LAYERS, Group
-from sparse_trainer.budget.budget import Budget, check_reachable
 from sparse_trainer.budget.nesting import Constraint, Nesting
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.pool import Pool
-from sparse_trainer.budget.selection import Selection
+from sparse_trainer.budget.selection import Selection, check_reachable
 
 # Shape legend: U = units of a group.
 
@@ -31,7 +31,7 @@ class NestedSelector:
     """
 
     def __init__(self, nesting: Nesting, budget: Budget) -> None:
-        assert isinstance(budget.density, float | int)
+        assert not budget.is_per_kind
         self.budget, self.density = budget, float(budget.density)
         self.nesting = nesting
         self.total = float(self.nesting.total)

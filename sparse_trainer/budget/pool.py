@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchers.units import LAYERS, Group, Kind
-from sparse_trainer.budget.budget import Budget
+from sparse_trainer.budget.options import Budget
 
 # Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group, L = layers of a
 # stack.
@@ -47,7 +47,7 @@ class Pool:
         self.group_C = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(chunks))
         self.num_chunks = sum(chunks)
         floors = [
-            -(-min(max(budget.min_keep[g.kind], g.min_units), g.num_units) // step)
+            -(-min(max(budget.floor_of(g.kind), g.min_units), g.num_units) // step)
             for g, step in zip(groups, steps, strict=True)
         ]
         self.is_floor_C = torch.zeros(self.num_chunks, dtype=torch.bool)

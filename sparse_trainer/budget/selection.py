@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from patchers.units import Group, Kind
-from sparse_trainer.budget.budget import Budget, Scope, check_counted, check_reachable
 from sparse_trainer.budget.nesting import Constraint
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.pool import Pool
+from sparse_trainer.errors import ArgumentError, BudgetError
 
 # Shape legend: U = units of a group.
 
@@ -37,9 +38,9 @@ class Selector:
     """
 
     def __init__(self, groups: Sequence[Group], costs: Mapping[str, int], budget: Budget) -> None:
-        check_counted(groups, costs, budget.density)
+        _check_counted(groups, costs, budget)
         self.budget = budget
-        self.per_kind = not isinstance(budget.density, float | int)
+        self.per_kind = budget.is_per_kind
         self.pools = [
             Pool(members, [1 if self.per_kind else costs[g.name] for g in members], budget)
             for members in _pools(groups, budget.scope, self.per_kind)
@@ -100,7 +101,7 @@ class Selector:
         return [shares[pool.kind] for pool in self.pools]
 
 
-def _pools(groups: Sequence[Group], scope: Scope, per_kind: bool) -> list[list[Group]]:
+def _pools(groups: Sequence[Group], scope: str, per_kind: bool) -> list[list[Group]]:
     """Share the groups out over pools; `uniform` and per-kind `layer` budgets hold for every group by itself."""
     pools: dict[tuple[object, ...], list[Group]] = {}
     for g in groups:
@@ -108,3 +109,37 @@ def _pools(groups: Sequence[Group], scope: Scope, per_kind: bool) -> list[list[G
         place = (g.stack, g.layer) if scope in ("layer", "uniform") and g.kind.is_width else None
         pools.setdefault((kind, place), []).append(g)
     return sorted(pools.values(), key=lambda members: -sum(g.num_units for g in members))
+
+
+def _check_counted(groups: Sequence[Group], costs: Mapping[str, int], budget: Budget) -> None:
+    """Raise `ArgumentError` for kinds of unit that cost nothing: no budget could tell one of them from all.
+
+    Args:
+        costs: Cost of one unit, by group name.
+    """
+    kinds = list(dict.fromkeys(g.kind for g in groups))
+    free = [kind for kind in kinds if not any(costs[g.name] for g in groups if g.kind == kind)]
+    # One density per kind counts units; what is reached is told in costs nevertheless.
+    if free and (free == kinds or not budget.is_per_kind):
+        raise ArgumentError(
+            "target",
+            f"{', '.join(free)} cost nothing by this count: a token meets as many whichever are gone.",
+            "Take `target='params'` or 'units'.",
+        )
+
+
+def check_reachable(asked: float, least: float, where: str = "") -> None:
+    """Raise `BudgetError`, with the feasible range, for a density below what floors keep.
+
+    Args:
+        asked: The density of a budget, in (0, 1].
+        least: The share of the cost that floors keep.
+        where: What of the model the budget is for, to follow the density in the message.
+    """
+    if asked < least - 1e-9:
+        raise BudgetError(
+            "density",
+            f"{asked:g} is not reachable{where}: `min_keep`, `multiple_of` and one layer of every stack and sort "
+            f"keep at least {least:.4g}.",
+            f"Ask for a density in [{least:.4g}, 1], or lower `min_keep` or `multiple_of`.",
+        )

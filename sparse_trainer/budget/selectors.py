@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from patchers.units import Group
-from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.features import FeatureSelector
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Nesting
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selection, Selector
 
 AnySelector = Selector | NestedSelector | FeatureSelector
@@ -20,7 +20,7 @@ def make_selector(
 ) -> AnySelector:
     """Return the selector that suits the groups; kinds that contain each other may share one density."""
     nesting = Nesting(groups, costs, per_feature)
-    if not isinstance(budget.density, float | int):
+    if budget.is_per_kind:
         return Selector(groups, costs, budget)
     if nesting.shared or (nesting.hidden is not None and len(groups) == 1):
         return FeatureSelector(nesting, budget)

@@ -87,7 +87,7 @@ def decide(
             warn_of_ties(found, tied(found), name_of(one))
     asked = options.criterion if options.allocation is None else options.allocation
     own = criterion_of(asked, options.normalize).standardize
-    standardize = options.asked.standardize or fitting(own, {g.kind for g in structure.groups})
+    standardize = options.budget.standardize or fitting(own, {g.kind for g in structure.groups})
     keep = select(
         structure,
         costs,

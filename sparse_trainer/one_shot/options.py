@@ -11,14 +11,13 @@ from torch import nn
 
 from patchers.discovery.discover import discover, matches
 from patchers.units import WIDTH_KINDS, Kind, Structure
+from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.criteria.calibration.mixture import CriterionLike, criterion_of, name_of
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest, shown
 from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
 from sparse_trainer.statistics.requests import Moments, SequenceMeans, collectable_kinds
-from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.arguments.checks import keeps_all
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,7 @@ class Options:
     """Everything that `prune` was asked for."""
 
     criterion: CriterionLike
-    asked: SparseTrainingArguments
-    """Budget, scope and units: the same words as in fine-pruning."""
+    budget: Budget
     allocation: CriterionLike | None
     normalize: str
     protect: tuple[Protect, ...]
@@ -53,7 +51,7 @@ class Options:
             raise ArgumentError(
                 "reconstruct", f"unknown value {self.reconstruct!r}.", nearest(self.reconstruct, REPAIRS)
             )
-        if self.allocation is not None and self.asked.scope == "uniform":
+        if self.allocation is not None and self.budget.scope == "uniform":
             raise ArgumentError(
                 "allocation", "uniform widths leave nothing to share out.", "Use `scope='global'`."
             )
@@ -130,11 +128,11 @@ class Options:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of unit to prune."""
-        return self.asked.kinds
+        return self.budget.kinds
 
     def at(self, density: Any) -> "Options":
         """Return the same options with another density."""
-        return replace(self, asked=replace(self.asked, density=density))
+        return replace(self, budget=replace(self.budget, density=density))
 
 
 def options_of(
@@ -154,12 +152,13 @@ def options_of(
     units: Sequence[str] | None,
     **budget: Any,
 ) -> Options:
-    """Check what `prune` was asked for. `budget` goes to `SparseTrainingArguments`.
+    """Check what `prune` was asked for. `budget` goes to `Budget`.
 
     Raises:
         ArgumentError: an option cannot be meant.
     """
-    asked = SparseTrainingArguments(scoring="random", units=None if units is None else list(units), **budget)
+    asked = Budget(units=None if units is None else tuple(units), **budget)
+    asked.check_disjoint()
     deep = [kind for kind in asked.kinds if not kind.is_width]
     if deep:
         raise ArgumentError(
@@ -169,7 +168,7 @@ def options_of(
         logger.warning("density %s keeps all: nothing is pruned.", asked.density)
     return Options(
         criterion=criterion,
-        asked=asked,
+        budget=asked,
         allocation=allocation,
         normalize=normalize,
         protect=tuple(protect),
@@ -231,8 +230,3 @@ def _layers(structure: Structure, stack: str, entry: Protect) -> range:
 
 def _matching(structure: Structure, pattern: str) -> set[str]:
     return {g.name for g in structure.groups if matches(pattern, g.name)}
-
-
-def density_of(asked: SparseTrainingArguments) -> float | dict[str, float]:
-    """Return the density asked for, as plans quote it."""
-    return dict(asked.density) if isinstance(asked.density, Mapping) else float(asked.density)

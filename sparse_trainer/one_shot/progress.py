@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchers.units import LAYERS, Group, Structure
-from sparse_trainer.budget.budget import Budget
+from patchers.units import LAYERS, Group, Kind, Structure
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.plan.document import Plan
 
 
@@ -18,7 +18,7 @@ class Course:
     """Units that are left, by group."""
     costs: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)
-    largest: dict[str, int] = field(default_factory=dict)
+    largest: dict[Kind, int] = field(default_factory=dict)
     """Units of the largest group of each kind."""
 
     def begin(self, structure: Structure, costs: Mapping[str, int]) -> Structure:
@@ -48,8 +48,8 @@ class Course:
     def capped(self, budget: Budget, max_prune: float) -> Budget:
         """Return the budget with floors under which no group loses more than this share of its units."""
         floors = {
-            kind: max(least, math.ceil((1.0 - max_prune) * self.largest.get(kind, 0) - 1e-9))
-            for kind, least in budget.min_keep.items()
+            kind: max(budget.floor_of(kind), math.ceil((1.0 - max_prune) * largest - 1e-9))
+            for kind, largest in self.largest.items()
         }
         return replace(budget, min_keep=floors)
 

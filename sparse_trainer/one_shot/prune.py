@@ -28,7 +28,7 @@ from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.optimize import carry_out
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.one_shot.choose import Decision, criteria_requests, decide, score, score_by_block
-from sparse_trainer.one_shot.options import DAMPING, Options, Protect, density_of, options_of, structure_for
+from sparse_trainer.one_shot.options import DAMPING, Options, Protect, options_of, structure_for
 from sparse_trainer.one_shot.progress import Course, kept_in
 from sparse_trainer.one_shot.repair import prepare_biases, repair, repair_requests
 from sparse_trainer.plan.document import Plan
@@ -140,7 +140,7 @@ def prune(
         pruned = _step(pruned, batches, options, (step + 1) / steps, course, statistics, watch, check=check)
     plan = plan_of(pruned)
     assert plan is not None
-    changes: dict[str, Any] = {"density_asked": density_of(options.asked)}
+    changes: dict[str, Any] = {"density_asked": options.budget.density_asked}
     if steps > 1 and before is None:
         changes["density_reached"] = course.reached()
     plan = dataclasses.replace(plan, **changes)
@@ -237,13 +237,13 @@ def _step(
 ) -> M:
     """Score, choose, repair and cut once; `done` is the part of the way to the budget after this step."""
     structure = structure_for(model, options)
-    target, length = options.asked.cost_target, options.asked.sequence_length
+    target, length = options.budget.target, options.budget.sequence_length
     costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
     structure = course.begin(structure, costs)
     if not structure.groups:
         return model
-    stepwise = options.at(course.density(structure, density_of(options.asked), done))
-    budget = course.capped(stepwise.asked.budget, options.max_prune)
+    stepwise = options.at(course.density(structure, options.budget.density_asked, done))
+    budget = course.capped(stepwise.budget, options.max_prune)
     selector = Selector(structure.groups, costs, budget)
     if statistics is None:
         statistics = Statistics()
@@ -259,11 +259,11 @@ def _step(
         watch(decision)
     prepare_biases(model, structure, options)
     repair(model, structure, keep, statistics, batches, options)
-    asked = density_of(stepwise.asked)
+    asked = stepwise.budget.density_asked
     request = Request(
         method=_method(options),
         target=target,
-        scope=options.asked.scope,
+        scope=options.budget.scope,
         density=asked,
         sequence_length=length,
     )
@@ -281,8 +281,8 @@ def _method(options: Options) -> str:
         parts.append(f"mixed after {options.normalize}")
     if options.allocation is not None:
         parts.append(f"widths by {name_of(options.allocation)}")
-    if options.asked.standardize is not None:
-        parts.append(f"standardized by {options.asked.standardize}")
+    if options.budget.standardize is not None:
+        parts.append(f"standardized by {options.budget.standardize}")
     if options.reconstruct is not None:
         parts.append(f"repaired by {options.reconstruct}{_repair_options(options)}")
     if options.steps > 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.data.corpora.batches import calibration_batches
 from sparse_trainer.data.corpora.read import check_source, find
@@ -29,7 +30,6 @@ from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run import pictures
 from sparse_trainer.run.latency import find_device, find_dtype
 from sparse_trainer.statistics.calibration import check_positions, positions_of
-from sparse_trainer.training.arguments.checks import keeps_all
 
 Tell = Callable[[str], None]
 """Takes one line about what is being done."""

@@ -35,7 +35,7 @@ class Gating:
 
     def __init__(self, model: nn.Module, structure: Structure, args: Any) -> None:
         self.model, self.structure, self.args = model, structure, args
-        target, length = args.cost_target, args.sequence_length
+        target, length = args.target, args.sequence_length
         self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
         per_feature = feature_costs(model, structure.groups, target)
         self.nesting = Nesting(structure.groups, self.costs, per_feature)
@@ -63,15 +63,11 @@ class Gating:
         """Return what plans and cards quote of the arguments."""
         return Request(
             method=self.args.method,
-            target=self.args.cost_target,
+            target=self.args.target,
             scope=self.args.scope,
-            density=self._asked(),
+            density=self.args.budget.density_asked,
             sequence_length=self.args.sequence_length,
         )
-
-    def _asked(self) -> float | dict[str, float]:
-        asked = self.args.density
-        return dict(asked) if isinstance(asked, Mapping) else float(asked)
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Return the parameters behind the gates, learned or merely read."""
@@ -149,7 +145,7 @@ class Gating:
         """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
         budget, remaining = self.args.budget, self.args.schedule.remaining(self.progress)
         # A single density is of the product already.
-        gone = 1.0 - budget.density_of(HIDDEN) if isinstance(budget.density, Mapping) else 0.0
+        gone = 1.0 - budget.density_of(HIDDEN) if budget.is_per_kind else 0.0
         own, shared = self.nesting.own, self.nesting.shared
         cost = sum(
             budget.density_of(g.kind) * g.num_units * (own[g.name] - gone * shared.get(g.name, 0))
@@ -197,7 +193,7 @@ class Gating:
             "scoring": self.args.scoring,
             "target": self.args.target,
             "scope": self.args.scope,
-            "density_asked": self._asked(),
+            "density_asked": self.args.budget.density_asked,
             "density_reached": self.density(),
             "kept": {name: int(gate.keep_U.sum()) for name, gate in self.gates.items()},
         }

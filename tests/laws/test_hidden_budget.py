@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchers.discovery.discover import discover
 from patchers.layers import LINEAR_TYPES, features
 from patchers.units import BLOCK_KINDS, KINDS, Group, Kind, kind_named
-from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import Target, feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Constraint, Nesting
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.criteria.training.l0 import ExpectedSize

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
+from patchers.discovery.discover import discover
+from patchers.units import CHANNELS, HEADS, LAYERS
 from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -133,8 +135,9 @@ def test_kinds_come_from_units_density_or_criterion() -> None:
 
 def test_bare_multiple_of_means_channels() -> None:
     budget = SparseTrainingArguments(multiple_of=32, min_keep={"heads": 2}).budget
-    assert budget.multiple_of == {"channels": 32}
-    assert (budget.min_keep["heads"], budget.min_keep["channels"], budget.min_keep["layers"]) == (2, 1, 0)
+    groups = {g.kind: g for g in discover(tiny_model("bert")).groups}
+    assert (budget.step_of(groups["channels"]), budget.step_of(groups["heads"])) == (32, 1)
+    assert (budget.floor_of(HEADS), budget.floor_of(CHANNELS), budget.floor_of(LAYERS)) == (2, 1, 0)
 
 
 def test_hf_argument_parser_reads_them() -> None:

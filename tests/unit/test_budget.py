@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from patchers.units import LAYERS, Group, Kind, kind_named
 from sparse_trainer.architectures.tiny import tiny_model
-from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.nested import NestedSelector
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.cut.optimize import optimize_model

@@ -15,8 +15,8 @@ from patchers.patching.patch import gated, gates_by_group, gates_of, patch, unpa
 from patchers.surgery import cut
 from patchers.units import Structure
 from sparse_trainer.architectures.tiny import tiny_model
-from sparse_trainer.budget.budget import Budget
 from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError

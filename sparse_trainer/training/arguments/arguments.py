@@ -1,19 +1,16 @@
 """What a user can ask of fine-pruning, checked once, before any work is done."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Final
 
-from patchers.units import CHANNELS, HEADS, KINDS, Kind
-from sparse_trainer.budget.budget import SCOPES, Budget, Scope
-from sparse_trainer.budget.cost import TARGETS, Target
-from sparse_trainer.budget.standardize import STANDARDIZERS
+from patchers.units import CHANNELS, HEADS, Kind
+from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.training.registry import CRITERIA
 from sparse_trainer.errors import ArgumentError, nearest, one_of
 from sparse_trainer.fields import PerKind, check_types, understands_old_names
 from sparse_trainer.training.arguments.cheaper import CheaperArguments
-from sparse_trainer.training.arguments.checks import check_density, check_ranges, check_units, keeps_all
+from sparse_trainer.training.arguments.checks import check_ranges, check_units
 from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.masks import MaskArguments
 from sparse_trainer.training.schedule import CubicSchedule, LinearSchedule, Schedule
@@ -149,15 +146,9 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         self.check_masks()
         self.check_cheaper()
         one_of("scoring", self.scoring, CRITERIA)
-        one_of("target", self.target, TARGETS)
-        one_of("scope", self.scope, SCOPES)
-        one_of("standardize", self.standardize, (None, *STANDARDIZERS))
         one_of("taylor_order", self.taylor_order, (1, 2))
         one_of("magnitude_norm", self.magnitude_norm, (1, 2))
-        check_density(self.density)
         check_units(self)
-        _multiples(self.multiple_of)
-        _per_kind("min_keep", self.min_keep, least=0)
         check_ranges(self)
         self.check_l0()
         self.check_protection(self._closable, self.method_name)
@@ -192,11 +183,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of unit that are pruned."""
-        if self.units is not None:
-            return tuple(kind for kind in KINDS if kind in self.units)
-        if isinstance(self.density, Mapping):
-            return tuple(kind for kind in KINDS if kind in self.density)
-        return CRITERIA[self.scoring].kinds
+        return self.budget.kinds
 
     @property
     def _closable(self) -> tuple[Kind, ...]:
@@ -210,19 +197,19 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     @property
     def budget(self) -> Budget:
         """What must remain."""
-        scope: Scope = next(scope for scope in SCOPES if scope == self.scope)
-        min_keep = _per_kind("min_keep", self.min_keep, least=0)
         return Budget(
             density=self.density,
-            scope=scope,
-            multiple_of=_multiples(self.multiple_of),
-            min_keep={kind: number if kind.floor else 0 for kind, number in min_keep.items()},
+            target=self.target,
+            scope=self.scope,
+            units=None if self.units is None else tuple(self.units),
+            default_units=CRITERIA[self.scoring].kinds,
+            multiple_of=self.multiple_of,
+            min_keep=self.min_keep,
+            standardize=self.standardize,
+            sequence_length=self.sequence_length,
+            include=tuple(self.include),
+            exclude=tuple(self.exclude),
         )
-
-    @property
-    def cost_target(self) -> Target:
-        """What density counts."""
-        return next(target for target in TARGETS if target == self.target)
 
     @property
     def schedule(self) -> Schedule:
@@ -232,24 +219,3 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
                 warmup=self.pruning_warmup_ratio, cooldown=self.cooldown_ratio, ramp=self.l0_warmup
             )
         return CubicSchedule(warmup=self.pruning_warmup_ratio, cooldown=self.cooldown_ratio)
-
-
-def _multiples(value: object) -> dict[Kind, int]:
-    """Return the multiples that were asked for; a bare number means channels."""
-    if value is None:
-        return {}
-    named = value if isinstance(value, Mapping) else {CHANNELS: value}
-    numbers = _per_kind("multiple_of", named, least=1)
-    return {kind: number for kind, number in numbers.items() if kind in named}
-
-
-def _per_kind(where: str, value: object, *, least: int) -> dict[Kind, Any]:
-    """Spread a number, or a mapping of kinds, over all kinds."""
-    if isinstance(value, Mapping):
-        for kind in value:
-            one_of(where, kind, KINDS)
-    numbers = {kind: value.get(kind, 1) if isinstance(value, Mapping) else value for kind in KINDS}
-    for kind, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ArgumentError(where, f"{number!r} for {kind} is not a whole number >= {least}.", "Mend it.")
-    return numbers

@@ -10,7 +10,7 @@ from patchers.discovery.findings import starred
 from patchers.units import HIDDEN, KINDS, Kind, Structure
 from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.training.registry import CRITERIA, is_calibrated
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 
 _POSITIVE: Final = (
     "score_learning_rate",
@@ -19,7 +19,6 @@ _POSITIVE: Final = (
     "distil_temperature",
     "gate_epsilon",
     "gate_epsilon_final",
-    "sequence_length",
 )
 _WEIGHTS: Final = ("distil_alpha_ce", "distil_alpha_teacher", "distil_alpha_hidden")
 _SAYS_NOTHING: Final = ("excluded, or of a kind", "outside the blocks", "not in the table")
@@ -51,53 +50,14 @@ def check_ranges(args: Any) -> None:
         )
 
 
-def check_density(density: object) -> None:
-    """Raise `ArgumentError` unless it is a fraction, or one per kind."""
-    values = density if isinstance(density, Mapping) else {"": density}
-    if not values:
-        raise ArgumentError("density", "no kind is named.", "Give a number, or kinds like {heads: 0.75}.")
-    for kind, value in values.items():
-        if kind:
-            one_of("density", kind, KINDS)
-        where = f"`density`.{kind}" if kind else "density"
-        if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 1:
-            raise ArgumentError(where, f"{value!r} is not in (0, 1].", "Give the fraction to keep, e.g. 0.5.")
-
-
-def keeps_all(density: object) -> bool:
-    """Tell a budget under which nothing goes: 1, or 1 of every kind that is named.
-
-    >>> keeps_all(1.0), keeps_all({"heads": 1, "channels": 0.5})
-    (True, False)
-    """
-    return all(value == 1 for value in (density.values() if isinstance(density, Mapping) else (density,)))
-
-
 def check_units(args: Any) -> None:
     """Raise `ArgumentError` for kinds that the criterion cannot prune, or one density cannot count together."""
-    kinds = set(args.kinds)
-    for kind in args.units or ():
-        one_of("units", kind, KINDS)
-    if not kinds:
-        raise ArgumentError("units", "names no kind.", f"Name some of {', '.join(KINDS)}, or leave it out.")
-    if not is_calibrated(args.scoring) or HIDDEN in kinds:
+    budget = args.budget
+    if not is_calibrated(args.scoring) or HIDDEN in budget.kinds:
         check_scored(args)
-    if isinstance(args.density, Mapping):
-        missing = kinds - set(args.density)
-        if missing:
-            raise ArgumentError(
-                "density", f"says nothing of {sorted(missing)}.", "Name every kind in `units`, or drop it."
-            )
-        return
-    for outer in kinds:
-        inner = kinds.intersection(outer.contains)
-        # l0 expects the product of nested gates and counts what lies in both once.
-        if inner and not (args.scoring == "l0" and args.scope == "global"):
-            raise ArgumentError(
-                "units",
-                f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
-                f"Give one density per kind, e.g. `density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}`.",
-            )
+    # l0 expects the product of nested gates and counts what lies in both once.
+    if not (args.scoring == "l0" and args.scope == "global"):
+        budget.check_disjoint()
 
 
 def check_scored(args: Any) -> None:
