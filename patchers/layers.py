@@ -19,6 +19,15 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(dict(module.named_children()).get("base_layer", module), LINEAR_TYPES)
 
 
+def join(path: str, *parts: str) -> str:
+    """Return a dotted path; empty parts vanish.
+
+    >>> join("a.b", "", "c"), join("", "c")
+    ('a.b.c', 'c')
+    """
+    return ".".join(part for part in (path, *parts) if part)
+
+
 def present(module: nn.Module) -> set[str]:
     """Return the paths of everything inside a module."""
     return {path for path, _ in module.named_modules()}

@@ -12,7 +12,7 @@ from patchers.errors import SparseTrainerError
 
 # Shape legend: U = units of a group, W = features of one unit along one axis.
 
-Place = Literal["input", "router", "output", "block", "norm"]
+Gated = Literal["input", "router", "output", "block", "norm"]
 
 
 @final
@@ -35,7 +35,7 @@ class Kind(str):
         self,
         name: str,
         *,
-        gated: Place,
+        gated: Gated,
         is_width: bool = False,
         is_whole: bool = False,
         contains: tuple["Kind", ...] = (),

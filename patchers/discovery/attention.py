@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from patchers.discovery.findings import Part, Refusal, join
+from patchers.discovery.findings import ONE_HEAD, Part, Refusal
 from patchers.discovery.heads import Heads, count_heads, divide, head_slices
 from patchers.discovery.source_code import config_fields, is_called_before, reshapes_to_input, returned_values
 from patchers.discovery.tables.exceptions import (
@@ -24,8 +24,7 @@ from patchers.discovery.tables.names import (
     NUM_HEADS,
     NUM_KV_HEADS,
 )
-from patchers.discovery.tables.registry import attention_forms
-from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
+from patchers.layers import LINEAR_TYPES, features, is_linear, join, linear_at, present
 from patchers.units import ATTENTION, HEADS, Core, Edit, Select, TensorSlice
 
 _PER_HEAD = {
@@ -39,25 +38,10 @@ _PER_FEATURE = ("q_bias", "v_bias")
 _VALUE_BIAS = "v_bias"
 _INNER_NORMS = ("attn_sub_norm", "inner_attn_ln", "sub_norm", "subln", "attn_ln")
 """Norms between the heads and the output projection."""
-ONE_HEAD = "its one head serves all queries"
 _NORMS = {
     "query": ("q_norm", "q_layernorm", "query_norm", "query_layernorm", "norm_q", "q_ln"),
     "key": ("k_norm", "k_layernorm", "key_norm", "key_layernorm", "norm_k", "k_ln"),
 }
-
-
-def attention_form_of(module: nn.Module) -> AttentionForm | None:
-    """Return the first form whose parts `module` has, or None."""
-    paths = present(module)
-    for form in attention_forms():
-        needed = [form.output, *(p for p in (form.query, form.key, form.value, form.fused) if p is not None)]
-        if not paths.issuperset(needed):
-            continue
-        if form.marker is None or any(
-            form.marker in vars(m) for m in (module, module.get_submodule(form.core))
-        ):
-            return form
-    return None
 
 
 def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Part | Refusal:

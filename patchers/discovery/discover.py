@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 from transformers import PreTrainedModel
 
-from patchers.discovery.attention import attention_form_of, read_attention
-from patchers.discovery.experts import is_experts, read_experts, read_router
-from patchers.discovery.ffn import ffn_form_of, read_ffn
+from patchers.discovery.attention import read_attention
+from patchers.discovery.experts import read_experts, read_router
+from patchers.discovery.ffn import read_ffn
 from patchers.discovery.findings import Part, Refusal, starred
 from patchers.discovery.hidden import read_hidden
-from patchers.discovery.sorts import sort_of
+from patchers.discovery.matching import attention_form_of, ffn_form_of, is_experts, sort_of
 from patchers.discovery.stacks import fixed_layers, number_in, stack_around
 from patchers.errors import UnsupportedModelError
 from patchers.layers import LINEAR_TYPES, features, linear_at

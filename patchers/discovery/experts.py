@@ -5,25 +5,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from patchers.discovery.ffn import pair_index, width_edits
-from patchers.discovery.findings import Part, Refusal, join
+from patchers.discovery.channels import pair_index, width_edits
+from patchers.discovery.findings import Part, Refusal
 from patchers.discovery.tables.names import NUM_EXPERTS
 from patchers.errors import UnsupportedModelError
+from patchers.layers import join
 from patchers.units import CHANNELS, EXPERTS, Edit, TensorSlice
 
-_DEFAULT_EXPERTS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _STRIDE_BYTES = 16
 """Grouped matrix products want rows of so many bytes, or a multiple (torch 2.13)."""
 _HALF_BYTES = 2
 _ANY_WIDTH = (None, "eager", "batched_mm")
 """Implementations of experts in transformers that take any width; None = what the class itself does."""
 _CORRECTION = ("correction_bias", "expert_bias")
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Tell whether a module holds stacked experts and describes them as transformers' experts interface asks."""
-    own = vars(module)
-    return all(name in own for name in _DEFAULT_EXPERTS) and "down_proj" in dict(module.named_parameters())
 
 
 def read_experts(model: nn.Module, path: str) -> Part | Refusal:

@@ -1,39 +1,17 @@
 """Channels: read a feed-forward module by the table of its form."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from patchers.discovery.findings import Part, Refusal, join
+from patchers.discovery.channels import pair_index, width_edits
+from patchers.discovery.findings import Part, Refusal
 from patchers.discovery.source_code import called_around, is_called_before
 from patchers.discovery.tables.exceptions import CHANNELS_STAY
 from patchers.discovery.tables.forms import FfnForm
-from patchers.discovery.tables.names import FFN_WIDTH
-from patchers.discovery.tables.registry import ffn_forms
-from patchers.layers import LINEAR_TYPES, features, is_linear, linear_at, present
-from patchers.units import CHANNELS, FFN, Edit, Slice
-
-
-def ffn_form_of(module: nn.Module) -> FfnForm | None:
-    """Return the first form whose parts `module` has with fitting shapes, or None."""
-    paths = present(module)
-    for form in ffn_forms():
-        if paths.issuperset((*form.up, form.down)) and _fits(module, form):
-            return form
-    return None
-
-
-def _fits(module: nn.Module, form: FfnForm) -> bool:
-    if form.down.isdigit() and not isinstance(module, nn.Sequential):
-        return False
-    roles = [*form.up, form.down]
-    if not all(is_linear(module.get_submodule(name)) for name in roles):
-        return True
-    _, width = features(linear_at(module, form.down))
-    allowed = (width,) if form.fused is None else (width, 2 * width)
-    return all(features(linear_at(module, name))[0] in allowed for name in form.up)
+from patchers.layers import LINEAR_TYPES, features, is_linear, join, linear_at
+from patchers.units import CHANNELS, FFN, Slice
 
 
 def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Part | Refusal:
@@ -77,18 +55,6 @@ def read_ffn(model: nn.Module, path: str, form: FfnForm) -> Part | Refusal:
         branch=FFN if plain else None,
         entry=slices[0].path,
     )
-
-
-@lru_cache(maxsize=16)
-def pair_index(width: int, *, concatenated: bool) -> tuple[tuple[int, int], ...]:
-    """Return the rows of gate and up of each channel.
-
-    >>> pair_index(2, concatenated=True), pair_index(2, concatenated=False)
-    (((0, 2), (1, 3)), ((0, 1), (2, 3)))
-    """
-    if concatenated:
-        return tuple((u, u + width) for u in range(width))
-    return tuple((2 * u, 2 * u + 1) for u in range(width))
 
 
 def _between(module: nn.Module, form: FfnForm, width: int) -> str | None:
@@ -141,13 +107,3 @@ def _is_aside(owner: nn.Module, roles: Sequence[str], name: str, form: FfnForm) 
 
 def _sizes(module: nn.Module) -> set[int]:
     return {size for tensor in module.parameters() for size in tensor.shape}
-
-
-def width_edits(model: nn.Module, paths: Iterable[str], width: int) -> Iterator[Edit]:
-    """Yield the attributes of these modules that count the channels."""
-    for path in paths:
-        own = vars(model.get_submodule(path))
-        for name in FFN_WIDTH:
-            # An attribute that counts the hidden features may be as large by chance.
-            if own.get(name) == width and width not in (own.get("hidden_size"), own.get("embed_dim")):
-                yield Edit(path=path, attribute=name, per_unit=1)

@@ -1,9 +1,12 @@
-"""What the readers of modules return: units, or why there are none; and dotted paths."""
+"""What the readers of modules return: units, or why there are none."""
 
 import re
 from dataclasses import dataclass
 
 from patchers.units import Core, Edit, Kind, Select, Slice, TensorSlice
+
+ONE_HEAD = "its one head serves all queries"
+"""Why a linear stays whole that makes the only key or value head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +44,6 @@ class Part:
     """Linear that reads the hidden states; None where a latent space or a router lies between."""
     left: tuple[Refusal, ...] = ()
     """Linears of the module that every unit reads, which stay as they are."""
-
-
-def join(path: str, *parts: str) -> str:
-    """Return a dotted path; empty parts vanish.
-
-    >>> join("a.b", "", "c"), join("", "c")
-    ('a.b.c', 'c')
-    """
-    return ".".join(part for part in (path, *parts) if part)
 
 
 def starred(path: str) -> str:

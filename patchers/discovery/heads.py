@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from patchers.discovery.findings import join
 from patchers.discovery.tables.forms import AttentionForm
 from patchers.discovery.tables.names import HEAD_DIM, NUM_HEADS, NUM_KV_HEADS
 from patchers.errors import UnsupportedModelError
-from patchers.layers import features, linear_at, present
+from patchers.layers import features, join, linear_at, present
 from patchers.units import Slice
 
 

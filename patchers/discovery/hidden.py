@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from patchers.discovery.attention import ONE_HEAD
-from patchers.discovery.findings import Refusal, join
+from patchers.discovery.findings import ONE_HEAD, Refusal
 from patchers.discovery.source_code import attributes_read
 from patchers.discovery.tables.forms import StreamForm
 from patchers.discovery.tables.names import HIDDEN_SIZE
@@ -18,7 +17,7 @@ from patchers.discovery.tables.streams import (
     TRANSFORMS,
     WRITERS,
 )
-from patchers.layers import LINEAR_TYPES, features, linear_at
+from patchers.layers import LINEAR_TYPES, features, join, linear_at
 from patchers.modeling_pruned import is_skip
 from patchers.patching.gated_norm import is_plain_norm
 from patchers.patching.gates import Gate

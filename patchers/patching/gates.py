@@ -1,15 +1,15 @@
 """Gates: one value per unit. 0 = closed = exactly as if removed, 1 = open = exactly as if no gate stood there."""
 
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from patchers.units import Place
-
 # Shape legend: B = batch, T = tokens, D = hidden features, I = features of a consumer's input, U = units.
+
+Place = Literal["input", "output", "block"]
 
 
 class Gate(nn.Module):

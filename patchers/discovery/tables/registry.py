@@ -1,4 +1,4 @@
-"""Naming families: tables of forms. A new naming is one row in a table, and one row in the conformance test."""
+"""The forms that `discover` knows: those of the tables, and those that a user registers for a model of their own."""
 
 from patchers.discovery.tables.attention import ATTENTION_FORMS
 from patchers.discovery.tables.ffn import FFN_FORMS
@@ -25,13 +25,3 @@ def attention_forms() -> tuple[AttentionForm, ...]:
 def ffn_forms() -> tuple[FfnForm, ...]:
     """Return the forms of feed-forward modules in the order in which they are tried."""
     return (*(form for form in _REGISTERED if isinstance(form, FfnForm)), *FFN_FORMS)
-
-
-__all__ = [
-    "AttentionForm",
-    "FfnForm",
-    "Form",
-    "attention_forms",
-    "ffn_forms",
-    "register_form",
-]
