@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from sparse_trainer.data.splits import DataOptions, load_splits
-from sparse_trainer.folders.load_shape import resolve
+from sparse_trainer.folders.configs import resolve
 from sparse_trainer.training.blending import Cheapening, cheapen, finish
 
 ARMS: dict[str, tuple[str, ...]] = {"as it is": (), "relu": ("relu",), "relu + no_norm": ("relu", "no_norm")}

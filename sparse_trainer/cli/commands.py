@@ -24,7 +24,8 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.fields import check_counts
 from sparse_trainer.files.writing import check_file
 from sparse_trainer.folders.configs import read_config
-from sparse_trainer.folders.load_shape import load_model, load_shape
+from sparse_trainer.folders.load import load_model
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.save import EXPORTS
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.latency import bench as run_bench

@@ -18,7 +18,7 @@ from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.folders.configs import resolve
-from sparse_trainer.folders.load import check_weights
+from sparse_trainer.folders.load import check_weight_files
 from sparse_trainer.run.latency import device_name, find_dtype
 from sparse_trainer.run.prune_folder import SourceOptions
 from sparse_trainer.statistics.calibration import check_positions, positions_of
@@ -82,7 +82,7 @@ def evaluate(
     check_tasks(names, files, options)
     for source in sources:
         source.place()
-        check_weights(resolve(source.name_or_path))
+        check_weight_files(resolve(source.name_or_path))
         check_positions("length", options.length, positions_of(source.config()))
     with redirect_stdout(sys.stderr):
         tokenizer = shared_tokenizer(sources)

@@ -16,10 +16,10 @@ from patchers.modeling_pruned import LayoutError
 from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_folder
 from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
 from sparse_trainer.files.json_text import read_object
+from sparse_trainer.files.names import ADAPTER_CONFIG
 
 CONFIG_FILE = "config.json"
 DAMAGED = "Save the model again, or restore the folder."
-_ADAPTER_FILE = "adapter_config.json"
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
@@ -82,7 +82,7 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     if file is None:
         raise CheckpointError(place, "is missing.", "Give the folder of a model, or a name on the hub.")
     _check_types(place, read_object(Path(file), DAMAGED, constants=True))
-    _check_adapter(Path(where, _ADAPTER_FILE))
+    _check_adapter(Path(where, ADAPTER_CONFIG))
     with refusing(place, "a config"):
         values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
     return values

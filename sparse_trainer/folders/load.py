@@ -1,35 +1,31 @@
-"""Read folders: pruned models, checkpoints in the middle of training, and what must not be taken for either."""
+"""Load models from folders, dense and pruned, and refuse what must not be taken for one: checkpoints with gates."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import pruned_class
 from patchers.patching.patch import PATCH_ENTRIES
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
-from sparse_trainer.folders.adapted import load_adapted, refuse_adapter_alone
-from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing
+from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing, resolve
 from sparse_trainer.folders.nn_pruning_format import (
     complete,
     is_of_nn_pruning,
     loading_options,
     removed_heads,
 )
-from sparse_trainer.folders.safetensors_files import Stored, named_as_in, weight_files
+from sparse_trainer.folders.safetensors_files import stored_names
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import attach_plan
-from sparse_trainer.training.checkpoint import STATE_FILE, args_to_restore
-from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.gate_file import GATE_FILE
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -40,8 +36,6 @@ _HUB_OPTIONS = (
     "subfolder",
     "token",
 )
-_UNSAVED = "Save through the Trainer, or call save_state(folder, coordinator) too; else restore the folder."
-logger = logging.getLogger(__name__)
 
 
 def load_pruned(path_or_hub_id: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
@@ -59,23 +53,37 @@ def load_pruned(path_or_hub_id: str | os.PathLike[str], **kwargs: Any) -> PreTra
     return load_model(path_or_hub_id, None, **kwargs)
 
 
-def load_model(path: str | os.PathLike[str], auto_class: Any = None, **kwargs: Any) -> PreTrainedModel:
-    """Load a dense or pruned model, but no checkpoint with gates.
+def load_model(
+    path: str | os.PathLike[str],
+    auto_class: Any = None,
+    *,
+    device: torch.device | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a dense or pruned model with its weights, but no checkpoint with gates.
 
     Args:
+        path: A folder, a name on the hub, or `package:NAME/FOLDER`.
         auto_class: An auto class of transformers, for a task head of choice; default: the head that was saved.
+        device: Where to move it; None = leave it where `from_pretrained` puts it.
+        kwargs: Go to `from_pretrained`.
 
     Raises:
         CheckpointError: as `load_pruned`.
     """
-    where = os.fspath(path)
+    model: Any = _load_model(resolve(os.fspath(path)), auto_class, kwargs)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
+
+
+def _load_model(where: str, auto_class: Any, kwargs: Mapping[str, Any]) -> PreTrainedModel:
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     if os.path.isdir(where):
         refuse_patched(where)
         refuse_adapter_alone(where)
     values = config_values(where, hub)
     plan = _read_plan(where, hub)
-    cls = _class_of(where, values, auto_class)
+    cls = class_of(where, values, auto_class)
     old = is_of_nn_pruning(values, f"{where}: {CONFIG_FILE}")
     ours = plan is not None or "pruning" in values or old
     # A task head of choice, or more labels than before, start fresh: only then may weights be missing.
@@ -108,18 +116,31 @@ def refuse_patched(folder: str | os.PathLike[str]) -> None:
         )
 
 
-def check_weights(name: str) -> None:
+def refuse_adapter_alone(folder: str | os.PathLike[str]) -> None:
+    """Raise `CheckpointError` for an adapter of peft in the place of a model; also where its gates were lost."""
+    place = Path(folder)
+    if not (place / ADAPTER_CONFIG).is_file() or (place / CONFIG_FILE).is_file():
+        return
+    if (place / STATE_FILE).is_file():
+        raise CheckpointError(
+            str(place / GATE_FILE),
+            "the gates beside the adapter are missing.",
+            "Restore the checkpoint, or take an earlier one.",
+        )
+    raise CheckpointError(
+        os.fspath(folder),
+        "holds an adapter of peft, no model.",
+        "Merge it first: peft.AutoPeftModel….from_pretrained(folder).merge_and_unload().save_pretrained(OUT).",
+    )
+
+
+def check_weight_files(name: str) -> None:
     """Raise `CheckpointError` for a local folder whose weights are missing or damaged, by their headers alone."""
     folder = Path(name)
-    if (
-        not os.path.isdir(name) or (folder / WEIGHTS_NAME).is_file()
-    ):  # pickled: of nn_pruning, told when it is loaded
-        return
-    files = _weight_files(folder)
-    if not files:
+    if not os.path.isdir(name) or (folder / WEIGHTS_NAME).is_file():
+        return  # pickled weights of nn_pruning are checked when they are loaded
+    if not stored_names(folder):
         raise CheckpointError(name, "holds no safetensors weights.", DAMAGED)
-    for file in files:
-        _entry_names(file)
 
 
 def is_patched_checkpoint(folder: str | os.PathLike[str]) -> bool:
@@ -128,56 +149,8 @@ def is_patched_checkpoint(folder: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointError: the weights are damaged.
     """
-    return (Path(folder) / GATE_FILE).is_file() or any(
-        name.endswith(PATCH_ENTRIES) for file in _weight_files(Path(folder)) for name in _entry_names(file)
-    )
-
-
-def load_patched(
-    folder: str | os.PathLike[str], *, base_model: str | os.PathLike[str] | None = None
-) -> PreTrainedModel:
-    """Load a training checkpoint together with its gates: a patched model, for `optimize_model`.
-
-    Args:
-        base_model: Of a checkpoint with an adapter: the folder or hub id of the model below; None = the one that the
-            adapter names. What comes back is a peft model then.
-
-    Raises:
-        CheckpointError: no such checkpoint, or a damaged one; or no base model.
-    """
-    where = Path(folder)
-    if (where / GATE_FILE).is_file():
-        adapted: PreTrainedModel = load_adapted(where, base_model)
-        return adapted
-    refuse_adapter_alone(where)
-    if not is_patched_checkpoint(where):
-        raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
-    # Libraries that save the model they wrap may do so in a subfolder.
-    beside = where if (where / STATE_FILE).is_file() else where.parent
-    sparse_args = args_to_restore(beside if (beside / STATE_FILE).is_file() else where, _UNSAVED)
-    values = config_values(str(where), {})
-    cls: Any = _class_of(str(where), values, None)
-    with refusing(f"{where}: {CONFIG_FILE}", cls.__name__):
-        model: Any = cls._from_config(cls.config_class.from_pretrained(where))
-    ModelPatchingCoordinator(sparse_args).restore(model)
-    _load_state(model, where)
-    model.eval()
-    return model  # type: ignore[no-any-return]
-
-
-def _load_state(model: Any, folder: Path) -> None:
-    """Load weights and gates as they are stored: in their dtype, which need not be that of the config."""
-    file = str(_weight_files(folder)[0])
-    state = named_as_in(model, Stored(folder))
-    try:
-        problems = model.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(file, f"does not fit the model ({error}).", DAMAGED) from error
-    model.tie_weights()
-    tied = set(model.all_tied_weights_keys)
-    lost = [*problems.unexpected_keys, *(name for name in problems.missing_keys if name not in tied)]
-    if lost:
-        raise CheckpointError(file, f"{lost[0]!r} is missing or unknown.", DAMAGED)
+    place = Path(folder)
+    return (place / GATE_FILE).is_file() or any(name.endswith(PATCH_ENTRIES) for name in stored_names(place))
 
 
 def _read_plan(where: str, hub: Mapping[str, Any]) -> Plan | None:
@@ -191,7 +164,12 @@ def _read_plan(where: str, hub: Mapping[str, Any]) -> Plan | None:
     return None if file is None else Plan.load(file)
 
 
-def _class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[PreTrainedModel]:
+def class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[PreTrainedModel]:
+    """Return the class that a config names, or that an auto class has for it; of a pruned model, its pruned form.
+
+    Raises:
+        CheckpointError: transformers has no such class.
+    """
     if auto_class is None:
         name = str((values.get("architectures") or [None])[0])
         stock = getattr(transformers, name, None)
@@ -248,20 +226,3 @@ def _load(
         )
     drop_code_names(model.config)
     return model  # type: ignore[no-any-return]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    has_some = any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-    return weight_files(folder) if has_some else []
-
-
-def _entry_names(file: Path) -> list[str]:
-    with _opened(file) as content:
-        return list(content.keys())
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(str(file), f"cannot be read ({error}).", DAMAGED) from error

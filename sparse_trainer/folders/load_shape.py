@@ -1,6 +1,4 @@
-"""Turn a name into a model: a folder or hub id, ours or stock; with weights, or only its shape."""
-
-from __future__ import annotations
+"""Build a model from its config alone, without weights: a folder or hub id, ours or stock."""
 
 from typing import Any
 
@@ -11,25 +9,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from patchers.modeling_pruned import pruned_class
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
-from sparse_trainer.folders import load as checkpoint
-from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, read_config, refusing
-from sparse_trainer.folders.configs import resolve as resolve
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, read_config, refusing, resolve
 from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
-
-
-def load_model(name: str, *, device: torch.device | None = None, **options: Any) -> PreTrainedModel:
-    """Load a model with its weights under the class its config names.
-
-    Args:
-        device: Where to move it; None = leave it on the CPU.
-        options: Go to `from_pretrained`.
-
-    Raises:
-        CheckpointError: It cannot be loaded, or it is a checkpoint with gates.
-    """
-    model: Any = checkpoint.load_model(resolve(name), **options)
-    loaded: PreTrainedModel = model if device is None else model.to(device)
-    return loaded
 
 
 def load_shape(name: str) -> PreTrainedModel:

@@ -99,6 +99,18 @@ def weight_files(folder: Path) -> list[Path]:
     return files_of_index(index)
 
 
+def stored_names(folder: Path) -> list[str]:
+    """Return the names of all tensors in a folder; none where it holds no safetensors.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+    """
+    has_some = any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    return [
+        name for file in (weight_files(folder) if has_some else ()) for name in _opened(file).offset_keys()
+    ]
+
+
 def files_of_index(index: Path) -> list[Path]:
     """Return the files that an index of shards lists.
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.load import is_patched_checkpoint, load_patched
-from sparse_trainer.folders.load_shape import load_model, resolve
+from sparse_trainer.folders.configs import resolve
+from sparse_trainer.folders.load import is_patched_checkpoint, load_model
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.save import export_form, save_pruned
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint

@@ -18,7 +18,7 @@ from sparse_trainer.data.corpora.read import check_source, find
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import read_config
-from sparse_trainer.folders.load_shape import load_model
+from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import check_target, export_form, least_bytes, save_pruned
 from sparse_trainer.folders.tokenizers import find_tokenizer

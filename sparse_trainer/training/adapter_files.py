@@ -9,8 +9,8 @@ from torch import nn
 
 from patchers.patching.merging import active_adapters, base_model
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files.names import ADAPTER_CONFIG
 
-ADAPTER_CONFIG: Final = "adapter_config.json"
 DEFAULT: Final = "default"
 
 

@@ -20,12 +20,12 @@ from patchers.modeling_pruned import stock_class_of
 from patchers.patching.merging import active_adapters, base_model, has_adapters
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files.json_text import read_object
+from sparse_trainer.files.names import STATE_FILE
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.gate_file import read_gates, save_gates
 
-STATE_FILE = "pruning_state.json"
 _FORMAT = 1
 EARLIER = "Resume from an earlier checkpoint, or train from the start."
 """What can be done about a checkpoint that is damaged."""

@@ -19,9 +19,8 @@ from patchers.patching.gates import Gate
 from patchers.patching.masks import WeightMask
 from patchers.patching.merging import base_model
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files.names import GATE_FILE
 from sparse_trainer.files.writing import new_file
-
-GATE_FILE = "pruning_gates.safetensors"
 
 
 def save_gates(folder: str | os.PathLike[str], model: nn.Module) -> None:

@@ -17,12 +17,12 @@ from patchers.modeling_pruned import is_no_norm
 from patchers.patching.blends import BlendedNorm
 from patchers.patching.merging import has_adapters
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.files.names import STATE_FILE
 from sparse_trainer.files.writing import writing
 from sparse_trainer.training.adapter_files import lie_apart, restore_adapters
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import (
     EARLIER,
-    STATE_FILE,
     check_resumed,
     find_checkpoint,
     is_over,

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.data.corpora.read import find
-from sparse_trainer.folders.load_shape import load_model
+from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice

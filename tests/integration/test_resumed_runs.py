@@ -14,7 +14,8 @@ from transformers import Trainer
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.load import load_patched, load_pruned
+from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.fine_pruning import Recipe, load_recipe

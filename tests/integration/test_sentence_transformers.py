@@ -18,7 +18,8 @@ from patchers.patching.patch import gates_of
 from sparse_trainer.architectures.tiny import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.folders.load import is_patched_checkpoint, load_patched
+from sparse_trainer.folders.load import is_patched_checkpoint
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.trainer import SparseTrainer
 from sparse_trainer.training.wrapped_model import WHOLE_FILE

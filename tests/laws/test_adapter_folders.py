@@ -8,7 +8,8 @@ import torch
 
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.load import is_patched_checkpoint, load_patched, load_pruned
+from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.training.checkpoint import STATE_FILE, save_state
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator

@@ -9,7 +9,8 @@ import torch
 from patchers.patching.patch import masks_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.folders.load import is_patched_checkpoint, load_patched, load_pruned
+from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.mask_driver import Masking

@@ -26,7 +26,8 @@ from patchers.discovery.discover import discover
 from patchers.patching.patch import gates_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.load import is_patched_checkpoint, load_model, load_patched, load_pruned
+from sparse_trainer.folders.load import is_patched_checkpoint, load_model, load_pruned
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments

@@ -9,7 +9,7 @@ import torch
 from patchers.patching.patch import unpatch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.folders.load import load_patched
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.distillation.layer_map import match

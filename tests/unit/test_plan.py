@@ -13,7 +13,7 @@ from patchers.patching.patch import gates_of
 from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.load import load_patched
+from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.protect import put_first
 from sparse_trainer.plan.record import Request, plan_of, remember_request

@@ -1,4 +1,4 @@
-"""Checkpoints of trainings with adapters: base model, adapter and gates, put together again."""
+"""Load checkpoints of a pruning training, model and gates together; with adapters, on top of their base model."""
 
 import os
 from collections.abc import Mapping
@@ -15,37 +15,68 @@ from patchers.patching.merging import base_model as inner_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
 from sparse_trainer.files.json_text import read_object
-from sparse_trainer.folders.configs import CONFIG_FILE, first_line, refusing
-from sparse_trainer.training.adapter_files import ADAPTER_CONFIG, adapters_in
-from sparse_trainer.training.checkpoint import STATE_FILE, args_to_restore, read_model
+from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, first_line, refusing
+from sparse_trainer.folders.load import class_of, is_patched_checkpoint, refuse_adapter_alone
+from sparse_trainer.folders.safetensors_files import Stored, named_as_in, weight_files
+from sparse_trainer.training.adapter_files import adapters_in
+from sparse_trainer.training.checkpoint import args_to_restore, read_model
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.gate_file import GATE_FILE, restore_gates
+from sparse_trainer.training.gate_file import restore_gates
 
 _DAMAGED = "Restore the checkpoint, or take an earlier one."
+_UNSAVED = "Save through the Trainer, or call save_state(folder, coordinator) too; else restore the folder."
 _GIVE_BASE = "Name the folder or hub id of the base model: load_patched(…, base_model=…), or --base-model."
 
 
-def holds_adapter_alone(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder holds an adapter of peft, and no model."""
-    return (Path(folder) / ADAPTER_CONFIG).is_file() and not (Path(folder) / CONFIG_FILE).is_file()
+def load_patched(
+    folder: str | os.PathLike[str], *, base_model: str | os.PathLike[str] | None = None
+) -> PreTrainedModel:
+    """Load a training checkpoint together with its gates: a patched model, for `optimize_model`.
+
+    Args:
+        base_model: Of a checkpoint with an adapter: the folder or hub id of the model below; None = the one that the
+            adapter names. What comes back is a peft model then.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a damaged one; or no base model.
+    """
+    where = Path(folder)
+    if (where / GATE_FILE).is_file():
+        adapted: PreTrainedModel = _load_adapted(where, base_model)
+        return adapted
+    refuse_adapter_alone(where)
+    if not is_patched_checkpoint(where):
+        raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
+    # Libraries that save the model they wrap may do so in a subfolder.
+    beside = where if (where / STATE_FILE).is_file() else where.parent
+    sparse_args = args_to_restore(beside if (beside / STATE_FILE).is_file() else where, _UNSAVED)
+    values = config_values(str(where), {})
+    cls: Any = class_of(str(where), values, None)
+    with refusing(f"{where}: {CONFIG_FILE}", cls.__name__):
+        model: Any = cls._from_config(cls.config_class.from_pretrained(where))
+    ModelPatchingCoordinator(sparse_args).restore(model)
+    _load_state(model, where)
+    model.eval()
+    return model  # type: ignore[no-any-return]
 
 
-def refuse_adapter_alone(folder: str | os.PathLike[str]) -> None:
-    """Raise `CheckpointError` for an adapter in the place of a model; also where its gates were lost."""
-    if not holds_adapter_alone(folder):
-        return
-    if (Path(folder) / STATE_FILE).is_file():
-        raise CheckpointError(
-            str(Path(folder) / GATE_FILE), "the gates beside the adapter are missing.", _DAMAGED
-        )
-    raise CheckpointError(
-        os.fspath(folder),
-        "holds an adapter of peft, no model.",
-        "Merge it first: peft.AutoPeftModel….from_pretrained(folder).merge_and_unload().save_pretrained(OUT).",
-    )
+def _load_state(model: Any, folder: Path) -> None:
+    """Load weights and gates as they are stored: in their dtype, which need not be that of the config."""
+    file = str(weight_files(folder)[0])
+    state = named_as_in(model, Stored(folder))
+    try:
+        problems = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(file, f"does not fit the model ({error}).", DAMAGED) from error
+    model.tie_weights()
+    tied = set(model.all_tied_weights_keys)
+    lost = [*problems.unexpected_keys, *(name for name in problems.missing_keys if name not in tied)]
+    if lost:
+        raise CheckpointError(file, f"{lost[0]!r} is missing or unknown.", DAMAGED)
 
 
-def load_adapted(folder: Path, base_model: str | os.PathLike[str] | None) -> Any:
+def _load_adapted(folder: Path, base_model: str | os.PathLike[str] | None) -> Any:
     """Load what a training with adapters saved: a patched peft model, for `optimize_model`.
 
     Args:
