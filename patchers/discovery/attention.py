@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from patchers.discovery.findings import ONE_HEAD, Part, Refusal
-from patchers.discovery.heads import Heads, count_heads, divide, head_slices
+from patchers.discovery.heads import Heads, count_heads, head_slices, split_evenly
 from patchers.discovery.source_code import config_fields, is_called_before, reshapes_to_input, returned_values
 from patchers.discovery.tables.exceptions import (
     HEADS_STAY,
@@ -190,7 +190,7 @@ def _per_head_tensors(module: nn.Module, path: str, heads: Heads) -> Iterator[Te
             if matches and dim < tensor.dim() and tensor.shape[dim] == heads.queries:
                 yield TensorSlice(name=join(path, name), dim=dim, units=heads.units, width=heads.per_unit)
         if name.rpartition(".")[2] in _PER_FEATURE and tensor.dim() == 1 and not heads.by_query:
-            width = divide(join(path, name), tensor.numel(), heads.units, "units")
+            width = split_evenly(join(path, name), tensor.numel(), heads.units, "units")
             yield TensorSlice(name=join(path, name), dim=0, units=heads.units, width=width)
 
 

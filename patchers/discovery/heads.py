@@ -44,13 +44,13 @@ def count_heads(model: nn.Module, path: str, form: AttentionForm) -> Heads | str
         return "it does not say how many heads it has"
     if queries is None or (head_dim is not None and form.fused is None and inputs == queries * head_dim):
         assert head_dim is not None
-        queries = divide(join(path, form.output), inputs, head_dim, "features of a head")
+        queries = split_evenly(join(path, form.output), inputs, head_dim, "features of a head")
     if queries < 1:
         return "it has no heads"
-    width = divide(join(path, form.output), inputs, queries, "heads")
+    width = split_evenly(join(path, form.output), inputs, queries, "heads")
     if form.fused is not None:
         rows, _ = features(linear_at(model, join(path, form.fused)))
-        both = divide(join(path, form.fused), rows, width, "features of a head") - queries
+        both = split_evenly(join(path, form.fused), rows, width, "features of a head") - queries
         if both < 2 or both % 2:
             return f"{form.fused} has {rows} rows, which are not queries, keys and values of {queries} heads"
         groups = both // 2
@@ -60,7 +60,7 @@ def count_heads(model: nn.Module, path: str, form: AttentionForm) -> Heads | str
         key_rows, _ = features(linear_at(model, join(path, key)))
         # A query projection may be twice as wide as its heads: with an output gate in it.
         counted = queries if form.value is None else _first(module, NUM_KV_HEADS)
-        groups = counted or divide(
+        groups = counted or split_evenly(
             join(path, key), key_rows, head_dim or query_rows // queries or 1, "features of a head"
         )
         if key_rows % groups:
@@ -86,7 +86,7 @@ def _first(module: nn.Module, names: Iterable[str]) -> int | None:
     return None
 
 
-def divide(where: str, size: int, parts: int, what: str) -> int:
+def split_evenly(where: str, size: int, parts: int, what: str) -> int:
     if parts < 1 or size % parts:
         raise UnsupportedModelError(
             where,
@@ -108,7 +108,7 @@ def head_slices(model: nn.Module, path: str, form: AttentionForm, heads: Heads) 
             rows, _ = features(linear_at(model, join(path, extra)))
             is_key = extra in ("key_global", "value_global") and not heads.by_query
             if not (heads.by_query and is_key):
-                width = divide(join(path, extra), rows, units, "units")
+                width = split_evenly(join(path, extra), rows, units, "units")
                 producers.append(Slice(path=join(path, extra), axis="out", units=units, width=width))
     _, inputs = features(linear_at(model, join(path, form.output)))
     consumer = Slice(path=join(path, form.output), axis="in", units=units, width=inputs // units)
@@ -120,7 +120,7 @@ def _split_slices(model: nn.Module, path: str, form: AttentionForm, heads: Heads
     for name in (name for name in names if name is not None):
         where = join(path, name)
         rows, _ = features(linear_at(model, where))
-        width = divide(where, rows, heads.units, "units")
+        width = split_evenly(where, rows, heads.units, "units")
         yield Slice(
             path=where, axis="out", units=heads.units, width=width, is_value=name == (form.value or form.key)
         )

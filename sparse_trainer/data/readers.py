@@ -40,7 +40,7 @@ def read_table(path: Path, where: str) -> Dataset:
     Raises:
         DataError: An unknown kind of file, no file, one that cannot be read, or one without rows.
     """
-    check_file(path, where, tuple(TABLES))
+    check_data_file(path, where, tuple(TABLES))
     reader = TABLES[ending(path)]
     try:
         loaded = load_dataset(reader, data_files={"rows": str(path)})
@@ -58,7 +58,7 @@ def read_text(path: Path, where: str) -> str:
     Raises:
         DataError: An unknown kind of file, no file, or one that cannot be read.
     """
-    check_file(path, where, TEXTS)
+    check_data_file(path, where, TEXTS)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8")
@@ -92,7 +92,7 @@ def read_hub(
         ) from error  # fmt: skip
 
 
-def check_file(path: Path, where: str, endings: tuple[str, ...]) -> None:
+def check_data_file(path: Path, where: str, endings: tuple[str, ...]) -> None:
     """Raise `DataError` unless a file of one of these kinds is there, may be read and is not empty."""
     if not os.path.isfile(path):  # unlike Path.is_file, no error for a name that no file can have
         raise DataError(where, "is a folder." if os.path.isdir(path) else "no such file.", "Name a file.")

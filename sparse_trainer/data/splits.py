@@ -10,7 +10,7 @@ from typing import Literal
 from datasets import ClassLabel, Dataset
 
 from sparse_trainer.data.quickstart.generated import Split, generate
-from sparse_trainer.data.readers import TABLES, check_file, read_hub, read_table
+from sparse_trainer.data.readers import TABLES, check_data_file, read_hub, read_table
 from sparse_trainer.errors import ArgumentError, DataError, shown
 from sparse_trainer.fields import check_counts, check_seed
 
@@ -75,7 +75,7 @@ class DataOptions:
         """Raise `DataError` for a local file that is not there: before anything is loaded."""
         for name, file in (("train_file", self.train_file), ("validation_file", self.validation_file)):
             if file is not None:
-                check_file(Path(file), f"data.{name}: {shown(file)}", tuple(TABLES))
+                check_data_file(Path(file), f"data.{name}: {shown(file)}", tuple(TABLES))
 
 
 @dataclass(frozen=True, slots=True)

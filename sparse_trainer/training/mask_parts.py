@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.training.mask_selection import METHODS, Method
 
 DISABLED: Final = "disabled"
@@ -56,9 +56,3 @@ def spelled(name: str) -> str:
     'topK'
     """
     return _SPELLINGS.get(name, name)
-
-
-def one_of(where: str, value: object, known: tuple[object, ...]) -> None:
-    """Raise `ArgumentError` for a value that is not known."""
-    if value not in known:
-        raise ArgumentError(where, f"unknown value {value!r}.", nearest(str(value), map(str, known)))

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from sparse_trainer.data.corpora.base import Corpus, Part, Question, Row
 from sparse_trainer.data.corpora.table import CORPORA, plain
-from sparse_trainer.data.readers import TABLES, TEXTS, check_file, ending, read_hub, read_table, read_text
+from sparse_trainer.data.readers import (
+    TABLES,
+    TEXTS,
+    check_data_file,
+    ending,
+    read_hub,
+    read_table,
+    read_text,
+)
 from sparse_trainer.errors import DataError, nearest, shown
 
 
@@ -35,7 +43,7 @@ def check_source(corpus: Corpus, part: Part, file: str | Path | None = None) -> 
     named = corpus.file if file is None else file
     if named is not None:
         endings = tuple(TABLES) if corpus.question is not None else (*TABLES, *TEXTS)
-        check_file(Path(named), f"{corpus.name}, {part}: {shown(str(named))}", endings)
+        check_data_file(Path(named), f"{corpus.name}, {part}: {shown(str(named))}", endings)
 
 
 def rows(corpus: Corpus, part: Part, file: str | Path | None = None) -> Sequence[Row]:

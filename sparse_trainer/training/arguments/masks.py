@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.training.arguments.mask_checks import Asked, check
-from sparse_trainer.training.mask_parts import DISABLED, PartOptions, one_of, parse_method, spelled
+from sparse_trainer.training.mask_parts import DISABLED, PartOptions, parse_method, spelled
 from sparse_trainer.training.mask_selection import BY_FRACTION, METHODS, Method
 from sparse_trainer.training.schedule import CubicSchedule
 
