@@ -24,7 +24,8 @@ from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import criterion_of
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.requests import Moments, Statistics
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistics
 
 # Shape legend: B = windows, T = tokens.
 

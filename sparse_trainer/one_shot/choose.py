@@ -70,7 +70,7 @@ def score_by_block(model: Any, structure: Structure, batches: Batches | None, op
     return Scores(ranks=ranks, shares=shares)
 
 
-def criteria_requests(options: Options) -> tuple[Statistic, ...]:
+def criteria_requests(options: Options) -> tuple[Statistic[Any], ...]:
     """Return what the criteria have to know."""
     requests = criterion_of(options.criterion, options.normalize).requests()
     if options.allocation is not None:

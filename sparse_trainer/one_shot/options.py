@@ -17,7 +17,7 @@ from sparse_trainer.criteria.calibration.mixture import CriterionLike, criterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError, BudgetError, nearest, shown
 from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
-from sparse_trainer.statistics.requests import Moments, SequenceMeans, collectable_kinds
+from sparse_trainer.statistics.requests import collectable_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Options:
             )
         if not self.by_block:
             return
-        if any(not isinstance(need, Moments | SequenceMeans) for need in requests):
+        if any(request.loss is not None for request in requests):
             raise ArgumentError(
                 where, "it needs gradients, through the whole model.", "Drop `by_block`, or take wanda or obs."
             )  # fmt: skip

@@ -35,7 +35,8 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.requests import Moments, Statistic, Statistics, unsupported_reason
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic, Statistics, unsupported_reason
 
 M = TypeVar("M", bound=PreTrainedModel)
 Calibration = Iterable[Mapping[str, Any]]
@@ -198,7 +199,7 @@ def _check_collected(structure: Structure, options: Options, statistics: Statist
         )  # fmt: skip
 
 
-def requests_of(options: Options) -> tuple[Statistic, ...]:
+def requests_of(options: Options) -> tuple[Statistic[Any], ...]:
     """Return what the criteria and the repair need to know."""
     return criteria_requests(options) + repair_requests(options)
 

@@ -17,7 +17,8 @@ from sparse_trainer.one_shot.options import Options
 from sparse_trainer.one_shot.repairs.reconstruct import Repaired, fold_mean, least_squares, scale
 from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.requests import Moments, MomentSums, Statistic, Statistics
+from sparse_trainer.statistics.moments import Moments, MomentSums
+from sparse_trainer.statistics.requests import Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 
@@ -25,7 +26,7 @@ _BIAS_FIELDS = ("mlp_bias", "attention_bias", "attention_out_bias", "use_bias", 
 """Config fields that give linears a bias, in the naming of transformers."""
 
 
-def repair_requests(options: Options) -> tuple[Statistic, ...]:
+def repair_requests(options: Options) -> tuple[Statistic[Any], ...]:
     """Return what the repair has to know of the consumers' inputs."""
     if options.reconstruct is None or options.sequential or options.by_block:
         return ()
@@ -59,8 +60,8 @@ def repair(
     if options.reconstruct is None or not touched:
         return
     if not options.sequential and not options.by_block:
-        for group in touched:
-            _repair_one(model, group, keep[group.name], statistics.moments[group.name], options)
+        for name, moments in statistics.by_group(_request(options), touched).items():
+            _repair_one(model, structure[name], keep[name], moments, options)
         return
     assert batches is not None
     part = replace(structure, groups=touched)
@@ -68,9 +69,9 @@ def repair(
         walk = Blockwise(model, part, batches, changing=options.sequential, device=options.device)
         for groups in walk:
             for together in [(group,) for group in groups] if options.sequential else [groups]:
-                moments = walk.collect(together, [_request(options)]).moments
-                for group in together:
-                    _repair_one(model, group, keep[group.name], moments[group.name], options)
+                found = walk.collect(together, [_request(options)]).by_group(_request(options), together)
+                for name, moments in found.items():
+                    _repair_one(model, structure[name], keep[name], moments, options)
 
 
 @torch.no_grad()

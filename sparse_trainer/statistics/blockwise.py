@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from patchers.units import Group, Structure
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
-from sparse_trainer.statistics.calibration import Batch, Batches, as_batches
+from sparse_trainer.statistics.batch import Batch
+from sparse_trainer.statistics.calibration import Batches, as_batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.forward import Run, StopForward
+from sparse_trainer.statistics.forward import ForwardPass, StopForward
 from sparse_trainer.statistics.requests import Statistic, Statistics
 
 
@@ -49,7 +50,9 @@ class Blockwise:
         self.batches = as_batches(model, calibration)
         self.device = None if device is None else torch.device(device)
         self.one_by_one = any("experts" in g.consumer for g in structure.groups)
-        self._run = Run(model, structure.groups, labelled=False, differentiable=False)
+        self._run = ForwardPass(
+            model, [g.consumer for g in structure.groups], labelled=False, differentiable=False
+        )
         self._relays = {path: _Relay(model.get_submodule(path)) for path in self._in_line()}
         self._relay: _Relay | None = None
         outside = [g.name for g in structure.groups if g.stack not in self._relays]
@@ -77,7 +80,7 @@ class Blockwise:
             if layer + 1 < len(self._relay.blocks) or len(self._relays) > 1:
                 self._go_on()
 
-    def collect(self, groups: Iterable[Group], requests: Iterable[Statistic]) -> Statistics:
+    def collect(self, groups: Iterable[Group], requests: Iterable[Statistic[Any]]) -> Statistics:
         """Return the statistics of groups of the block at hand."""
         chosen = Structure(groups=tuple(groups), stacks=self.structure.stacks)
         with self._alone():
@@ -91,7 +94,7 @@ class Blockwise:
         if not self._relay.said:
             with _on(self._relay.current, self.device), evaluating(self.model), self._alone():
                 for batch in self._read():
-                    self._run.forward(batch)
+                    self._run(batch)
         self._relay.go_on()
 
     def _read(self) -> Iterator[Batch]:
@@ -116,7 +119,7 @@ class Blockwise:
                 for number, block in enumerate(self.model.get_submodule(path)):
                     handle = block.register_forward_pre_hook(lambda *_, p=path, n=number: seen[p].append(n))
                     stack.callback(handle.remove)
-            self._run.forward(next(self._read()))
+            self._run(next(self._read()))
         return [path for path in free if seen[path] == list(range(len(self.model.get_submodule(path))))]
 
 

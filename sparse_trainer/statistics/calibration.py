@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +19,7 @@ from sparse_trainer.inputs.answers import (
     shifts_labels,
     without_answers,
 )
+from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.padding import stands_alone, without_padding
 
 # Shape legend: B = sequences, T = tokens.
@@ -28,21 +28,6 @@ DIMENSIONS: Final = {"input_ids": 2, "input_values": 2, "input_features": 3, "pi
 """Dimensions of a batch of each main input; a row has one less."""
 _TOKEN_FIELDS = ("_token_id", "_token_index")
 """How config fields end that name a token: placeholders of images may lie beyond the embeddings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One calibration batch on the model's device."""
-
-    number: int
-    inputs: dict[str, Tensor]
-    rows: int
-    real_BT: Tensor | None
-    """True = a real token; None = every token is."""
-    decoder_real_BT: Tensor | None
-    """The same for the decoder's tokens of an encoder-decoder model."""
-    terms: Tensor | None
-    """Labels that count, scalar: the loss is their mean. None = there is nothing to compare with."""
 
 
 class Batches:
@@ -347,11 +332,3 @@ def check_positions(where: str, length: int | None, positions: int | None) -> No
             f"{length} tokens, and the model has positions for {positions}.",
             f"Give {positions} or less.",
         )
-
-
-def count_real(batch: Batch) -> Tensor:
-    """Return the number of real tokens of a batch, scalar; of images and sounds, how many there are."""
-    if batch.real_BT is not None:
-        return batch.real_BT.sum()
-    main = next(iter(batch.inputs.values()))
-    return torch.tensor(main.numel() if main.dim() == 2 else main.shape[0], device=main.device)

@@ -6,17 +6,18 @@ number per unit, and dropped. All sequences together cost what the ordinary weig
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from patchers.layers import linear_at, weight_OI
-from patchers.units import Group, Slice
+from patchers.units import Group, Kind, Slice, Structure
 from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
-from sparse_trainer.statistics.requests import Elements
+from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: B = sequences, T = tokens, O = outputs, I = inputs of a linear, U = units, W = features of a unit,
 # H = hidden features, the axis of a linear that does not run over units. p_OI = w * dL/dw of one sequence.
@@ -29,29 +30,71 @@ _EACH: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
+Loss = Literal["labels", "output_norm"]
+Form = Literal["absolute", "vector", "upper", "removal", "signed_removal", "trimmed"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Elements:
+    """Sums over a unit's weights of a function of p = w dL/dw, where dL/dw is that of one sequence.
+
+    By name of the group: per linear and unit, shape [T, U], in the order of `group.slices`; of the trimmed form [1, U].
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = READ_BY_A_LINEAR
+    in_stacked_experts: ClassVar[bool] = False
+    loss: Loss = "labels"
+    """`labels`: the model's loss, summed over tokens. `output_norm`: Frobenius norms of the linears' outputs."""
+    form: Form = "absolute"
+    """What is summed over sequences: absolute sum |p|; vector |sum p|; upper sum |p| + p^2/2; removal
+    sum |p - p^2/2|; signed_removal sum -p + p^2/2; trimmed |trimmed mean of p over the hidden features|."""
+    trim: float = 0.0
+    """Of `trimmed`: share of the hidden features left out on either side."""
+
+    def key(self, group: Group) -> str:
+        """Return the group's name: the numbers are its units'."""
+        return group.name
+
+    @classmethod
+    def collector(
+        cls, requests: Sequence["Elements"], model: nn.Module, structure: Structure, context: HookContext
+    ) -> "ElementCollector":
+        """Return a collector of all forms: they share the gradients of weights."""
+        return ElementCollector(requests, structure.groups, context)
+
+
 @final
 class ElementCollector:
     """Streams element sums of all groups: a fused linear belongs to several of them."""
 
-    def __init__(self, flight: HookContext, groups: Sequence[Group], requests: Sequence[Elements]) -> None:
-        self.flight, self.requests = flight, requests
+    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, requests: Sequence[Elements], groups: Sequence[Group], context: HookContext) -> None:
+        self.context, self.requests = context, requests
         self.slices: dict[str, list[tuple[Group, int]]] = {}
         for group in groups:
             for number, s in enumerate(group.slices):
                 self.slices.setdefault(s.path, []).append((group, number))
-        self.sums: dict[Elements, dict[str, Tensor]] = {need: {} for need in requests}
+        self.paths = tuple(self.slices)
+        self._sums: dict[Elements, dict[str, Tensor]] = {request: {} for request in requests}
         self._calls: Counter[str] = Counter()
         self._pending: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
         self._arrived: Counter[tuple[str, str]] = Counter()
         self._signed: dict[tuple[str, Elements, int], Tensor] = {}
         self._parts: Counter[tuple[str, Elements, int]] = Counter()
+        context.after_batch.append(self._forget)
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hang a hook on every linear of the groups."""
+        """Register a hook on every linear of the groups."""
         return [
             linear_at(model, path).register_forward_hook(partial(self._see, path), with_kwargs=True)
-            for path in self.slices
+            for path in self.paths
         ]
+
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, Tensor]]:
+        """Return the sums of all sequences."""
+        return dict(self._sums.items())
 
     def _see(
         self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
@@ -61,20 +104,20 @@ class ElementCollector:
         self._calls[path] += 1
         x = first_tensor(args, kwargs).detach()
         y.register_hook(partial(self._arrive, path, module, x))
-        if any(need.loss == "output_norm" for need in self.requests):
-            y_BTO, real_BT = self.flight.sequences(y, self.slices[path][0][0])
+        if any(request.loss == "output_norm" for request in self.requests):
+            y_BTO, real_BT = self.context.sequences(y, path)
             if real_BT is not None:
                 y_BTO = y_BTO.masked_fill(~real_BT.unsqueeze(-1), 0.0)
-            self.flight.norms.append(torch.linalg.vector_norm(precise(y_BTO), dim=(1, 2)).sum())
+            norm = torch.linalg.vector_norm(precise(y_BTO), dim=(1, 2)).sum()
+            self.context.add_loss("output_norm", norm)
 
     @torch.no_grad()
     def _arrive(self, path: str, module: Any, x: Tensor, dy: Tensor) -> None:
-        requests = [need for need in self.requests if need.loss == self.flight.loss]
+        requests = [request for request in self.requests if request.loss == self.context.loss]
         if not requests:
             return
-        group = self.slices[path][0][0]
-        x_BTI, _ = self.flight.sequences(precise(x), group)
-        dy_BTO, _ = self.flight.sequences(precise(dy), group)
+        x_BTI, _ = self.context.sequences(precise(x), path)
+        dy_BTO, _ = self.context.sequences(precise(dy), path)
         weights = precise(weight_OI(module))
         products = [(dy_TO.T @ x_TI).mul_(weights) for dy_TO, x_TI in zip(dy_BTO, x_BTI, strict=True)]
         biases = [] if module.bias is None else [precise(module.bias) * dy_TO.sum(0) for dy_TO in dy_BTO]
@@ -88,7 +131,7 @@ class ElementCollector:
         self, path: str, products: list[Tensor], biases: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Sum over the calls of a shared module; empty until the last of them."""
-        key = (path, self.flight.loss)
+        key = (path, self.context.loss)
         if key in self._pending:
             before = self._pending[key]
             products = [a + b for a, b in zip(before[0], products, strict=True)]
@@ -102,12 +145,12 @@ class ElementCollector:
     def _reduce(
         self, path: str, p_OI: Tensor, bias_O: Tensor | None, requests: Sequence[Elements], row: int
     ) -> None:
-        for need in requests:
-            if need.form == "trimmed":
+        for request in requests:
+            if request.form == "trimmed":
                 for group, number in self.slices[path]:
-                    self._hold(need, group, number, p_OI, row)
+                    self._hold(request, group, number, p_OI, row)
                 continue
-            each = _EACH.get(need.form, torch.clone)
+            each = _EACH.get(request.form, torch.clone)
             each_OI = each(p_OI)
             by_axis = {"out": each_OI.sum(1), "in": each_OI.sum(0)}
             if bias_O is not None:
@@ -115,30 +158,30 @@ class ElementCollector:
             for group, number in self.slices[path]:
                 s = group.slices[number]
                 value_U = _per_unit(by_axis[s.axis], s)
-                self._add(need, group, number, value_U.abs() if need.form == "vector" else value_U)
+                self._add(request, group, number, value_U.abs() if request.form == "vector" else value_U)
 
-    def _hold(self, need: Elements, group: Group, number: int, p_OI: Tensor, row: int) -> None:
+    def _hold(self, request: Elements, group: Group, number: int, p_OI: Tensor, row: int) -> None:
         """Add up the signed products of a unit over its linears, and reduce once the last linear has come."""
         s = group.slices[number]
         signed_HU = _per_unit(p_OI.T if s.axis == "out" else p_OI, s)
-        key = (group.name, need, row)
+        key = (group.name, request, row)
         self._signed[key] = self._signed[key] + signed_HU if key in self._signed else signed_HU
         self._parts[key] += 1
         if self._parts[key] == len(group.slices):
-            self._add(need, group, 0, _trimmed_mean(self._signed.pop(key), need.trim).abs())
+            self._add(request, group, 0, _trimmed_mean(self._signed.pop(key), request.trim).abs())
             del self._parts[key]
 
-    def _add(self, need: Elements, group: Group, number: int, value_U: Tensor) -> None:
-        self.flight.watch(group.name, value_U)
-        sums = self.sums[need]
+    def _add(self, request: Elements, group: Group, number: int, value_U: Tensor) -> None:
+        self.context.watch(group.name, value_U)
+        sums = self._sums[request]
         if group.name not in sums:
-            rows = 1 if need.form == "trimmed" else len(group.slices)
+            rows = 1 if request.form == "trimmed" else len(group.slices)
             dtype = wide(value_U.device)
             sums[group.name] = torch.zeros(rows, len(value_U), dtype=dtype, device=value_U.device)
         sums[group.name][number] += value_U
 
-    def finish_batch(self) -> None:
-        """Forget the calls of the batch."""
+    def _forget(self) -> None:
+        """Drop what holds for one batch only."""
         self._calls.clear()
         self._arrived.clear()
         self._pending.clear()

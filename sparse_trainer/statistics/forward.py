@@ -1,40 +1,45 @@
 """Run a model on calibration batches, no further than somebody looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchers.modeling_pruned import base_of
-from patchers.units import Group
 from sparse_trainer.errors import DataError, SparseTrainerError
 from sparse_trainer.inputs.answers import is_encoder_decoder
 from sparse_trainer.inputs.evaluating import answering_only
-from sparse_trainer.statistics.calibration import DIMENSIONS, Batch, inputs_named
+from sparse_trainer.statistics.batch import Batch
+from sparse_trainer.statistics.calibration import DIMENSIONS, inputs_named
 
 
 class StopForward(Exception):  # noqa: N818
     """Ends a forward pass whose rest nobody reads."""
 
 
-class Run:
+class ForwardPass:
     """Runs a batch: the whole model where a loss is needed, else without the head, whose output nobody reads.
 
     Nothing is asked for beside the answer: the loss of a router's balance, which some add then, is no sum over rows.
+
+    Args:
+        paths: Modules that somebody looks at.
+        labelled: Whether the model's loss is asked for.
+        differentiable: Whether there will be a backward pass.
     """
 
-    def __init__(self, model: Any, groups: Sequence[Group], *, labelled: bool, differentiable: bool) -> None:
+    def __init__(self, model: Any, paths: Iterable[str], *, labelled: bool, differentiable: bool) -> None:
         self.model = model
         self.differentiable = differentiable
         base = base_of(model)
         inside = {id(module) for module in base.modules()}
-        in_base = all(id(model.get_submodule(g.consumer)) in inside for g in groups)
+        in_base = all(id(model.get_submodule(path)) in inside for path in paths)
         reads_same = model.main_input_name in inputs_named(base)[0]
         skips_head = not labelled and in_base and reads_same and not is_encoder_decoder(model)
         self.inner: Any = base if skips_head else model
 
-    def forward(self, batch: Batch) -> Tensor | None:
+    def __call__(self, batch: Batch) -> Tensor | None:
         """Return the loss summed over the labels that count; None where there is none.
 
         Raises:

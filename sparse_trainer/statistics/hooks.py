@@ -1,33 +1,51 @@
-"""The batch in flight: what hooks have to know about it, and a watch for numbers that are none."""
+"""What the hooks of one calibration pass share: the batch at hand, losses that they add, and a watch for NaN."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from patchers.units import Group
 from sparse_trainer.errors import NonFiniteError, UnsupportedModelError
-from sparse_trainer.statistics.calibration import Batch
-from sparse_trainer.statistics.requests import Loss
+from sparse_trainer.statistics.batch import Batch
 
-# Shape legend: B = sequences, T = tokens, I = features, U = units, W = features of a unit.
+# Shape legend: B = sequences, T = tokens, I = features.
+
+LABELS: Final = "labels"
+"""Name of the model's own loss, summed over the labels that count."""
 
 
 class HookContext:
-    """Shared by all hooks of one pass."""
+    """Shared by all hooks of one pass; knows the batch that runs, so that hooks can leave its padding out."""
 
     def __init__(self, *, is_encoder_decoder: bool) -> None:
         self.batch: Batch | None = None
-        self.loss: Loss = "labels"
-        """The loss whose backward pass is running."""
-        self.norms: list[Tensor] = []
-        """Sums over sequences of Frobenius norms, of the batch in flight."""
+        self.loss = LABELS
+        """Name of the loss whose backward pass is running."""
+        self.after_batch: list[Callable[[], None]] = []
+        """Called when the forward and backward passes of a batch are done."""
         self._is_encoder_decoder = is_encoder_decoder
+        self._losses: dict[str, Tensor] = {}
         self._first_bad: dict[str, Tensor] = {}
 
-    def sequences(self, x: Tensor, group: Group) -> tuple[Tensor, Tensor | None]:
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a scalar to a loss of the batch at hand that gets a backward pass of its own."""
+        self._losses[name] = self._losses[name] + value if name in self._losses else value
+
+    def backward(self, loss: Tensor | None) -> None:
+        """Run the backward passes of the batch at hand: of the model's loss, if any, and of those that hooks added."""
+        named = self._losses if loss is None else {LABELS: loss, **self._losses}
+        # Nothing asks for a gradient where no module was reached, or no label counts.
+        losses = [(name, value) for name, value in named.items() if value.requires_grad]
+        for number, (self.loss, value) in enumerate(losses):
+            value.backward(retain_graph=number + 1 < len(losses))
+        self._losses = {}
+
+    def sequences(self, x: Tensor, path: str) -> tuple[Tensor, Tensor | None]:
         """Return activations as [B, T, I], and where they belong to real tokens (None = everywhere).
+
+        Args:
+            path: The module that reads or returns them.
 
         Raises:
             UnsupportedModelError: the rows of `x` cannot be shared out over the sequences.
@@ -39,30 +57,34 @@ class HookContext:
         positions = x.shape[:-1].numel()
         if positions % rows:
             raise UnsupportedModelError(
-                group.consumer, f"reads {positions} positions of {rows} sequences.",
+                path, f"reads {positions} positions of {rows} sequences.",
                 "Calibrate with one sequence per batch, without padding.",
             )  # fmt: skip
         x_BTI = x.reshape(rows, -1, x.shape[-1])
-        in_decoder = self._is_encoder_decoder and "decoder" in group.stack
+        in_decoder = self._is_encoder_decoder and "decoder" in path
         real_BT = self.batch.decoder_real_BT if in_decoder else self.batch.real_BT
         fits = real_BT is not None and real_BT.shape == x_BTI.shape[:2]
         return x_BTI, real_BT.to(x.device) if real_BT is not None and fits else None
 
-    def watch(self, name: str, values: Tensor) -> None:
+    def watch(self, key: str, values: Tensor) -> None:
         """Remember the first batch that brings NaN or infinity, without waiting for the device."""
         assert self.batch is not None
         bad = ~torch.isfinite(values).all()
-        first = self._first_bad.get(name)
+        first = self._first_bad.get(key)
         first = torch.full_like(bad, -1, dtype=torch.long) if first is None else first
-        self._first_bad[name] = torch.where((first < 0) & bad, self.batch.number, first)
+        self._first_bad[key] = torch.where((first < 0) & bad, self.batch.number, first)
 
-    def check(self) -> None:
-        """Raise `NonFiniteError` where a batch brought NaN or infinity; the earliest one is named."""
-        found = [(int(number), name) for name, number in self._first_bad.items() if int(number) >= 0]
+    def check(self, names: Mapping[str, str]) -> None:
+        """Raise `NonFiniteError` where a batch brought NaN or infinity; the earliest one is named.
+
+        Args:
+            names: What the user calls a key, where it is not the key itself.
+        """
+        found = [(int(number), key) for key, number in self._first_bad.items() if int(number) >= 0]
         if found:
-            number, name = min(found, key=lambda pair: pair[0])
+            number, key = min(found, key=lambda pair: pair[0])
             raise NonFiniteError(
-                name, f"NaN or infinity in calibration batch {number}.",
+                names.get(key, key), f"NaN or infinity in calibration batch {number}.",
                 "Look for NaN weights and for rows without a label that counts; or calibrate in float32.",
             )  # fmt: skip
 
@@ -77,6 +99,6 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def first_tensor(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """Return the activations among the arguments of a linear."""
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the activations among the arguments of a module."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

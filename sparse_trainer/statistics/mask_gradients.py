@@ -1,108 +1,140 @@
 """Mask gradients: dL/dgate_u = sum over tokens of x_u dL/dx_u, per sequence, with no weight gradient anywhere."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from patchers.patching.gates import Gate
-from patchers.units import Group
-from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
-from sparse_trainer.statistics.requests import MaskGradientSums
+from patchers.patching.patch import gates_by_group, patch, unpatch
+from patchers.units import BLOCK_KINDS, Group, Kind, Structure
+from sparse_trainer.statistics.hooks import LABELS, HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: B = sequences, T = tokens, I = features of a consumer's input, U = units, W = features of a unit.
 
 
-class _Sums:
-    """Running sums over sequences of g, |g| and g^2."""
+@final
+@dataclass(frozen=True)
+class MaskGradients:
+    """dL/dgate of every unit, per sequence, by name of the group. Memory: three numbers per unit."""
 
-    def __init__(self, flight: HookContext, group: Group) -> None:
-        self.flight, self.group = flight, group
-        self.sums_3U: Tensor | None = None
+    kinds: ClassVar[tuple[Kind, ...]] = BLOCK_KINDS
+    in_stacked_experts: ClassVar[bool] = True
+    loss: ClassVar[str] = LABELS
 
-    @property
-    def is_reached(self) -> bool:
-        return self.sums_3U is not None
+    def key(self, group: Group) -> str:
+        """Return the group's name: the numbers are its units'."""
+        return group.name
 
-    def add(self, gradient_BU: Tensor) -> None:
-        self.flight.watch(self.group.name, gradient_BU)
-        g_BU = gradient_BU.to(wide(gradient_BU.device))
-        parts_3U = torch.stack([g_BU.sum(0), g_BU.abs().sum(0), g_BU.square().sum(0)])
-        self.sums_3U = parts_3U if self.sums_3U is None else self.sums_3U + parts_3U
+    @classmethod
+    def collector(
+        cls, requests: Sequence["MaskGradients"], model: nn.Module, structure: Structure, context: HookContext
+    ) -> "MaskGradientCollector":
+        """Return a collector for all groups."""
+        return MaskGradientCollector(structure, context)
 
-    def result(self) -> MaskGradientSums:
-        assert self.sums_3U is not None
-        return MaskGradientSums(sum_U=self.sums_3U[0], absolute_U=self.sums_3U[1], square_U=self.sums_3U[2])
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGradientSums:
+    """Sums over sequences of g, |g| and g^2, where g is the gradient of a sequence's summed loss."""
+
+    sum_U: Tensor
+    absolute_U: Tensor
+    square_U: Tensor
 
 
 @final
 class MaskGradientCollector:
-    """Streams the mask gradients of a group whose consumer is a linear."""
+    """Streams mask gradients: from what a linear reads, and elsewhere (branches, layers, experts) from a gate."""
 
-    def __init__(self, flight: HookContext, group: Group) -> None:
-        self.flight, self.group = flight, group
-        self.sums = _Sums(flight, group)
-        self.index_UW = group.consumer_slice.index_UW
-        self._gradient_BU: Tensor | None = None
-
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hang the hook."""
-        return [
-            model.get_submodule(self.group.consumer).register_forward_pre_hook(self._see, with_kwargs=True)
+    def __init__(self, structure: Structure, context: HookContext) -> None:
+        self.structure, self.context = structure, context
+        self.paths = tuple(dict.fromkeys(group.consumer for group in structure.groups))
+        self._hooked = [
+            g for g in structure.groups if g.kind in READ_BY_A_LINEAR and g.consumer_tensor is None
         ]
+        hooked = {group.name for group in self._hooked}
+        self._gated = tuple(group for group in structure.groups if group.name not in hooked)
+        self._gates: dict[str, Gate] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        context.after_batch.append(self._take_up)
 
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @property
+    def one_by_one(self) -> bool:
+        """A gate has one gradient for the whole batch."""
+        return bool(self._gated)
+
+    def attach(self, model: nn.Module) -> list[AbstractContextManager[Any]]:
+        """Register the hooks, and hang gates where they are what has the gradient."""
+        places: list[AbstractContextManager[Any]] = [self._lent(model)] if self._gated else []
+        for group in self._hooked:
+            consumer = model.get_submodule(group.consumer)
+            places.append(consumer.register_forward_pre_hook(partial(self._see, group), with_kwargs=True))
+        return places
+
+    @contextmanager
+    def _lent(self, model: nn.Module) -> Iterator[None]:
+        """Give every gate a fresh score, whose gradient counts; a model that is patched already lends its own gates."""
+        gates = gates_by_group(model, self.structure)
+        own = not gates
+        if own:
+            part = replace(self.structure, groups=self._gated)
+            gates = patch(model, part, lambda group: Gate(group.num_units, scored=True))
+        self._gates = {group.name: gates[group.name] for group in self._gated}
+        before = {name: gate.score_U for name, gate in self._gates.items()}
+        for gate in self._gates.values():
+            gate.score_U = nn.Parameter(torch.zeros_like(gate.keep_U))
+        try:
+            yield
+        finally:
+            for name, score_U in before.items():
+                self._gates[name].score_U = score_U
+            if own:
+                unpatch(model)
+
+    def _see(self, group: Group, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor(args, kwargs)
         if not x.requires_grad:
             x.requires_grad_()
-        x.register_hook(partial(self._arrive, x.detach()))
+        x.register_hook(partial(self._arrive, group, x.detach()))
 
     @torch.no_grad()
-    def _arrive(self, x: Tensor, dx: Tensor) -> None:
-        if self.flight.loss != "labels":
+    def _arrive(self, group: Group, x: Tensor, dx: Tensor) -> None:
+        if self.context.loss != LABELS:
             return
-        products_BTI, real_BT = self.flight.sequences(precise(x) * precise(dx), self.group)
+        products_BTI, real_BT = self.context.sequences(precise(x) * precise(dx), group.consumer)
         if real_BT is not None:
             products_BTI = products_BTI.masked_fill(~real_BT.unsqueeze(-1), 0.0)
         per_feature_BI = products_BTI.sum(1)
-        gradient_BU = per_feature_BI[:, self.index_UW.to(x.device)].sum(-1)
+        gradient_BU = per_feature_BI[:, group.consumer_slice.index_UW.to(x.device)].sum(-1)
         # A module that a forward pass calls twice (shared layers) has one gate, whose gradient is the sum.
-        self._gradient_BU = gradient_BU if self._gradient_BU is None else self._gradient_BU + gradient_BU
+        before_BU = self._gradients.get(group.name)
+        self._gradients[group.name] = gradient_BU if before_BU is None else before_BU + gradient_BU
 
-    def finish_batch(self) -> None:
-        """Take up what the backward pass of a batch left."""
-        if self._gradient_BU is not None:
-            self.sums.add(self._gradient_BU)
-            self._gradient_BU = None
+    def _take_up(self) -> None:
+        """Add what the backward pass of a batch left."""
+        for name, gate in self._gates.items():
+            assert gate.score_U is not None
+            if gate.score_U.grad is not None:
+                self._gradients[name] = gate.score_U.grad.unsqueeze(0)
+                gate.score_U.grad = None
+        for name, gradient_BU in self._gradients.items():
+            self.context.watch(name, gradient_BU)
+            g_BU = gradient_BU.to(wide(gradient_BU.device))
+            sums_3U = torch.stack([g_BU.sum(0), g_BU.abs().sum(0), g_BU.square().sum(0)])
+            self._sums[name] = self._sums[name] + sums_3U if name in self._sums else sums_3U
+        self._gradients.clear()
 
-    def result(self) -> MaskGradientSums:
-        """Return the sums of all batches."""
-        return self.sums.result()
-
-
-@final
-class GateGradientCollector:
-    """Streams the mask gradients of stacked experts from a gate; batches must hold one sequence."""
-
-    def __init__(self, flight: HookContext, group: Group) -> None:
-        self.flight, self.group = flight, group
-        self.sums = _Sums(flight, group)
-        self.gate: Gate | None = None
-
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hang nothing: the gate hangs already."""
-        return []
-
-    def finish_batch(self) -> None:
-        """Take up the gate's gradient, and clear it."""
-        assert self.gate is not None
-        assert self.gate.score_U is not None
-        if self.gate.score_U.grad is not None:
-            self.sums.add(self.gate.score_U.grad.unsqueeze(0))
-            self.gate.score_U.grad = None
-
-    def result(self) -> MaskGradientSums:
-        """Return the sums of all batches."""
-        return self.sums.result()
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, MaskGradientSums]]:
+        """Return the sums of all sequences."""
+        found = {
+            name: MaskGradientSums(sum_U=sums_3U[0], absolute_U=sums_3U[1], square_U=sums_3U[2])
+            for name, sums_3U in self._sums.items()
+        }
+        return {MaskGradients(): found}

@@ -1,77 +1,143 @@
-"""Moments of what consumers read, merged batch by batch (Chan et al. 1983): exact also where means are large."""
+"""Moments of what linears read, merged batch by batch (Chan et al. 1983): exact also where means are large."""
 
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Final, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchers.units import Group
+from patchers.layers import is_linear
+from patchers.units import Group, Kind, Structure
 from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
-from sparse_trainer.statistics.requests import MomentSums
+from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
-# Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = features of a consumer's input.
+# Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = input features of a linear.
 
-_STRIP = 256
+_STRIP: Final = 256
 """Features whose products are taken at once."""
 
 
 @final
-class MomentCollector:
-    """Streams the moments of one group's consumer."""
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Mean and second moment of the input of the groups' consumers, by module path of the consumer."""
 
-    def __init__(
-        self, flight: HookContext, group: Group, *, moments: bool, covariance: bool, sequence_means: bool
-    ) -> None:
-        self.flight, self.group = flight, group
-        self.wants_moments, self.covariance, self.wants_means = moments, covariance, sequence_means
-        self.count = self.mean_I = self.scatter_I = self.means_I = torch.zeros(())
-        self.scatter_II: Tensor | None = None
-        self.is_reached = False
+    kinds: ClassVar[tuple[Kind, ...]] = READ_BY_A_LINEAR
+    in_stacked_experts: ClassVar[bool] = False
+    loss: ClassVar[None] = None
+    covariance: bool = False
+    """All products of two features as well: I x I numbers per linear."""
+    every_linear: bool = False
+    """Of every linear in the blocks, whatever the groups are; of those that no batch comes past there is no result."""
+
+    def key(self, group: Group) -> str:
+        """Return the path of the group's consumer."""
+        return group.consumer
+
+    @classmethod
+    def collector(
+        cls, requests: Sequence["Moments"], model: nn.Module, structure: Structure, context: HookContext
+    ) -> "MomentCollector":
+        """Return a collector of all that is asked for."""
+        consumers = tuple(dict.fromkeys(group.consumer for group in structure.groups))
+        linears = linears_in(model, structure) if any(r.every_linear for r in requests) else ()
+        return MomentCollector({r: linears if r.every_linear else consumers for r in requests}, context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentSums:
+    """Moments of the input of one linear, per real token."""
+
+    tokens: Tensor
+    """Number of tokens, scalar."""
+    mean_I: Tensor
+    variance_I: Tensor
+    """Mean squared distance from the mean (division by the number of tokens)."""
+    centred_II: Tensor | None = None
+    """Covariance."""
+
+    @property
+    def second_I(self) -> Tensor:
+        """Return E[x^2]."""
+        return self.variance_I + self.mean_I.square()
+
+    @property
+    def second_II(self) -> Tensor:
+        """Return E[x x^T]."""
+        assert self.centred_II is not None
+        return self.centred_II.double() + torch.outer(self.mean_I, self.mean_I)
+
+
+@final
+class MomentCollector:
+    """Streams the moments of what linears read."""
+
+    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, wanted: Mapping[Moments, Sequence[str]], context: HookContext) -> None:
+        self.context, self.wanted = context, wanted
+        self.paths = tuple(dict.fromkeys(path for paths in wanted.values() for path in paths))
+        self._products = {path for request, paths in wanted.items() if request.covariance for path in paths}
+        self._running: dict[str, _Running] = {}
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hang the hook, in front of a gate: what closed units say counts."""
-        consumer = model.get_submodule(self.group.consumer)
-        return [consumer.register_forward_pre_hook(self._see, with_kwargs=True, prepend=True)]
-
-    def finish_batch(self) -> None:
-        """Do nothing: every call is complete in itself."""
+        """Register the hooks, in front of a gate: what closed units say counts."""
+        return [
+            model.get_submodule(path).register_forward_pre_hook(
+                partial(self._see, path), with_kwargs=True, prepend=True
+            )
+            for path in self.paths
+        ]
 
     @torch.no_grad()
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x_BTI, real_BT = self.flight.sequences(first_tensor(args, kwargs).detach(), self.group)
-        x_BTI = precise(x_BTI)
-        if real_BT is not None:
-            x_BTI = x_BTI.masked_fill(~real_BT.unsqueeze(-1), 0.0)
-        if not self.is_reached:
-            self._make(x_BTI)
-        if self.wants_moments:
-            self._merge(x_BTI.flatten(0, 1), None if real_BT is None else real_BT.flatten())
-        if self.wants_means:
-            length = x_BTI.shape[1] if real_BT is None else real_BT.sum(1).clamp_min(1).unsqueeze(-1)
-            mean_BI = x_BTI.abs().sum(1) / length
-            self.flight.watch(self.group.name, mean_BI)
-            self.means_I += mean_BI.square().sum(0)
+    def _see(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x_BTI, real_BT = self.context.sequences(first_tensor(args, kwargs).detach(), path)
+        x_NI = precise(x_BTI).flatten(0, 1)
+        real_N = None if real_BT is None else real_BT.flatten()
+        if path not in self._running:
+            self._running[path] = _Running(x_NI, covariance=path in self._products)
+        self.context.watch(path, self._running[path].add(x_NI, real_N))
 
-    def _make(self, x_BTI: Tensor) -> None:
-        size, dtype = x_BTI.shape[-1], wide(x_BTI.device)
-        self.count = torch.zeros((), dtype=dtype, device=x_BTI.device)
-        self.mean_I, self.scatter_I, self.means_I = (
-            torch.zeros(size, dtype=dtype, device=x_BTI.device) for _ in range(3)
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, MomentSums]]:
+        """Return the moments of all batches; what is wider answers a narrower request, too."""
+        sums = {path: running.sums() for path, running in self._running.items()}
+        found: dict[Statistic[Any], Mapping[str, MomentSums]] = {}
+        for request, paths in sorted(self.wanted.items(), key=lambda item: item[0].covariance):
+            found[request] = {path: sums[path] for path in paths if path in sums}
+            for narrower in (
+                replace(request, covariance=False),
+                replace(request, every_linear=False),
+                Moments(),
+            ):
+                found.setdefault(narrower, found[request])
+        return found
+
+
+class _Running:
+    """Sums over the tokens that came by one linear."""
+
+    def __init__(self, x_NI: Tensor, *, covariance: bool) -> None:
+        size, dtype = x_NI.shape[-1], wide(x_NI.device)
+        self.count = torch.zeros((), dtype=dtype, device=x_NI.device)
+        self.mean_I = torch.zeros(size, dtype=dtype, device=x_NI.device)
+        self.scatter_I = torch.zeros_like(self.mean_I)
+        self.scatter_II = (
+            torch.zeros(size, size, dtype=x_NI.dtype, device=x_NI.device) if covariance else None
         )
-        if self.covariance:
-            self.scatter_II = torch.zeros(size, size, dtype=x_BTI.dtype, device=x_BTI.device)
-        self.is_reached = True
 
-    def _merge(self, x_NI: Tensor, real_N: Tensor | None) -> None:
+    def add(self, x_NI: Tensor, real_N: Tensor | None) -> Tensor:
+        """Take in some tokens, without those that are not real; return their squared distance from their mean."""
+        if real_N is not None:
+            x_NI = x_NI.masked_fill(~real_N.unsqueeze(-1), 0.0)
         count = self.count.new_tensor(len(x_NI)) if real_N is None else real_N.sum().to(self.count.dtype)
-        safe = count.clamp_min(1)
-        mean_I = x_NI.sum(0) / safe.to(x_NI.dtype)
+        mean_I = x_NI.sum(0) / count.clamp_min(1).to(x_NI.dtype)
         centred_NI = x_NI - mean_I
         if real_N is not None:
             centred_NI.masked_fill_(~real_N.unsqueeze(-1), 0.0)
         scatter_I = centred_NI.square().sum(0)
-        self.flight.watch(self.group.name, scatter_I)
         total = (self.count + count).clamp_min(1)
         step_I = mean_I.to(self.mean_I.dtype) - self.mean_I
         weight = self.count * count / total
@@ -82,22 +148,22 @@ class MomentCollector:
         self.scatter_I += scatter_I + step_I.square() * weight
         self.mean_I += step_I * (count / total)
         self.count = self.count + count
+        return scatter_I
 
-    def moments(self) -> MomentSums:
-        """Return the moments of all batches."""
+    def sums(self) -> MomentSums:
+        """Return the moments; the products are given away, not copied."""
         count = self.count.clamp_min(1)
+        centred_II = None
+        if self.scatter_II is not None:
+            upper_II = self.scatter_II.triu_().div_(count.to(self.scatter_II.dtype))
+            self.scatter_II = None
+            centred_II = upper_II.add_(upper_II.triu(1).T)
         return MomentSums(
             tokens=self.count,
             mean_I=self.mean_I,
             variance_I=self.scatter_I / count,
-            centred_II=None if self.scatter_II is None else self._covariance(count),
+            centred_II=centred_II,
         )
-
-    def _covariance(self, count: Tensor) -> Tensor:
-        assert self.scatter_II is not None
-        upper_II = self.scatter_II.triu_().div_(count.to(self.scatter_II.dtype))
-        self.scatter_II = None
-        return upper_II.add_(upper_II.triu(1).T)
 
 
 def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:
@@ -106,3 +172,15 @@ def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:
     for start in range(0, size, _STRIP):
         end = min(start + _STRIP, size)
         sum_II[start:end, start:].addmm_(x_NI[:, start:end].T, x_NI[:, start:])
+
+
+def linears_in(model: nn.Module, structure: Structure) -> tuple[str, ...]:
+    """Return the paths of all linears that lie in the structure's lists of blocks, in model order."""
+    stacks = tuple(f"{stack.path}." if stack.path else "" for stack in structure.stacks)
+    inside = (path for path, module in model.named_modules() if path.startswith(stacks) and is_linear(module))
+    # An adapter around a linear reads what the linear reads.
+    found: dict[str, None] = {}
+    for path in inside:
+        if not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = None
+    return tuple(found)

@@ -1,6 +1,7 @@
 """What is collected on a calibration set does not depend on how its sequences are shared out over batches."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from sparse_trainer.errors import DataError
 from sparse_trainer.inputs.answers import IGNORED, shifts_labels
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.requests import Elements, MaskGradients, Moments, Statistic
+from sparse_trainer.statistics.elements import Elements
+from sparse_trainer.statistics.mask_gradients import MaskGradients
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic
 
 ROWS = 2
 
@@ -84,7 +88,7 @@ def parts(inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     "need", [Moments(), MaskGradients(), Elements()], ids=lambda need: type(need).__name__
 )
 @pytest.mark.parametrize("case", CASES)
-def test_one_batch_of_two_is_two_of_one(case: str, need: Statistic) -> None:
+def test_one_batch_of_two_is_two_of_one(case: str, need: Statistic[Any]) -> None:
     make, answer = CASES[case]
     model = make()
     inputs = answer(model)
@@ -92,14 +96,13 @@ def test_one_batch_of_two_is_two_of_one(case: str, need: Statistic) -> None:
     both = collect(model, structure, [inputs], [need])
     apart = collect(model, structure, parts(inputs), [need])
     for name in (group.name for group in structure.groups):
+        answers = [s.by_group(need, structure.groups)[name] for s in (both, apart)]
         if isinstance(need, Moments):
-            found = [(s.moments[name].mean_I, s.moments[name].variance_I) for s in (both, apart)]
+            found = [(sums.mean_I, sums.variance_I) for sums in answers]
         elif isinstance(need, MaskGradients):
-            found = [
-                (s.mask_gradients[name].absolute_U, s.mask_gradients[name].square_U) for s in (both, apart)
-            ]
+            found = [(sums.absolute_U, sums.square_U) for sums in answers]
         else:
-            found = [tuple(s.elements[need][name]) for s in (both, apart)]
+            found = [tuple(sums_TU) for sums_TU in answers]
         for one, two in zip(*found, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-14)
             assert bool(one.abs().sum() > 0), "nothing was collected, and nothing could differ"
@@ -148,8 +151,8 @@ def test_rows_without_a_label_that_counts_bring_no_loss() -> None:
     }
     structure = discover(model, ["channels"])
     name = structure.groups[0].name
-    alone = collect(model, structure, [inputs], [MaskGradients()]).mask_gradients[name]
-    beside = collect(model, structure, [inputs, silent], [MaskGradients()]).mask_gradients[name]
+    alone = collect(model, structure, [inputs], [MaskGradients()]).of(MaskGradients())[name]
+    beside = collect(model, structure, [inputs, silent], [MaskGradients()]).of(MaskGradients())[name]
     assert torch.equal(alone.absolute_U, beside.absolute_U)
     with pytest.raises(DataError, match="counts nowhere"):
         collect(model, structure, [silent], [MaskGradients()])

@@ -18,7 +18,7 @@ from sparse_trainer.one_shot.repairs.reconstruct import error, least_squares
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.requests import Moments
+from sparse_trainer.statistics.moments import Moments
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: U = units, I = features of a consumer's input.
@@ -78,7 +78,7 @@ def test_obs_score_is_the_least_squares_error_of_removing_that_unit(name: str) -
         scores = scores_of(model, Obs(centred=centred, damping=1e-12), batches)
         statistics = collect(model, structure, batches, [Moments(covariance=True)])
         for g in structure.groups[:2]:
-            moments = statistics.moments[g.name]
+            moments = statistics.of(Moments(covariance=True))[g.consumer]
             weight_OI_ = weight_OI(linear_at(model, g.consumer)).detach()
             for unit in range(min(g.num_units, 4)):
                 keep_I = torch.ones(weight_OI_.shape[1], dtype=torch.bool)
@@ -99,7 +99,7 @@ def test_obs_in_rounds_orders_units_as_greedy_removal_does() -> None:
     found = scores_of(model, Obs(rounds=rounds, damping=1e-9), batches)
     assert found[group.name].shape == (group.num_units,)
     order = found[channels.name].argsort(stable=True).tolist()
-    moments = statistics.moments[channels.name]
+    moments = statistics.of(Moments(covariance=True))[channels.consumer]
     weight = weight_OI(linear_at(model, channels.consumer)).detach()
     keep_I = torch.ones(rounds, dtype=torch.bool)
     for unit in order[:4]:
@@ -121,7 +121,7 @@ def test_vector_taylor_is_one_number_on_consumer_gate_and_ungated_producer(name:
     structure = widths(model)
     vector = Taylor(form="vector", aggregation="max")
     statistics = collect(model, structure, batches, vector.requests())
-    (sums,) = statistics.elements.values()
+    (sums,) = statistics.found.values()
     for g in structure.groups:
         consumer = next(i for i, s in enumerate(g.slices) if s.path == g.consumer and s.axis == "in")
         torch.testing.assert_close(sums[g.name][consumer], gate[g.name], rtol=1e-4, atol=1e-6)

@@ -19,11 +19,15 @@ from transformers import (
 )
 
 from patchers.discovery.discover import discover
+from patchers.units import Group
 from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
 from sparse_trainer.inputs.answers import IGNORED
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.requests import Elements, MaskGradients, Moments, Statistic, Statistics
+from sparse_trainer.statistics.elements import Elements
+from sparse_trainer.statistics.mask_gradients import MaskGradients
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic, Statistics
 
 LENGTH, REAL = 6, 4
 Rows = dict[str, Tensor]
@@ -129,20 +133,21 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def numbers(found: Statistics, need: Statistic, name: str) -> list[Tensor]:
+def numbers(found: Statistics, need: Statistic[Any], group: Group) -> list[Tensor]:
+    sums = found.by_group(need, [group])[group.name]
     if isinstance(need, Moments):
-        return [found.moments[name].mean_I, found.moments[name].variance_I]
+        return [sums.mean_I, sums.variance_I]
     if isinstance(need, MaskGradients):
-        return [found.mask_gradients[name].absolute_U, found.mask_gradients[name].square_U]
+        return [sums.absolute_U, sums.square_U]
     assert isinstance(need, Elements)
-    return list(found.elements[need][name])
+    return list(sums)
 
 
 @pytest.mark.parametrize(
     "need", [Moments(), MaskGradients(), Elements()], ids=lambda need: type(need).__name__
 )
 @pytest.mark.parametrize("case", CASES)
-def test_padding_counts_nowhere(case: str, need: Statistic) -> None:
+def test_padding_counts_nowhere(case: str, need: Statistic[Any]) -> None:
     model, both, apart = CASES[case]()
     kinds = [kind for kind in ("heads", "channels", "layers") if kind in need.kinds]
     everything = discover(model, kinds)  # type: ignore[arg-type]
@@ -151,7 +156,7 @@ def test_padding_counts_nowhere(case: str, need: Statistic) -> None:
     padded, plain = (collect(model, structure, batches, [need]) for batches in ([both], apart))
     assert padded.tokens == plain.tokens
     for group in structure.groups:
-        pairs = zip(numbers(padded, need, group.name), numbers(plain, need, group.name), strict=True)
+        pairs = zip(numbers(padded, need, group), numbers(plain, need, group), strict=True)
         for one, two in pairs:
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-10)
 
@@ -162,9 +167,7 @@ def test_rows_that_share_a_column_are_read_together_and_padding_is_asked_nothing
     structure = discover(model, ["channels"])
     padded, plain = (collect(model, structure, batches, [Elements()]) for batches in ([both], apart))
     for group in structure.groups:
-        for one, two in zip(
-            *(numbers(found, Elements(), group.name) for found in (padded, plain)), strict=True
-        ):
+        for one, two in zip(*(numbers(found, Elements(), group) for found in (padded, plain)), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-10)
 
 

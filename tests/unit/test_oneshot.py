@@ -27,7 +27,9 @@ from sparse_trainer.one_shot.allocation import best
 from sparse_trainer.one_shot.options import protected
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.requests import MaskGradients, Moments, Statistics
+from sparse_trainer.statistics.mask_gradients import MaskGradients
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistics
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.oneshot_models import MODELS, calibration, model_of, sequences, widths
 from tests.same import assert_same

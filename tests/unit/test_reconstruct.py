@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparse_trainer.errors import DataError, NonFiniteError
 from sparse_trainer.one_shot.repairs.reconstruct import error, fold_mean, least_squares, scale
-from sparse_trainer.statistics.requests import MomentSums
+from sparse_trainer.statistics.moments import MomentSums
 
 # Shape legend: N = tokens, I = input features, O = outputs, K = kept features.
 

@@ -20,9 +20,12 @@ from sparse_trainer.architectures.tiny import tiny_config, tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.hooks import HookContext
-from sparse_trainer.statistics.moments import MomentCollector
-from sparse_trainer.statistics.requests import Elements, MaskGradients, Moments, SequenceMeans, Statistics
+from sparse_trainer.statistics.mask_gradients import MaskGradients
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistics
+from sparse_trainer.statistics.sequence_means import SequenceMeans
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: N = tokens, I = features of a consumer's input, U = units, H = hidden features, O = outputs.
@@ -78,19 +81,12 @@ def per_unit(values: Tensor, s: Slice) -> Tensor:
 
 def flat(statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
     """Yield every number of a pass, with a name."""
-    for name, moments in statistics.moments.items():
-        assert moments.centred_II is not None
-        yield f"{name} tokens", moments.tokens
-        yield f"{name} mean", moments.mean_I
-        yield f"{name} variance", moments.variance_I
-        yield f"{name} covariance", moments.centred_II
-    for name, means_I in statistics.sequence_means.items():
-        yield f"{name} means", means_I
-    for name, sums in statistics.mask_gradients.items():
-        yield f"{name} gradients", torch.stack([sums.sum_U, sums.absolute_U, sums.square_U])
-    for need, found in statistics.elements.items():
-        for name, sums_TU in found.items():
-            yield f"{name} {need}", sums_TU
+    for request, found in statistics.found.items():
+        for key, values in found.items():
+            fields = {"sums": values} if isinstance(values, Tensor) else vars(values)
+            for name, value in fields.items():
+                assert isinstance(value, Tensor)
+                yield f"{key} {request} {name}", value
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -117,12 +113,12 @@ def test_moments_are_those_of_all_real_tokens(name: str) -> None:
     for group in structure.groups:
         per_sequence = inputs_of(model, group, single)
         x_NI = torch.cat(per_sequence)
-        moments = found.moments[group.name]
+        moments = found.of(Moments(covariance=True))[group.consumer]
         torch.testing.assert_close(moments.mean_I, x_NI.mean(0), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(moments.second_I, x_NI.square().mean(0), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(moments.second_II, x_NI.T @ x_NI / len(x_NI), rtol=1e-9, atol=1e-12)
         means_I = torch.stack([x.abs().mean(0).square() for x in per_sequence]).sum(0)
-        torch.testing.assert_close(found.sequence_means[group.name], means_I, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.of(SequenceMeans())[group.consumer], means_I, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -130,7 +126,7 @@ def test_mask_gradients_are_those_of_gates_and_sums_of_weights_times_gradients(n
     model = model_of(name)
     single = sequences(model, LENGTHS)
     structure = widths(model)
-    found = collect(model, structure, [padded(single)], [MaskGradients()]).mask_gradients
+    found = collect(model, structure, [padded(single)], [MaskGradients()]).of(MaskGradients())
     rows: dict[str, list[Tensor]] = {g.name: [] for g in structure.groups}
     by_weight: dict[str, list[Tensor]] = {g.name: [] for g in structure.groups}
     for batch in single:
@@ -160,7 +156,7 @@ def test_element_sums_against_brute_force(name: str) -> None:
     structure = widths(model)
     trimmed = Elements(form="trimmed", trim=0.1)
     forms = (Elements(), Elements(form="vector"), Elements(form="removal"), trimmed)
-    found = collect(model, structure, [padded(single)], forms).elements
+    found = collect(model, structure, [padded(single)], forms).found
     for g in structure.groups[-2:]:
         expected = {need: torch.zeros_like(found[need][g.name]) for need in forms}
         for batch in single:
@@ -208,7 +204,7 @@ def test_output_norms_against_brute_force() -> None:
     structure = discover(model, ("channels",))
     single = sequences(model, LENGTHS[:2])
     need = Elements(form="vector", loss="output_norm")
-    found = collect(model, structure, [padded(single)], [need]).elements[need]
+    found = collect(model, structure, [padded(single)], [need]).of(need)
     paths = [s.path for g in structure.groups for s in g.slices]
     group = structure.groups[0]
     expected = torch.zeros_like(found[group.name])
@@ -230,8 +226,8 @@ def test_a_module_called_twice_counts_as_one() -> None:
     requests = (MaskGradients(), Elements(form="vector"))
     found = collect(model, Structure(groups=(group,), stacks=structure.stacks), [batch], requests)
     p_OI, _ = products(model, summed_loss(model, batch), group.consumer)
-    torch.testing.assert_close(found.mask_gradients[group.name].sum_U, p_OI.sum(0), rtol=1e-5, atol=1e-7)
-    consumer_U = found.elements[requests[1]][group.name][-1]  # type: ignore[index]
+    torch.testing.assert_close(found.of(MaskGradients())[group.name].sum_U, p_OI.sum(0), rtol=1e-5, atol=1e-7)
+    consumer_U = found.of(requests[1])[group.name][-1]
     torch.testing.assert_close(consumer_U, p_OI.sum(0).abs(), rtol=1e-5, atol=1e-7)
 
 
@@ -239,7 +235,7 @@ def test_stacked_experts_have_mask_gradients_and_nothing_else() -> None:
     model = tiny_model("mixtral")
     structure = discover(model, ("channels",))
     batches = [padded(sequences(model, (9, 6)))]
-    found = collect(model, structure, batches, [MaskGradients()]).mask_gradients
+    found = collect(model, structure, batches, [MaskGradients()]).of(MaskGradients())
     assert all(bool((sums.absolute_U > 0).any()) for sums in found.values())
     for need in (Moments(), Elements()):
         with pytest.raises(UnsupportedModelError, match="stacked experts"):
@@ -267,18 +263,26 @@ def test_sums_of_bfloat16_models_are_kept_in_full_precision() -> None:
     found = collect(model, structure, single, (Moments(covariance=True), MaskGradients(), Elements()))
     for g in structure.groups:
         x_NI = torch.cat(inputs_of(model, g, single)).double()
-        torch.testing.assert_close(found.moments[g.name].mean_I, x_NI.mean(0), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.moments[g.name].second_II, x_NI.T @ x_NI / 480, rtol=1e-4, atol=1e-6)
-        assert found.mask_gradients[g.name].square_U.dtype == torch.float64
-        assert found.elements[Elements()][g.name].dtype == torch.float64
+        torch.testing.assert_close(
+            found.of(Moments(covariance=True))[g.consumer].mean_I, x_NI.mean(0), rtol=1e-4, atol=1e-6
+        )
+        torch.testing.assert_close(
+            found.of(Moments(covariance=True))[g.consumer].second_II,
+            x_NI.T @ x_NI / 480,
+            rtol=1e-4,
+            atol=1e-6,
+        )
+        assert found.of(MaskGradients())[g.name].square_U.dtype == torch.float64
+        assert found.of(Elements())[g.name].dtype == torch.float64
 
 
 def test_moments_of_large_means_keep_their_digits() -> None:
     model = model_of("llama").float()
-    group = widths(model).groups[0]
+    structure = widths(model)
+    group = structure.groups[0]
     batches = Batches(model, sequences(model, (20,) * 8))
-    flight = HookContext(is_encoder_decoder=False)
-    collector = MomentCollector(flight, group, moments=True, covariance=False, sequence_means=False)
+    context = HookContext(is_encoder_decoder=False)
+    collector = Moments.collector([Moments()], model, structure, context)
     handles = collector.attach(model)
     handles.append(
         model.get_submodule(group.consumer).register_forward_pre_hook(
@@ -286,11 +290,11 @@ def test_moments_of_large_means_keep_their_digits() -> None:
         )
     )
     with torch.no_grad():
-        for flight.batch in batches.read(labelled=False):
-            model(**flight.batch.inputs)
+        for context.batch in batches.read(labelled=False):
+            model(**context.batch.inputs)
     for handle in handles:
         handle.remove()
-    variance_I = collector.moments().variance_I
+    variance_I = collector.results()[Moments()][group.consumer].variance_I
     single = sequences(model, (20,) * 8)
     exact_I = torch.cat(inputs_of(model, group, single)).double().var(0, correction=0) * 1e-6
     assert float(exact_I.max()) < 1e-4

@@ -4,7 +4,7 @@ The published code asks the model for the current last token; here the loss is t
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class Afr:
     def _parts(self) -> tuple[ReferSvd, Snip]:
         return ReferSvd(trim=self.trim), Snip(trim=self.trim)
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what the two parts need."""
         refer, snip = self._parts
         return refer.requests() + snip.requests()

@@ -1,14 +1,14 @@
 """What a one-shot width criterion has to offer, and what most of them share."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Features, Group, Structure
-from sparse_trainer.statistics.requests import Statistic, Statistics
+from sparse_trainer.statistics.requests import R, Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
 
@@ -21,6 +21,10 @@ class Evidence:
     structure: Structure
     statistics: Statistics
 
+    def of(self, request: Statistic[R]) -> dict[str, R]:
+        """Return what was collected for a request, by group name."""
+        return self.statistics.by_group(request, self.structure.groups)
+
 
 class WidthCriterion(Protocol):
     """Scores heads and channels from what a calibration pass collected. Options are the fields of the class."""
@@ -28,7 +32,7 @@ class WidthCriterion(Protocol):
     standardize: ClassVar[str]
     """Normaliser that suits its scores across layers when the user names none."""
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what has to be collected; nothing, for a criterion that looks at weights only."""
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:

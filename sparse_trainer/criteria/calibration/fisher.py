@@ -4,12 +4,13 @@ Half of it is the second-order cost of removing the unit: additive, and comparab
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.statistics.requests import MaskGradients, Statistic
+from sparse_trainer.statistics.mask_gradients import MaskGradients
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -19,12 +20,10 @@ class Fisher:
 
     standardize: ClassVar[str] = "cost"
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return mask gradients."""
         return (MaskGradients(),)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the Fisher information of every gate."""
-        return {
-            g.name: evidence.statistics.mask_gradients[g.name].square_U for g in evidence.structure.groups
-        }
+        return {name: sums.square_U for name, sums in evidence.of(MaskGradients()).items()}

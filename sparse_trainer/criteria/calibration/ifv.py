@@ -1,12 +1,13 @@
 """IFV, the plain fluctuation of FLAP (arXiv 2312.11983): the variance of what a unit feeds its consumer."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
-from sparse_trainer.statistics.requests import Moments, Statistic
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -16,13 +17,13 @@ class Ifv:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return means and second moments."""
         return (Moments(),)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        moments = evidence.statistics.moments
+        moments = evidence.of(Moments())
         return {
             g.name: per_unit(moments[g.name].variance_I, g.consumer_slice) for g in evidence.structure.groups
         }

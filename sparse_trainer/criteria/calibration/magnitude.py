@@ -1,7 +1,7 @@
 """Magnitude: keep what is large. Needs no data; a control, and a bad choice for channels of language models."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class Magnitude:
         if self.norm not in (1, 2):
             raise ArgumentError("magnitude.norm", f"{self.norm!r} is neither 1 nor 2.", "Give 1 or 2.")
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return nothing: weights are enough."""
         return ()
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Mixture:
     parts: tuple[tuple[WidthCriterion, float], ...]
     normalizer: str
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what all parts need."""
         return tuple(need for part, _ in self.parts for need in part.requests())
 

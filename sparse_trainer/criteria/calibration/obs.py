@@ -4,14 +4,15 @@ score_S = tr(W_S ((H^-1)_SS)^-1 W_S^T), H = C + damping. It assumes the repair: 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics.requests import Moments, MomentSums, Statistic
+from sparse_trainer.statistics.moments import Moments, MomentSums
+from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: O = outputs, I = input features, U = units, W = features of a unit, R = units that remain.
 
@@ -36,16 +37,16 @@ class Obs:
                 "obs", f"rounds={self.rounds}, damping={self.damping}.", "Give positive numbers."
             )
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return covariances."""
         return (Moments(covariance=True),)
 
     @torch.no_grad()
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        found = {}
+        found, found_moments = {}, evidence.of(Moments(covariance=True))
         for g in evidence.structure.groups:
-            moments = evidence.statistics.moments[g.name]
+            moments = found_moments[g.name]
             weight_OI = consumer_weight(evidence.model, g).to(moments.mean_I.dtype)
             index_UW = g.consumer_slice.index_UW.to(weight_OI.device)
             found[g.name] = self._of_group(weight_OI, self._second(moments), index_UW)

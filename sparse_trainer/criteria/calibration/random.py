@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class Random:
     standardize: ClassVar[str] = "none"
     seed: int = 42
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return nothing."""
         return ()
 

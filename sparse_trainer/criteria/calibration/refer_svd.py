@@ -5,13 +5,14 @@ its Frobenius norm, and so is this. We look at the linears of the pruned groups;
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.statistics.requests import Elements, Statistic
+from sparse_trainer.statistics.elements import Elements
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -31,11 +32,10 @@ class ReferSvd:
     def _request(self) -> Elements:
         return Elements(loss="output_norm", form="trimmed", trim=self.trim)
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return element sums of the output norms."""
         return (self._request,)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        sums = evidence.statistics.elements[self._request]
-        return {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}
+        return {name: sums_TU.sum(0) for name, sums_TU in evidence.of(self._request).items()}

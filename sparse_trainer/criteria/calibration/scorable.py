@@ -1,6 +1,7 @@
 """Which criterion can score which units of a model: asked before any work is done."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from patchers.units import Group
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
@@ -8,7 +9,7 @@ from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.statistics.requests import Statistic, unsupported_reason
 
 
-def check_scorable(groups: Sequence[Group], requests: Sequence[Statistic], name: str) -> None:
+def check_scorable(groups: Sequence[Group], requests: Sequence[Statistic[Any]], name: str) -> None:
     """Raise `UnsupportedModelError` where a criterion cannot look at a group; names those that can.
 
     Args:

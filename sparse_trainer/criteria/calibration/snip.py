@@ -6,13 +6,14 @@ total.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.statistics.requests import Elements, Statistic
+from sparse_trainer.statistics.elements import Elements
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -30,14 +31,13 @@ class Snip:
     def _request(self) -> Elements:
         return Elements(form="trimmed", trim=self.trim) if self.signed else Elements(form="absolute")
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return element sums."""
         return (self._request,)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        sums = evidence.statistics.elements[self._request]
-        found = {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}
+        found = {name: sums_TU.sum(0) for name, sums_TU in evidence.of(self._request).items()}
         if self.signed:
             return found
         total = torch.stack([score_U.sum() for score_U in found.values()]).sum()

@@ -4,14 +4,16 @@ Absolute values are taken per sequence: gradients of different sequences cancel,
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, final, get_args
+from typing import Any, ClassVar, Final, Literal, final, get_args
 
 from torch import Tensor
 
 from patchers.units import Group
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.statistics.requests import Elements, MaskGradients, Statistic
+from sparse_trainer.statistics.elements import Elements
+from sparse_trainer.statistics.mask_gradients import MaskGradients
+from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: T = linears of a unit, U = units.
 
@@ -50,16 +52,16 @@ class Taylor:
             return MaskGradients()
         return Elements(form="absolute" if self.form == "element" else "vector")
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return mask gradients, or element sums."""
         return (self._request,)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the Taylor scores."""
-        need, statistics = self._request, evidence.statistics
-        if isinstance(need, MaskGradients):
-            return {g.name: statistics.mask_gradients[g.name].absolute_U for g in evidence.structure.groups}
-        sums = statistics.elements[need]
+        request = self._request
+        if isinstance(request, MaskGradients):
+            return {name: sums.absolute_U for name, sums in evidence.of(request).items()}
+        sums = evidence.of(request)
         return {
             g.name: aggregate(sums[g.name], self._reduce, _consumer(g)) for g in evidence.structure.groups
         }

@@ -4,13 +4,15 @@ LLM-Pruner's `param_mix` is |w g - w^2 h / 2|, the absolute value of that change
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.statistics.requests import Elements, MaskGradients, MaskGradientSums, Statistic
+from sparse_trainer.statistics.elements import Elements
+from sparse_trainer.statistics.mask_gradients import MaskGradients, MaskGradientSums
+from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: U = units.
 
@@ -39,19 +41,15 @@ class TaylorSecond:
             if value not in known:
                 raise ArgumentError(f"taylor_2nd.{name}", f"unknown value {value!r}.", nearest(value, known))
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return element sums, or mask gradients."""
         return (MaskGradients(),) if self.level == "unit" else (Elements(form=self.sign),)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        statistics = evidence.statistics
         if self.level == "unit":
-            return {
-                g.name: self._of_unit(statistics.mask_gradients[g.name]) for g in evidence.structure.groups
-            }
-        sums = statistics.elements[Elements(form=self.sign)]
-        return {g.name: sums[g.name].sum(0) for g in evidence.structure.groups}
+            return {name: self._of_unit(sums) for name, sums in evidence.of(MaskGradients()).items()}
+        return {name: sums_TU.sum(0) for name, sums_TU in evidence.of(Elements(form=self.sign)).items()}
 
     def _of_unit(self, sums: MaskGradientSums) -> Tensor:
         curvature_U = 0.5 * sums.square_U

@@ -5,12 +5,13 @@ summed over the columns of a unit.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
-from sparse_trainer.statistics.requests import Moments, Statistic
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -20,15 +21,15 @@ class Wanda:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return second moments."""
         return (Moments(),)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        found = {}
+        found, moments = {}, evidence.of(Moments())
         for g in evidence.structure.groups:
-            second_I = evidence.statistics.moments[g.name].second_I
+            second_I = moments[g.name].second_I
             column_I = consumer_weight(evidence.model, g).abs().mean(0)
             found[g.name] = per_unit(column_I * second_I.sqrt(), g.consumer_slice)
         return found

@@ -4,13 +4,14 @@ The same order as structured Wanda; unlike it, the score grows with the square r
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.wanda import Wanda
-from sparse_trainer.statistics.requests import Moments, Statistic
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -20,11 +21,11 @@ class Wifn:
 
     standardize: ClassVar[str] = "zscore_layer"
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return second moments."""
         return (Moments(),)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        moments = evidence.statistics.moments
+        moments = evidence.of(Moments())
         return {name: s_U * moments[name].tokens.sqrt() for name, s_U in Wanda().scores(evidence).items()}

@@ -4,13 +4,14 @@ It assumes that the mean is made up for, by a bias or by least squares.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from patchers.units import HEADS
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
-from sparse_trainer.statistics.requests import Moments, Statistic
+from sparse_trainer.statistics.moments import Moments
+from sparse_trainer.statistics.requests import Statistic
 
 
 @final
@@ -22,15 +23,15 @@ class Wifv:
     square_heads: bool = False
     """Square the column scores of heads before they are summed, as FLAP's code does."""
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return means and second moments."""
         return (Moments(),)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
-        found = {}
+        found, moments = {}, evidence.of(Moments())
         for g in evidence.structure.groups:
-            variance_I = evidence.statistics.moments[g.name].variance_I
+            variance_I = moments[g.name].variance_I
             score_I = variance_I * consumer_weight(evidence.model, g).square().sum(0)
             if self.square_heads and g.kind == HEADS:
                 score_I = score_I.square()

@@ -42,7 +42,7 @@ class Criterion(Protocol):
     def constrain(self, constraints: Sequence[Constraint]) -> None:
         """Take note of what the budget demands, once, before training."""
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what has to be collected on a calibration set before training, if anything."""
 
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
@@ -85,7 +85,7 @@ class Plain:
     def constrain(self, constraints: Sequence[Constraint]) -> None:
         """Leave the budget to the selector."""
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Ask for no calibration set."""
         return ()
 

@@ -30,7 +30,7 @@ class Calibrated(Plain):
         """Return a gate that remembers a score and learns none."""
         return SaliencyGate(group.num_units, scored=False)
 
-    def requests(self) -> tuple[Statistic, ...]:
+    def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what has to be collected on the calibration set."""
         return self._width.requests()
 

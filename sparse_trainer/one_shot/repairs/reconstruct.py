@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import DataError, NonFiniteError
-from sparse_trainer.statistics.requests import MomentSums
+from sparse_trainer.statistics.moments import MomentSums
 
 # Shape legend: O = outputs, I = input features, K = kept, P = removed features, U = kept units.
 
