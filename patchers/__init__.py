@@ -7,10 +7,10 @@ from patchers.errors import SparseTrainerError, UnsupportedModelError
 from patchers.patching.gates import Gate, PolarGate, SaliencyGate
 from patchers.patching.masks import MaskFactor, WeightMask
 from patchers.patching.patch import (
+    attach_mask,
     gated,
     gates_by_group,
     gates_of,
-    hang_mask,
     is_patched,
     masks_of,
     patch,
@@ -18,6 +18,9 @@ from patchers.patching.patch import (
 )
 from patchers.surgery import cut
 from patchers.units import KINDS, Group, Kind, Slice, Structure, kind_named
+
+hang_mask = attach_mask
+"""The earlier name."""
 
 __all__ = [
     "KINDS",
@@ -34,6 +37,7 @@ __all__ = [
     "Structure",
     "UnsupportedModelError",
     "WeightMask",
+    "attach_mask",
     "cut",
     "discover",
     "gated",

@@ -1,6 +1,6 @@
 """One view of the layers that surgery touches: sizes, and slicing that keeps dtype, device and gradient flag."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from patchers.errors import UnsupportedModelError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
 Linear = nn.Linear | Conv1D
+BASE: Final = "base_layer"
+"""The child of an adapter that it wraps: peft's name."""
 
 
 def is_linear(module: nn.Module) -> bool:
     """Tell whether a module is a linear layer, or an adapter around one."""
-    return isinstance(dict(module.named_children()).get("base_layer", module), LINEAR_TYPES)
+    return isinstance(dict(module.named_children()).get(BASE, module), LINEAR_TYPES)
 
 
 def join(path: str, *parts: str) -> str:
@@ -36,7 +38,7 @@ def present(module: nn.Module) -> set[str]:
 def linear_at(model: nn.Module, path: str) -> Linear:
     """Return the linear at `path`, to read: looking through an adapter that wraps it (peft's `base_layer`)."""
     module = model.get_submodule(path)
-    wrapped = dict(module.named_children()).get("base_layer")
+    wrapped = dict(module.named_children()).get(BASE)
     return _as_linear(module if wrapped is None else wrapped, path)
 
 

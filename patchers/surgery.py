@@ -63,13 +63,13 @@ def cut(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> N
 def _check_shape(structure: Structure, name: str, keep_U: Tensor) -> None:
     if name not in structure:
         raise UnsupportedModelError(
-            name, "no such group in this model.", "Was the plan made for another model?"
+            name, "no such group in this model.", "Take a plan that was made for this model."
         )
     if keep_U.shape != (structure[name].num_units,):
         raise UnsupportedModelError(
             name,
             f"{tuple(keep_U.shape)} kept flags for {structure[name].num_units} units.",
-            "Was the plan made for another model?",
+            "Take a plan that was made for this model.",
         )
 
 
@@ -197,12 +197,12 @@ def _silence(linear: Linear) -> None:
 
 
 def _narrow_select(module: nn.Module, select: Select, keep_U: Tensor) -> None:
-    """Hang, or narrow, the selection that picks the remaining entries of a per-unit argument."""
+    """Add, or narrow, the selection that picks the remaining entries of a per-unit argument."""
     entries = torch.arange(select.units * select.width).view(select.units, select.width)
     kept = entries[keep_U.cpu()].flatten().tolist()
-    hung = next((s for s in selections_of(module) if s.argument == select.argument), None)
-    if hung is not None:
-        hung.index = tuple(hung.index[i] for i in kept)
+    existing = next((s for s in selections_of(module) if s.argument == select.argument), None)
+    if existing is not None:
+        existing.index = tuple(existing.index[i] for i in kept)
         return
     add_select(
         module, argument=select.argument, position=select.position, dim=select.dim, index=kept,

@@ -1,4 +1,4 @@
-"""The nouns: units, slices, groups, and the structure of a model."""
+"""What a model is made of, for pruning: kinds of unit, slices of tensors, groups of units, the structure of a model."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -117,7 +117,7 @@ class Slice(Features):
     axis: Literal["out", "in"]
     """Output features (rows of the weight, entries of the bias) or input features (columns)."""
     is_value: bool = False
-    """True for the producers whose silence makes the unit constant: value rows of a head, rows of a channel."""
+    """True for producers that, once zero, make the unit constant: value rows of a head, rows of a channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class Select:
     width: int = 1
     """Entries of one unit: query heads of a KV group."""
     returned: int | None = None
-    """Where in the module's output the argument is handed on to the next layer."""
+    """Where in the module's output the argument is passed to the next layer; None = it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)

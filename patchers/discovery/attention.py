@@ -113,7 +113,7 @@ def _roles(form: AttentionForm) -> list[str]:
 
 
 def _unsound(module: nn.Module) -> str | None:
-    """Return why the heads of a module hang together, where that is known."""
+    """Return why no head of a module can go alone, None where no reason is known."""
     for inner in module.modules():
         if type(inner).__name__ in HEADS_STAY:
             return HEADS_STAY[type(inner).__name__]
@@ -200,7 +200,7 @@ def _strange_tensor(module: nn.Module, path: str, heads: Heads, known: Iterable[
     norms = {name for names in _NORMS.values() for name in names}
     linears = tuple(f"{name}." for name, child in module.named_modules() if is_linear(child))
     for inner, child in module.named_modules():
-        # What hangs in a linear is ours: a gate, or an adapter.
+        # Parameters inside a linear are those of a gate or an adapter.
         if f"{inner}.".startswith(linears) or inner.rpartition(".")[2] in norms or heads.queries < 2:
             continue
         for leaf, tensor in child.named_parameters(recurse=False):

@@ -74,7 +74,9 @@ def discover(
         lost = next((p for p in patterns if not any(matches(p, g.name) for g in groups)), None)
         if lost is not None:
             raise UnsupportedModelError(
-                option, f"{lost!r} matches no group.", f"Groups are named like {groups[0].name!r}."
+                option,
+                f"{lost!r} matches no group.",
+                f"Give a pattern of group names, which are like {groups[0].name!r}.",
             )
     chosen = tuple(g for g in groups if g.kind in wanted and _is_meant(g.name, exclude, include))
     known = tuple(stack for stack, _ in stacks)

@@ -1,4 +1,4 @@
-"""Stacked experts of a mixture: their channels, and whole experts, by what the modules say of themselves."""
+"""Stacked experts of a mixture: their channels, and whole experts, by the attributes that describe them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def read_experts(model: nn.Module, path: str) -> Part | Refusal:
     if tensors[up].shape[out_dim] != (2 * width if own["has_gate"] else width):
         raise UnsupportedModelError(
             join(path, up), f"{tensors[up].shape[out_dim]} output features for {width} channels.",
-            "The weights contradict each other.",
+            "Restore the checkpoint: its weights belong to different models.",
         )  # fmt: skip
     index = pair_index(width, concatenated=own["is_concatenated"]) if own["has_gate"] else None
     per = 2 if own["has_gate"] else 1
@@ -72,7 +72,7 @@ def _least_multiple(experts: Any) -> int:
 
 
 def _active(model: nn.Module, path: str, count: int) -> float:
-    """Return the share of the experts that a token meets, as the router beside them says."""
+    """Return the share of the experts that a token meets, by the `top_k` of the router beside them."""
     block = model.get_submodule(path.rpartition(".")[0])
     for module in (block, *(child for _, child in block.named_children())):
         top = vars(module).get("top_k")

@@ -71,7 +71,7 @@ def count_heads(model: nn.Module, path: str, form: AttentionForm) -> Heads | str
         raise UnsupportedModelError(
             path,
             f"{queries} query heads do not divide into {groups} KV groups.",
-            "The weights contradict the config.",
+            "Load weights and config of the same model.",
         )
     return Heads(queries, groups)
 

@@ -1,4 +1,4 @@
-"""Read from the source of a module what it returns, calls and reads: silence where there is no source."""
+"""Read the source of functions: what they return, call and read. Without source, each answer is "not known"."""
 
 import ast
 import inspect
@@ -100,7 +100,7 @@ def _name(node: ast.expr) -> str:
 
 
 def called_around(forward: Callable[..., Any], first: str, last: str) -> frozenset[str] | None:
-    """Return the children that a function calls, none of those between two of them; None where its source is silent."""
+    """Return the children that a function calls, but for those between two of them; None = not known."""
     calls = _children_called(forward)
     if calls.count(first) != 1 or calls.count(last) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Gates under adapters: a gate acts once on everything in the place of its linear, whoever wraps it, for as long.
+"""Gates under adapters: a gate acts exactly once, on its linear and on every adapter that wraps it.
 
 Libraries such as peft put a module with a child `base_layer` in the place of a linear, and take it away again. The gate
 and its hook stay with the linear, which outlives that. Around it the wrapper is given a hook of its own, at the moment
@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from patchers.errors import UnsupportedModelError
-from patchers.layers import LINEAR_TYPES
+from patchers.layers import BASE, LINEAR_TYPES
 from patchers.patching.gated_norm import GatedNorm
 from patchers.patching.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook
 from patchers.patching.masks import MaskedForward
 
-BASE: Final = "base_layer"
-"""The child of a wrapper that it stands for."""
 _COPIED: Final = "original_module"
 """The child of which a wrapper trains a copy: peft's `modules_to_save`."""
 
@@ -54,7 +52,7 @@ def follow(linear: nn.Module, wrapper: nn.Module) -> None:
     """Let the gates of a linear, or of a wrapper in its place, act on a wrapper around it.
 
     Raises:
-        UnsupportedModelError: what hangs there acts on more than the input or the output.
+        UnsupportedModelError: the gate or mask there acts on more than the input or the output.
     """
     replaced = vars(linear).get("forward")
     if isinstance(replaced, MaskedForward | GatedParameter | GatedRouter | GatedNorm):
@@ -92,21 +90,6 @@ def chain(model: nn.Module, path: str) -> list[nn.Module]:
     found = [model.get_submodule(path)]
     while (inner := found[-1]._modules.get(BASE)) is not None:
         found.append(inner)
-    return found
-
-
-def adapter_dims(model: nn.Module) -> dict[str, int]:
-    """Return the number of axes of each parameter that wrappers inside a model hold beside what they wrap.
-
-    Adapters that slice their own parameters when they are saved, as AdaLoRA does by rank, are left out.
-    """
-    found = {}
-    for path, wrapper in model.named_modules():
-        if BASE not in wrapper._modules or "ranknum" in wrapper._modules:
-            continue
-        for name, parameter in wrapper.named_parameters():
-            if not name.startswith(f"{BASE}."):
-                found[f"{path}.{name}"] = parameter.dim()
     return found
 
 

@@ -176,8 +176,8 @@ def _is_affine(module: nn.Module) -> bool:
     return type(module) is nn.LayerNorm and module.elementwise_affine and len(module.normalized_shape) == 1
 
 
-# The entries of a blended norm would load as those of a LayerNorm, in silence and wrongly: as those of a NoNorm, its
-# weight is stored with a leading axis of 1.
+# A stock class would load the entries of a blended norm as those of a LayerNorm, wrongly and without a word. So its
+# weight is stored with a leading axis of 1, like that of a NoNorm.
 def _refuse_stock_loaders(module: nn.Module) -> None:
     module.register_state_dict_post_hook(_add_axis)
     module.register_load_state_dict_pre_hook(_drop_axis)

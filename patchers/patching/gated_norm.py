@@ -14,10 +14,10 @@ from patchers.patching.gates import Gate
 
 @final
 class GatedNorm:
-    """Stands for the `forward` of a norm over hidden features: closed ones are nothing to it, and it says 0 for them.
+    """Stands for the `forward` of a norm over hidden features: closed ones do not count, and come out as 0.
 
-    With values z and c = sqrt(D / sum of z^2) the norm reads what, over all D features, has the mean and the scale of
-    the open ones, and what it says is divided by c. At z = 1 everything is multiplied by exactly 1.
+    With gate values z and c = sqrt(D / sum of z^2), the norm is given an input whose mean and scale over all D features
+    are those of the open ones, and its output is divided by c. At z = 1 everything is multiplied by exactly 1.
 
         LayerNorm: m = sum(z x) / sum(z);   norm(c (m + z (x - m))) / c, bias times z
         RMSNorm:   norm(c z x) / c
@@ -43,7 +43,7 @@ class GatedNorm:
 
 
 _LEAST = 1e-6
-"""Of sums of values: where a draw closes all features, the norm says 0."""
+"""Of sums of gate values: where random gates close all features, the output is 0."""
 
 
 class _LayerNorm(torch.autograd.Function):

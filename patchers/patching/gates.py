@@ -89,7 +89,7 @@ class PolarGate(Gate):
 
 @final
 class GateHook:
-    """Multiplies what passes a module by a gate. Picklable and copyable with the module it hangs on.
+    """Multiplies what passes a module by a gate. Picklable and copyable with the hooked module.
 
     Args:
         gate: The gate; it is a child of the hooked module.
@@ -158,7 +158,7 @@ class GatedParameter:
         self.owner, self.gate, self.name, self.dim = owner, gate, name, dim
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the module says with the gated parameter in the place of its own."""
+        """Return the output of the module with the gated parameter in the place of its own."""
         whole = self.owner.get_parameter(self.name)
         shape = [1] * whole.dim()
         shape[self.dim] = -1
@@ -182,7 +182,7 @@ class GatedRouter:
         self.router, self.gate = router, gate
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the router says with the gated logits."""
+        """Return the output of the router with the gated logits."""
         value_U = self.gate()
         closed_U = torch.zeros_like(value_U).masked_fill(self.gate.keep_U == 0, -torch.inf)
         with _AddToLogits(closed_U + (value_U - value_U.detach())):
@@ -244,8 +244,8 @@ def _over_features(value_U: Tensor, width: int) -> Tensor:
 
 
 def _between(x_BTD: Tensor, y_BTD: Tensor, value_U: Tensor) -> Tensor:
-    """Return x + g (y - x); `lerp` gives exactly y at 1 and exactly x at 0, and lies in memory as y does.
+    """Return x + g (y - x); `lerp` gives exactly y at 1 and exactly x at 0.
 
-    What reads it rounds by how it lies there.
+    It also keeps the strides of y, on which the rounding of what follows depends.
     """
     return torch.lerp(y_BTD, x_BTD, (1 - value_U).to(y_BTD.dtype))

@@ -1,7 +1,7 @@
 """Weight masks: zeros and ones over the blocks of one matrix, kept apart from the matrix itself.
 
-For whole channels and heads a `Gate` on the consumer's input computes the same from less; a mask is for what gates
-cannot say: single weights, blocks, rows and columns of one matrix, N of M.
+For whole channels and heads a `Gate` on the consumer's input computes the same for less; masks serve what gates cannot
+express: single weights, blocks, rows and columns of one matrix, N of M.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Adapters merged into the weights they stand beside, and taken away: for peft models, whole or injected.
 
-Nothing here imports peft. What wraps a module says how it is taken away: it merges, or hands out what to put in its
-place. Only active adapters are merged; where adapters are disabled, nothing is.
+Nothing here imports peft. A wrapper knows how it is taken away: it merges, or returns what takes its place.
+Only active adapters are merged; where adapters are disabled, nothing is.
 """
 
 import copy
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from patchers.errors import UnsupportedModelError
-from patchers.patching.adapters import BASE
+from patchers.layers import BASE
 
 _LIBRARY = "peft"
 _NOTES = ("peft_config", "_hf_peft_config_loaded")
@@ -31,7 +31,7 @@ class _Whole(Protocol):
 
 @runtime_checkable
 class _Replaces(Protocol):
-    """A wrapper that hands out what takes its place."""
+    """A wrapper that returns what takes its place."""
 
     disable_adapters: bool
 
@@ -175,9 +175,9 @@ def _tied(path: str, wrapper: nn.Module, places: Mapping[int, list[str]]) -> str
 
 
 def _tell_untied(model: PreTrainedModel) -> None:
-    """Let the config say it where input and output embeddings are two tensors now: copies were trained apart."""
-    given, said = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = given is None or said is None or given.weight is said.weight
+    """Write into the config that input and output embeddings are two tensors now, where copies were trained apart."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = inputs is None or outputs is None or inputs.weight is outputs.weight
     config = model.config.get_text_config(decoder=True)
     if not tied and config.tie_word_embeddings:
         config.tie_word_embeddings = model.config.tie_word_embeddings = False

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from patchers.discovery.discover import discover
 from patchers.layers import LINEAR_TYPES, features, linear_at
-from patchers.patching.patch import SCORE_ENTRIES
+from patchers.patching.marks import SCORE_ENTRIES
 from patchers.units import (
     ATTENTION,
     EXPERTS,

@@ -1,4 +1,4 @@
-"""The config of a folder, read as what it is: values that nobody here wrote."""
+"""Read the config.json of a folder or hub id, whoever wrote it, and check it before anything is built from it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _check_adapter(file: Path) -> None:
 
 @contextmanager
 def refusing(place: str, what: str) -> Iterator[None]:
-    """Name the place where transformers cannot make something of a config or of weights.
+    """Turn any error of transformers about a config or weights into one that names the place.
 
     Values of a config reach every line of its model's __init__, so that any error may say so.
 

@@ -1,4 +1,4 @@
-"""Two folders change places in one step, where the system can."""
+"""Exchange two folders in one step, where the system can (Linux, macOS)."""
 
 import ctypes
 import os

@@ -12,7 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.modeling_pruned import pruned_class
-from patchers.patching.patch import PATCH_ENTRIES
+from patchers.patching.marks import PATCH_ENTRIES
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
 from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE

@@ -1,4 +1,4 @@
-"""Which files in a saved folder are ours, and how a user's own move on when the folder is replaced."""
+"""Which files in a saved folder were written by us; files of the user move to the new folder when it is replaced."""
 
 import errno
 import filecmp
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def record_files(folder: Path) -> None:
-    """List what stands in a folder that was just written as ours."""
+    """Record the files of a folder that was just written, so that a later overwrite knows them."""
     names = sorted([*_files(folder), RECORD_FILE])
     write_text(folder / RECORD_FILE, json.dumps({"format": 1, "files": names}, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ from sparse_trainer.files.foreign_code import clean_folder
 from sparse_trainer.files.writing import place_of, sync_names, sync_tree, write_text, writing
 from sparse_trainer.folders.exchange import exchange
 from sparse_trainer.folders.own_files import carry_over, check_mounts, record_files
-from sparse_trainer.folders.workshop import alone_at, old_folder, sweep, workshop
+from sparse_trainer.folders.staging import locked, old_folder, staging_folder, sweep
 from sparse_trainer.plan.document import PLAN_FILE
 
 
@@ -22,7 +22,7 @@ from sparse_trainer.plan.document import PLAN_FILE
 def new_folder(
     directory: str | os.PathLike[str], *, overwrite: bool, ours: str = PLAN_FILE, need: int = 0
 ) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `directory` when the block ends well, and vanishes when not.
+    """Yield a folder to fill that replaces `directory` when the block ends without an error, and is removed otherwise.
 
     What an earlier save wrote there is replaced; a user's own files and folders beside it move on into the new one.
 
@@ -37,7 +37,7 @@ def new_folder(
     target = place_of(directory)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with workshop(target) as place:
+        with staging_folder(target) as place:
             draft = place / "new"
             draft.mkdir()
             with _told_as(draft, target):
@@ -65,7 +65,7 @@ def check_target(
         missing = [parent for parent in target.parents if not parent.exists()]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with workshop(target) as place:
+            with staging_folder(target) as place:
                 draft = place / "new"
                 draft.mkdir()
                 with _told_as(draft / "trial", target):
@@ -116,13 +116,13 @@ def _publish(draft: Path, target: Path, place: Path, check: Callable[[], None]) 
     """Give `draft` the name of `target`, with what is not ours in the folder that stands there.
 
     Args:
-        place: The workshop.
+        place: The staging folder.
         check: Raises where what stands there may not be replaced.
     """
     for number in itertools.count():
         if _moved(draft, target):
             break
-        with alone_at(target) as is_there:
+        with locked(target) as is_there:
             if not is_there:
                 continue
             check()
@@ -164,7 +164,7 @@ def _moved(draft: Path, target: Path) -> bool:
 
 @contextmanager
 def _told_as(draft: Path, target: Path) -> Iterator[None]:
-    """Name the place that the user knows in errors about files of a draft."""
+    """Let errors about files of a draft name the folder that the user asked for."""
     try:
         yield
     except CheckpointError as error:

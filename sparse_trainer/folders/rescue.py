@@ -1,4 +1,4 @@
-"""A pruned model survives what goes wrong between its training and its place."""
+"""Save a pruned model elsewhere when measuring or saving it fails, so that no training is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def spare_folder(folder: Path) -> Path:
-    """Return where a model can go that was pruned without training, and so without a folder of its own."""
+    """Return a temporary folder for a model that was pruned without training, and has no output folder yet."""
     return Path(tempfile.gettempdir(), f"{folder.name}-{uuid.uuid4().hex[:8]}")
 
 

@@ -1,4 +1,4 @@
-"""Cut a checkpoint on disk, tensor by tensor, without ever holding the model."""
+"""Cut a checkpoint on disk, tensor by tensor: for models larger than memory."""
 
 import json
 import os

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names_of
-from sparse_trainer.folders.configs import resolve
+from sparse_trainer.folders.configs import first_line, resolve
 
 _FILES = ("tokenizer*", "vocab*", "*.model", "spiece*", "merges.txt", "*.tiktoken")
 """Patterns of the files that make up a tokenizer."""
@@ -43,10 +43,9 @@ def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
             source, revision=revision, trust_remote_code=False
         )
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             name,
-            f"no tokenizer can be loaded ({first}).",
+            f"no tokenizer can be loaded ({first_line(error)}).",
             "Give the folder of a model, or restore its tokenizer.",
         ) from error
     drop_code_names_of(loaded)

@@ -9,7 +9,7 @@ from patchers.layers import features, linear_at
 from patchers.patching.gates import Gate
 from patchers.patching.hard_concrete import ConcreteGate
 from patchers.patching.masks import MaskFactor, WeightMask
-from patchers.patching.patch import hang_mask, patch
+from patchers.patching.patch import attach_mask, patch
 from patchers.units import CHANNELS, HEADS, Group, Structure
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.training.arguments.masks import MaskArguments
@@ -108,7 +108,7 @@ class _Plan:
         """Put masks on the model, then gates."""
         for paths, factors in self.factors.items():
             outputs = features(linear_at(self.model, paths[0]))[0]
-            hang_mask(self.model, paths, WeightMask(factors, outputs, masks_bias=bool(self.args.bias_mask)))
+            attach_mask(self.model, paths, WeightMask(factors, outputs, masks_bias=bool(self.args.bias_mask)))
         chosen = tuple(g for g in self.structure.groups if g.name in self.gates)
         if chosen:
             patch(

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from patchers.patching.marks import PATCH_ENTRIES
 from patchers.patching.merging import base_model
-from patchers.patching.patch import PATCH_ENTRIES
 from sparse_trainer.errors import CheckpointError
 
 WHOLE_FILE = "pruning_model.safetensors"

@@ -36,7 +36,7 @@ class AttentionForm:
     selects: tuple[tuple[str, int, int], ...] = ()
     """Per-head arguments of `core`: (name, positional index, dimension)."""
     returned: int | None = None
-    """Where in its output the first of these arguments is handed on to the next layer."""
+    """Where in its output the first of these arguments is passed to the next layer."""
     marker: str | None = None
     """An attribute that sets the module apart from others with the same names."""
     shared_table: str | None = None

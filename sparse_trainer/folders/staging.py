@@ -2,7 +2,7 @@
 
 `.NAME.1a2b3c4d/` beside `NAME` holds `new` (what is being written, and after an exchange what stood at NAME before),
 `old-0` (what stood there, where the system cannot exchange folders) and a file that the process which writes keeps
-locked as long as it lives. So a workshop without a lock on that file was left by a process that is gone.
+locked as long as it lives. So a staging folder without a lock on that file was left by a process that is gone.
 """
 
 import errno
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def workshop(target: Path) -> Iterator[Path]:
-    """Make a workshop beside `target`, whose parent is there, and take it away in the end.
+def staging_folder(target: Path) -> Iterator[Path]:
+    """Make a staging folder beside `target`, whose parent is there, and take it away in the end.
 
     Raises:
         OSError: The system does not let us.
@@ -42,7 +42,7 @@ def workshop(target: Path) -> Iterator[Path]:
 
 
 def sweep(target: Path) -> None:
-    """Take away the workshops beside `target` that processes which are gone have left.
+    """Take away the staging folders beside `target` that dead processes have left.
 
     Where one was killed between taking the old folder away and putting the new one there, the old one comes back.
     """
@@ -60,7 +60,7 @@ def sweep(target: Path) -> None:
 
 
 @contextmanager
-def alone_at(target: Path) -> Iterator[bool]:
+def locked(target: Path) -> Iterator[bool]:
     """Wait until no other process of ours replaces the folder at `target`, and keep the others waiting.
 
     Yields:
@@ -82,7 +82,7 @@ def alone_at(target: Path) -> Iterator[bool]:
 
 
 def old_folder(place: Path, number: int) -> Path:
-    """Return where in a workshop a folder goes whose place is taken."""
+    """Return where in a staging folder a folder goes whose place is taken."""
     return place / f"old-{number}"
 
 
@@ -111,7 +111,7 @@ def _open(target: Path) -> tuple[Path, IO[bytes]]:
 
 
 def _close(place: Path, lock: IO[bytes]) -> None:
-    """Empty a workshop and take it away; the file by which it is known goes last, so that a crash leaves it known."""
+    """Remove a staging folder, the lock file last: after a crash in between it is still known as one."""
     for path in [path for path in place.iterdir() if path.name != _LOCK]:
         shutil.rmtree(path, ignore_errors=True)
     lock.close()
