@@ -9,7 +9,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from patchers.discovery.discover import discover
 from patchers.units import Structure
-from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
+from sparse_trainer.architectures.perturb import perturb
+from tests.architectures.tiny import tiny_config, tiny_model
 
 # Shape legend: B = sequences, T = tokens.
 

@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from patchers.units import BLOCK_KINDS, KINDS
-from sparse_trainer.architectures.matrix import Matrix, rerun
-from sparse_trainer.architectures.matrix_page import check_checkout, write_matrix
+from sparse_trainer.architectures.matrix import Matrix
 from sparse_trainer.cli import show
 from sparse_trainer.cli.boundary import run_app
 from sparse_trainer.cli.console import Json, print_result, tell
@@ -20,9 +19,7 @@ from sparse_trainer.cli.environment import environment
 from sparse_trainer.cli.evaluate import evaluate
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune
-from sparse_trainer.errors import ArgumentError
 from sparse_trainer.fields import check_counts
-from sparse_trainer.files.writing import check_file
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.load_shape import load_shape
@@ -155,26 +152,10 @@ def bench(
 def architectures(
     types: Annotated[list[str] | None, typer.Argument(help="Model types; default: all.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="The same, as an option.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Measure again, on tiny models.")] = False,
-    write: Annotated[
-        Path | None, typer.Option(help="A checkout whose architectures.json and page are written anew.")
-    ] = None,
-    draft: Annotated[
-        Path | None, typer.Option(help="Takes verdicts as they come; those in it are not measured again.")
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show which model types of transformers can be pruned, as measured."""
-    if draft is not None and not check:
-        raise ArgumentError("draft", "nothing is measured.", "Set `check=True`, or drop it.")
-    chosen = [*(types or ()), *(only or ())]
-    if write is not None:
-        check_checkout(write)
-    if draft is not None:
-        check_file(draft)
-    matrix = rerun(chosen, draft=draft, tell=tell) if check else Matrix.load().only(chosen)
-    if write is not None:
-        write_matrix(Matrix.load().merged(matrix), write)
+    matrix = Matrix.load().only([*(types or ()), *(only or ())])
     print_result(as_json, matrix.to_json(), show.architectures(matrix))
 
 

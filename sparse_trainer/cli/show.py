@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from sparse_trainer.architectures import matrix_page
+from sparse_trainer.architectures import verdicts
 from sparse_trainer.architectures.matrix import Matrix
 from sparse_trainer.cli.inspection import Inspection
 from sparse_trainer.plan.document import Plan
@@ -108,10 +108,10 @@ def architectures(matrix: Matrix) -> list[RenderableType]:
     for name, report in matrix.reports.items():
         if report.reason:
             verdict = "nothing to prune" if report.is_built else "not built here"
-            rows.append([name, verdict, "", "", matrix_page.line(report.reason)])
+            rows.append([name, verdict, "", "", verdicts.one_line(report.reason)])
         else:
-            said = filter(None, (matrix_page.failures(report), matrix_page.remarks(report)))
-            cells = matrix_page.units(report), matrix_page.checks(report), matrix_page.exports(report)
+            said = filter(None, (verdicts.failures(report), verdicts.remarks(report)))
+            cells = verdicts.units(report), verdicts.checks(report), verdicts.exports(report)
             rows.append([name, *cells, "; ".join(said)])
     return [table([[escape(cell) for cell in row] for row in rows], None, "left"), matrix.summary()]
 

@@ -19,7 +19,6 @@ from datasets.utils.logging import disable_progress_bar
 from transformers.utils import logging
 
 from patchers.modeling_pruned import LayoutError, pruned_class
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.data.corpora.read import find, rows, texts
 from sparse_trainer.errors import SparseTrainerError
@@ -31,6 +30,7 @@ from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.recipes.fine_pruning import load_recipe
 from sparse_trainer.run.recipes.sections import shipped
+from tests.architectures.tiny import tiny_model
 from tests.fuzz import mutations
 
 Trial = Callable[[], object]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_trainer.architectures.matrix import Matrix, rerun
+from sparse_trainer.architectures.matrix import Matrix
+from tests.architectures.measure import rerun
 
 
 @pytest.mark.matrix

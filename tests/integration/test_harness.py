@@ -15,12 +15,12 @@ import torch
 import yaml
 from datasets import Dataset
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.data.corpora.read import find
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
+from tests.architectures.tiny import tiny_model
 from tests.character_tokenizer import character_tokenizer
 
 pytestmark = [

@@ -209,11 +209,7 @@ def mistakes() -> Iterator[tuple[str, ...]]:
         for value in values:
             yield *BENCH, option, value
     yield "inspect", "{place}/llama", "--sequence-length", "0"
-    for extra in (
-        ("brt",), ("--only", "brt"), ("bert", "--write", "{place}/nowhere"), ("bert", "--draft", "{place}/draft"),
-        ("bert", "--check", "--draft", "{place}/text.txt"), ("bert", "--check", "--draft", "{place}"),
-        ("bert", "--check", "--draft", "{place}/nowhere/draft"),
-    ):  # fmt: skip
+    for extra in (("brt",), ("--only", "brt")):
         yield "architectures", *extra
     for text in (
         "training.report_to=tensorbord", "training.report_to=mlflow", "training.report_to=[wandb]",

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from patchers.patching.patch import gates_of
-from sparse_trainer.architectures.tiny import perturb
+from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.folders.load import is_patched_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
-from sparse_trainer.architectures.tiny import perturb
+from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments

@@ -15,12 +15,12 @@ from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, gates_of, patch, unpatch
 from patchers.units import Kind
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import batch, tiny
 from tests.same import assert_same
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from patchers.discovery.discover import discover
-from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
+from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.errors import DataError
 from sparse_trainer.inputs.answers import IGNORED, shifts_labels
 from sparse_trainer.inputs.make import inputs_for
@@ -25,6 +25,7 @@ from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.mask_gradients import MaskGradients
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
+from tests.architectures.tiny import tiny_config, tiny_model
 
 ROWS = 2
 

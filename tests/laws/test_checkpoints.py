@@ -19,7 +19,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from patchers.discovery.discover import discover
 from patchers.patching.patch import gated, gates_of
-from sparse_trainer.architectures.tiny import NotTestable, model_types, tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
@@ -27,6 +26,7 @@ from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.trainer import PruningTrainer, save_state
+from tests.architectures.tiny import NotTestable, model_types, tiny_model
 
 RENAMED = (
     "beit", "clip", "deit", "dinov2", "esm", "gpt_neox", "llava", "mixtral", "nomic_bert", "qwen2_moe", "qwen3_moe",

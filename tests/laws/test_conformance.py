@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sparse_trainer.architectures.matrix import MATRIX_FILE, Matrix
-from sparse_trainer.architectures.matrix_page import page
-from sparse_trainer.architectures.worker import check_type
+from tests.architectures.measure import save
+from tests.architectures.page import page
+from tests.architectures.worker import check_type
 
 ROOT = Path(__file__).parents[2]
 # At least one type per form, and per arrangement of blocks.
@@ -57,7 +58,7 @@ def test_a_fresh_process_loads_what_was_cut(folder: Path) -> None:
         [
             sys.executable,
             "-m",
-            "sparse_trainer.architectures.worker",
+            "tests.architectures.worker",
             "reload",
             str(answers),
             str(folder),
@@ -91,5 +92,5 @@ def test_every_type_has_one_verdict(committed: Matrix) -> None:
 
 def test_the_page_is_made_from_the_matrix(committed: Matrix, tmp_path: Path) -> None:
     assert (ROOT / "docs/architectures.md").read_text(encoding="utf-8") == page(committed)
-    committed.save(tmp_path / "again.json")
+    save(committed, tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == MATRIX_FILE.read_bytes()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.data.corpora.read import find, questions, rows
 from sparse_trainer.errors import ArgumentError, DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.tasks.language.choices import multiple_choice
 from sparse_trainer.tasks.language.measure import compare, evaluate
 from sparse_trainer.tasks.language.text import perplexity
+from tests.architectures.tiny import tiny_model
 from tests.character_tokenizer import character_tokenizer
 
 # Shape legend: T = tokens, V = vocabulary.

@@ -11,9 +11,9 @@ from patchers.patching.gates import Gate, GatedForward
 from patchers.patching.patch import gated, gates_by_group, patch, unpatch
 from patchers.surgery import cut
 from patchers.units import BLOCK_KINDS, Kind, Structure
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.criteria.training.registry import CRITERIA
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
 from tests.same import assert_same, assert_same_answer
 

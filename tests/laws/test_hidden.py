@@ -25,10 +25,10 @@ from patchers.patching.gates import Gate
 from patchers.patching.patch import gated, gates_by_group, gates_of, patch, unpatch
 from patchers.surgery import cut
 from patchers.units import KINDS, Kind
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.criteria.training.registry import CRITERIA
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import tiny
 from tests.hidden_models import NAMES, hidden_model, outputs, some, tolerance
 from tests.same import assert_same, assert_same_answer

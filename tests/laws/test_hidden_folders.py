@@ -18,13 +18,13 @@ from patchers.modeling_pruned import stock_class_of
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch, unpatch
 from patchers.units import KINDS
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.run.cut_folder import compact_folder
+from tests.architectures.tiny import tiny_model
 from tests.hidden_models import hidden_model, outputs, some
 from tests.laws.training import quiet_model, sparse_args, trainer
 from tests.same import assert_same, assert_same_answer

@@ -14,11 +14,11 @@ from patchers.layers import linear_at, weight_OI
 from patchers.patching.hard_concrete import BETA, HIGH, LOW
 from patchers.patching.masks import MaskFactor, multiply
 from patchers.patching.patch import gates_of, masks_of, unpatch
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.mask_driver import Masking
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import batch, logits, tiny
 from tests.same import assert_same
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from patchers.discovery.discover import discover
 from patchers.units import Group
-from sparse_trainer.architectures.tiny import perturb, tiny_config, tiny_model
+from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.inputs.answers import IGNORED
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
@@ -28,6 +28,7 @@ from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.mask_gradients import MaskGradients
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic, Statistics
+from tests.architectures.tiny import tiny_config, tiny_model
 
 LENGTH, REAL = 6, 4
 Rows = dict[str, Tensor]

@@ -11,12 +11,12 @@ from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
 from patchers.surgery import cut
 from patchers.units import Group
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 
 HYBRIDS = [
     model_type

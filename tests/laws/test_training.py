@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from patchers.patching.patch import gates_of
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import NonFiniteError
 from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import FAMILIES, tiny
 from tests.laws.training import CHECKPOINTING, METHODS, quiet_model, rows, sparse_args, state, trainer
 

@@ -8,8 +8,8 @@ import torch
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
+from tests.architectures.tiny import tiny_model
 
 PAIRS = [[0, 1], [1, 0], [2, 2], [2, 3]]
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from sparse_trainer import cli
-from sparse_trainer.architectures import matrix
 from sparse_trainer.architectures.case import Report
-from sparse_trainer.architectures.matrix import Matrix
-from sparse_trainer.architectures.matrix_page import page
+from sparse_trainer.architectures.matrix import MATRIX_FILE, Matrix
 from sparse_trainer.errors import ArgumentError
+from tests.architectures import measure
+from tests.architectures.measure import merged, save
+from tests.architectures.page import page, write_matrix
 
 PASSING = Report(
     model_type="good",
@@ -72,7 +73,7 @@ def test_the_summary_counts(made: Matrix) -> None:
 
 
 def test_a_matrix_survives_its_file(made: Matrix, tmp_path: Path) -> None:
-    made.save(tmp_path / "matrix.json")
+    save(made, tmp_path / "matrix.json")
     again = Matrix.load(tmp_path / "matrix.json")
     assert again.reports == made.reports
     assert again.versions == made.versions
@@ -97,28 +98,26 @@ def test_the_page_has_a_row_per_type_in_the_table_of_its_verdict(made: Matrix) -
 
 def test_newer_rows_replace_older_ones_of_the_same_versions(made: Matrix) -> None:
     mended = Report(model_type="poor", units={"heads": 4}, forms=["q…o"], passed=["open", "widths"])
-    merged = made.merged(Matrix(versions=VERSIONS, reports={"poor": mended}))
-    assert merged.reports["poor"] == mended
-    assert merged.reports["good"] == PASSING
+    both = merged(made, Matrix(versions=VERSIONS, reports={"poor": mended}))
+    assert both.reports["poor"] == mended
+    assert both.reports["good"] == PASSING
     other = Matrix(versions={"torch": "3"}, reports={"poor": mended})
     with pytest.raises(
         ArgumentError, match=r"transformers 5\.23\.0, torch 2\.13\.0, these with torch 3\. Check all"
     ):
-        made.merged(other)
+        merged(made, other)
     everything = Matrix(versions={"torch": "3"}, reports=made.reports)
-    assert made.merged(everything) is everything
+    assert merged(made, everything) is everything
 
 
-def test_a_checkout_gets_the_matrix_and_its_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, "--write", str(tmp_path)) == 2
-    assert "is no folder. Name a checkout of the project." in capsys.readouterr().err
+def test_a_checkout_gets_the_matrix_and_its_page(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"is no folder\. Name a checkout of the project\."):
+        write_matrix(Matrix.load(), tmp_path)
     (tmp_path / "sparse_trainer/architectures").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
-    assert call(monkeypatch, "--write", str(tmp_path)) == 0
+    write_matrix(Matrix.load(), tmp_path)
     written = tmp_path / "sparse_trainer/architectures/architectures.json"
-    assert written.read_bytes() == matrix.MATRIX_FILE.read_bytes()
+    assert written.read_bytes() == MATRIX_FILE.read_bytes()
     assert (tmp_path / "docs/architectures.md").read_text(encoding="utf-8") == page(Matrix.load())
 
 
@@ -136,10 +135,10 @@ def test_a_type_that_ends_its_process_does_not_end_the_run(
         return {name: {**verdict, "model_type": name} if job == "check" else "" for name in done}, "killed"
 
     types = ("first", "crash", "stuck", "last")
-    monkeypatch.setattr(matrix, "_in_process", worker)
-    monkeypatch.setattr(matrix, "model_types", lambda: types)
+    monkeypatch.setattr(measure, "_in_process", worker)
+    monkeypatch.setattr(measure, "model_types", lambda: types)
     draft = tmp_path / "draft.jsonl"
-    found = matrix.rerun(draft=draft).reports
+    found = measure.rerun(draft=draft).reports
 
     assert found["crash"].failed == {"process": "killed"}
     assert found["stuck"].failed == {"reload": "killed"}
@@ -150,10 +149,17 @@ def test_a_type_that_ends_its_process_does_not_end_the_run(
     ]  # fmt: skip
 
     started.clear()
-    assert matrix.rerun(draft=draft).reports == found
+    assert measure.rerun(draft=draft).reports == found
     assert started == []
     with draft.open("a", encoding="utf-8") as file:
         file.write('["cut short", {"mod')
-    assert matrix.rerun(draft=draft).reports == found
+    assert measure.rerun(draft=draft).reports == found
     with pytest.raises(ArgumentError, match="lst: is no model type that can be built"):
-        matrix.rerun(["lst"])
+        measure.rerun(["lst"])
+
+
+@pytest.mark.parametrize("place", [".", "text.txt", "nowhere/draft"])
+def test_a_draft_that_is_none_is_told_before_anything_is_measured(place: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("no verdicts\n")
+    with pytest.raises(ArgumentError, match="draft"):
+        measure.rerun(["bert"], draft=tmp_path / place)

@@ -7,10 +7,10 @@ from transformers import HfArgumentParser
 
 from patchers.discovery.discover import discover
 from patchers.units import CHANNELS, HEADS, LAYERS
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"scoring": "movment"}, "scoring.*'movment'.*Did you mean 'movement'"),

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
 from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import STATE_FILE, save_state
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 
 FIELDS = {field.name for field in dataclasses.fields(SparseTrainingArguments)}
 WORDS: dict[str, tuple[list[str], dict[str, Any]]] = {

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchers.units import LAYERS, Group, Kind, kind_named
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
@@ -17,6 +16,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import tiny
 
 COSTS: dict[str, int] = {"heads": 64, "channels": 3}

@@ -10,7 +10,6 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import is_no_norm
 from patchers.patching.blends import BlendedActivation, BlendedNorm, blended, take_in, unblend
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.self_check import check_same, outputs_of
 from sparse_trainer.errors import ArgumentError, CheckpointError, UnsupportedModelError
@@ -20,6 +19,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.blending import Cheapening, cheapen, finish, set_mix
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny
 from tests.laws.training import trainer
 from tests.same import assert_same

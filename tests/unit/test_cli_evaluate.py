@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cli.commands import app
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.tasks.language.text import perplexity
+from tests.architectures.tiny import tiny_model
 from tests.character_tokenizer import character_tokenizer
 
 TEXT = "The cat sat on the mat, and the dog did not.\n" * 3

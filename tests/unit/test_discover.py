@@ -26,10 +26,10 @@ from transformers import (
 
 from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.inputs.make import inputs_for, outputs_of
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import FAMILIES, tiny
 
 

@@ -18,7 +18,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.answers import shifts_labels
 from sparse_trainer.run.stages import rehearse
@@ -30,6 +29,7 @@ from sparse_trainer.training.distillation.teacher import (
     hidden_loss,
     valid_distributions,
 )
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import FAMILIES, batch, perturbed, tiny
 from tests.laws.training import quiet_model, sparse_args, trainer
 

@@ -24,12 +24,13 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from sparse_trainer.architectures.tiny import perturb, tiny_model
+from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.distillation.divergences import divergence_for, label_loss, logit_loss
+from tests.architectures.tiny import tiny_model
 
 T = 2.0
 BERT: dict[str, Any] = {

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cli.commands import app
+from tests.architectures.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

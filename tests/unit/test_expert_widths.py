@@ -13,7 +13,7 @@ from patchers.errors import UnsupportedModelError
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch
 from patchers.surgery import cut
-from sparse_trainer.architectures.tiny import perturb
+from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError
 from sparse_trainer.inputs.make import inputs_for, outputs_of

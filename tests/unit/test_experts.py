@@ -14,7 +14,6 @@ from patchers.patching.gates import Gate
 from patchers.patching.patch import gated, gates_by_group, gates_of, patch, unpatch
 from patchers.surgery import cut
 from patchers.units import Structure
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
@@ -26,6 +25,7 @@ from sparse_trainer.inputs.make import inputs_for, outputs_of
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 from tests.same import assert_same
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe")

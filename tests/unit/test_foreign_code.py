@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from typer.testing import CliRunner
 
 from patchers import modeling_pruned
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cli.commands import app
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError, DataError
@@ -23,6 +22,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.verify import verify_reload
 from sparse_trainer.tasks import metrics
+from tests.architectures.tiny import tiny_model
 from tests.character_tokenizer import character_tokenizer
 
 MARK = "ran"

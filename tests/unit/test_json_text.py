@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.errors import CheckpointError, SparseTrainerError
 from sparse_trainer.files.json_text import parse_json, read_object
 from sparse_trainer.folders.load import load_pruned
@@ -21,6 +20,7 @@ from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.training.checkpoint import STATE_FILE, read_sparse_args
+from tests.architectures.tiny import tiny_model
 from tests.character_tokenizer import character_tokenizer
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.one_shot.choose import Decision
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.pictures import (
@@ -19,6 +18,7 @@ from sparse_trainer.run.pictures import (
     write_pictures,
     write_scores,
 )
+from tests.architectures.tiny import tiny_model
 from tests.unit.test_report import plan
 
 

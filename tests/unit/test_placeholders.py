@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.self_check import probe_batch
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.placeholders import special_ids
+from tests.architectures.tiny import tiny_model
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert", "qwen2", "gpt2"])

@@ -10,7 +10,6 @@ import torch
 
 from patchers.discovery.discover import discover
 from patchers.patching.patch import gates_of
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.patched import load_patched
@@ -20,6 +19,7 @@ from sparse_trainer.plan.record import Request, plan_of, remember_request
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.trainer import save_state
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep
 
 

@@ -11,7 +11,7 @@ from patchers.discovery.tables.forms import AttentionForm, FfnForm
 from patchers.discovery.tables.registry import register_form
 from patchers.errors import UnsupportedModelError
 from sparse_trainer.architectures.check import check_model
-from sparse_trainer.architectures.tiny import perturb
+from sparse_trainer.architectures.perturb import perturb
 
 # Shape legend: B = batch, T = tokens, D = features.
 

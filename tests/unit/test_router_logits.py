@@ -9,7 +9,6 @@ import torch
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
@@ -17,6 +16,7 @@ from sparse_trainer.inputs.evaluating import answering_only
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 
 MIXTURES = (
     "mixtral",

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.criteria.calibration.afr import Afr
 from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum
 from sparse_trainer.criteria.calibration.mixture import criterion_of, name_of
@@ -15,6 +14,7 @@ from sparse_trainer.criteria.calibration.taylor import Taylor
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from tests.architectures.tiny import tiny_model
 
 
 @pytest.mark.parametrize("name", sorted(WIDTH_CRITERIA))

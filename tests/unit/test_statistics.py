@@ -16,7 +16,6 @@ from patchers.layers import linear_at, weight_OI
 from patchers.patching.gates import Gate
 from patchers.patching.patch import patch, unpatch
 from patchers.units import Group, Slice, Structure
-from sparse_trainer.architectures.tiny import tiny_config, tiny_model
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
@@ -26,6 +25,7 @@ from sparse_trainer.statistics.mask_gradients import MaskGradients
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistics
 from sparse_trainer.statistics.sequence_means import SequenceMeans
+from tests.architectures.tiny import tiny_config, tiny_model
 from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
 
 # Shape legend: N = tokens, I = features of a consumer's input, U = units, H = hidden features, O = outputs.

@@ -19,7 +19,6 @@ from patchers.discovery.discover import discover
 from patchers.surgery import cut
 from patchers.units import Structure
 from sparse_trainer import cli
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError, UnsupportedModelError
@@ -28,6 +27,7 @@ from sparse_trainer.folders.own_files import RECORD_FILE
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from tests.architectures.tiny import tiny_model
 from tests.same import assert_same_answer
 
 # Shape legend: U = units of a group.

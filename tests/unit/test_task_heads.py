@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from patchers.discovery.discover import discover
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.save import save_pruned
+from tests.architectures.tiny import tiny_model
 from tests.compact_models import patched, tiny, uneven_keep
 from tests.same import assert_same_answer
 

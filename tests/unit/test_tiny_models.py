@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_trainer.architectures.tiny import (
+from sparse_trainer.inputs.make import inputs_for, outputs_of
+from tests.architectures.tiny import (
     NotTestable,
     auto_class_for,
     dtype_for,
@@ -12,7 +13,6 @@ from sparse_trainer.architectures.tiny import (
     tiny_config,
     tiny_model,
 )
-from sparse_trainer.inputs.make import inputs_for, outputs_of
 
 _TYPES = (
     "bert",

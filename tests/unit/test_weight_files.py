@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sparse_trainer.architectures.tiny import tiny_model
 from sparse_trainer.folders.load import is_patched_checkpoint
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from tests.architectures.tiny import tiny_model
 
 
 def test_stale_shards_do_not_hide_a_patched_file(tmp_path: Path) -> None:

@@ -7,15 +7,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from patchers.units import KINDS
 from sparse_trainer.architectures.case import Report
 from sparse_trainer.architectures.matrix import MATRIX_FILE, Matrix
+from sparse_trainer.architectures.verdicts import checks, exports, failures, one_line, remarks, units
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.writing import check_file, write_text
+from tests.architectures.measure import save
 
 _HEAD = Path(__file__).with_name("architectures_head.md")
-_LONGEST = 200
-_MOST_PATHS = 3
 
 
 def page(matrix: Matrix) -> str:
@@ -41,10 +40,10 @@ def page(matrix: Matrix) -> str:
         _section(
             "Nothing of a known form",
             ("type", "class", "why"),
-            ((_code(r), f"`{r.architecture}`", line(r.reason)) for r in unknown),
+            ((_code(r), f"`{r.architecture}`", one_line(r.reason)) for r in unknown),
         ),
         _section(
-            "Cannot be built or run here", ("type", "why"), ((_code(r), line(r.reason)) for r in absent)
+            "Cannot be built or run here", ("type", "why"), ((_code(r), one_line(r.reason)) for r in absent)
         ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -67,50 +66,12 @@ def write_matrix(matrix: Matrix, checkout: Path) -> None:
     """Write the matrix and the page into a checkout of the project."""
     check_checkout(checkout)
     data, shown = _places(checkout)
-    matrix.save(data)
+    save(matrix, data)
     write_text(shown, page(matrix))
 
 
 def _places(checkout: Path) -> tuple[Path, Path]:
     return checkout / "sparse_trainer/architectures" / MATRIX_FILE.name, checkout / "docs/architectures.md"
-
-
-def units(report: Report) -> str:
-    """Return the kinds of unit of a type, and the forms they follow."""
-    kinds = ", ".join(kind for kind in KINDS if report.units.get(kind))
-    return f"{kinds} ({', '.join(report.forms)})"
-
-
-def checks(report: Report) -> str:
-    """Return the names of the checks that hold."""
-    return " ".join(report.passed)
-
-
-def exports(report: Report) -> str:
-    """Return the exports that were tried."""
-    own = ["self-contained"] if "save" in report.passed else []
-    return ", ".join([*own, *(["native"] if "native" in report.passed else [])])
-
-
-def failures(report: Report) -> str:
-    """Return the checks that do not hold, with what came instead."""
-    return "; ".join(f"{name}: {line(why)}" for name, why in report.failed.items())
-
-
-def remarks(report: Report) -> str:
-    """Return what is left alone and why, and what else is to be known."""
-    by_reason: dict[str, list[str]] = {}
-    for path, reason in report.untouched.items():
-        by_reason.setdefault(reason, []).append(path)
-    told = [f"{_few(paths)}: {line(reason)}" for reason, paths in by_reason.items()]
-    if report.unreached:
-        told.append(f"not run by the inputs, so not checked: {_few(report.unreached)}")
-    return "; ".join([*told, *sorted(report.notes)])
-
-
-def _few(paths: list[str]) -> str:
-    more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
-    return ", ".join(f"`{path}`" for path in paths[:_MOST_PATHS]) + more
 
 
 def _section(title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -128,16 +89,6 @@ def _row(cells: Iterable[str]) -> str:
 
 def _code(report: Report) -> str:
     return f"`{report.model_type}`"
-
-
-def line(text: str) -> str:
-    """Return one line of bearable length.
-
-    >>> line("Tensor-likes are not close!\\n\\nMismatched `3`")
-    "Tensor-likes are not close! Mismatched '3'"
-    """
-    line = " ".join(text.split()).replace("`", "'")
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rstrip()} …"
 
 
 def _escaped(cell: str) -> str:

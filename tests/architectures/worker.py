@@ -1,7 +1,7 @@
 """A process of its own for a batch of model types: one that crashes or hangs ends this process, and not the whole run.
 
-python -m sparse_trainer.architectures.worker check ANSWERS FOLDER TYPE...
-python -m sparse_trainer.architectures.worker reload ANSWERS FOLDER TYPE...
+python -m tests.architectures.worker check ANSWERS FOLDER TYPE...
+python -m tests.architectures.worker reload ANSWERS FOLDER TYPE...
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import transformers
 
 from sparse_trainer.architectures.case import Report, check_same
 from sparse_trainer.architectures.check import check_model, check_reload
-from sparse_trainer.architectures.tiny import NotTestable, tiny_model
 from sparse_trainer.inputs.make import inputs_for, outputs_of
+from tests.architectures.tiny import NotTestable, tiny_model
 
 logger = logging.getLogger(__name__)
 SECONDS = 180

@@ -14,8 +14,10 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from sparse_trainer.architectures.tiny_configs import FLOAT32, NOT_TESTABLE, OVERRIDES, PARTS
-from sparse_trainer.architectures.tiny_sizes import (
+from sparse_trainer.architectures.perturb import perturb
+from sparse_trainer.errors import SparseTrainerError
+from tests.architectures.tiny_configs import FLOAT32, NOT_TESTABLE, OVERRIDES, PARTS
+from tests.architectures.tiny_sizes import (
     DEPTH_LISTS,
     HEAD_LISTS,
     INDEX_LISTS,
@@ -27,9 +29,7 @@ from sparse_trainer.architectures.tiny_sizes import (
     WIDTHS,
     ZEROED,
 )
-from sparse_trainer.errors import SparseTrainerError
 
-_NOISE: Final = 0.1
 _BUILD_ERRORS: Final = (
     ValueError,
     TypeError,
@@ -137,17 +137,6 @@ def tiny_model(
     nn.Module.to(model, dtype)
     model.eval()
     return model
-
-
-@torch.no_grad()
-def perturb(model: PreTrainedModel) -> None:
-    """Add noise to every parameter that a folder holds, and to the statistics of batch norms, in place."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and name not in (model._keys_to_ignore_on_save or ()):
-            parameter.add_(_NOISE * torch.randn_like(parameter))
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.add_(_NOISE * torch.rand_like(buffer))
 
 
 @lru_cache(maxsize=1024)
