@@ -1,5 +1,6 @@
 """What the hooks of one calibration pass share: the batch at hand, losses that they add, and a watch for NaN."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,6 +14,12 @@ from sparse_trainer.statistics.batch import Batch
 
 LABELS: Final = "labels"
 """Name of the model's own loss, summed over the labels that count."""
+
+
+_READS_ENCODER: Final = re.compile(
+    r"(encoder_attn|encdecattention|cross_?att\w*)\.(.*\.)?(k|v|key|value|[kv]+_proj)$", re.I
+)
+"""Linears of a decoder that read what the encoder says: the keys and values of cross-attention."""
 
 
 class HookContext:
@@ -61,7 +68,7 @@ class HookContext:
                 "Calibrate with one sequence per batch, without padding.",
             )  # fmt: skip
         x_BTI = x.reshape(rows, -1, x.shape[-1])
-        in_decoder = self._is_encoder_decoder and "decoder" in path
+        in_decoder = self._is_encoder_decoder and "decoder" in path and not _READS_ENCODER.search(path)
         real_BT = self.batch.decoder_real_BT if in_decoder else self.batch.real_BT
         fits = real_BT is not None and real_BT.shape == x_BTI.shape[:2]
         return x_BTI, real_BT.to(x.device) if real_BT is not None and fits else None

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from patchers.discovery.discover import discover
-from patchers.units import Group
 from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.inputs.answers import IGNORED
 from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.statistics.block_states import BlockStates
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.mask_gradients import MaskGradients
@@ -134,8 +134,10 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def numbers(found: Statistics, need: Statistic[Any], group: Group) -> list[Tensor]:
-    sums = found.by_group(need, [group])[group.name]
+def numbers(found: Statistics, need: Statistic[Any], key: str) -> list[Tensor]:
+    sums = found.of(need)[key]
+    if isinstance(need, BlockStates):
+        return [sums.tokens, sums.cosine, sums.angle, sums.relative_change, sums.change_H]
     if isinstance(need, Moments):
         return [sums.mean_I, sums.variance_I]
     if isinstance(need, MaskGradients):
@@ -145,7 +147,9 @@ def numbers(found: Statistics, need: Statistic[Any], group: Group) -> list[Tenso
 
 
 @pytest.mark.parametrize(
-    "need", [Moments(), MaskGradients(), Elements()], ids=lambda need: type(need).__name__
+    "need",
+    [Moments(), Moments(every_linear=True), MaskGradients(), Elements(), BlockStates()],
+    ids=["Moments", "every linear", "MaskGradients", "Elements", "BlockStates"],
 )
 @pytest.mark.parametrize("case", CASES)
 def test_padding_counts_nowhere(case: str, need: Statistic[Any]) -> None:
@@ -156,9 +160,9 @@ def test_padding_counts_nowhere(case: str, need: Statistic[Any]) -> None:
     structure = replace(everything, groups=chosen)
     padded, plain = (collect(model, structure, batches, [need]) for batches in ([both], apart))
     assert padded.tokens == plain.tokens
-    for group in structure.groups:
-        pairs = zip(numbers(padded, need, group), numbers(plain, need, group), strict=True)
-        for one, two in pairs:
+    assert padded.of(need).keys() == plain.of(need).keys() >= {need.key(g) for g in structure.groups}
+    for key in padded.of(need):
+        for one, two in zip(numbers(padded, need, key), numbers(plain, need, key), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-10)
 
 
@@ -168,7 +172,9 @@ def test_rows_that_share_a_column_are_read_together_and_padding_is_asked_nothing
     structure = discover(model, ["channels"])
     padded, plain = (collect(model, structure, batches, [Elements()]) for batches in ([both], apart))
     for group in structure.groups:
-        for one, two in zip(*(numbers(found, Elements(), group) for found in (padded, plain)), strict=True):
+        for one, two in zip(
+            *(numbers(found, Elements(), group.name) for found in (padded, plain)), strict=True
+        ):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-10)
 
 
