@@ -37,15 +37,8 @@ def _values(returned: ast.expr | None) -> int | None:
 
 
 _BARE = (
-    "attn_output",
-    "attention_output",
-    "hidden_states",
-    "hidden_state",
-    "output",
-    "out",
-    "x",
-    "context_layer",
-)
+    "attn_output", "attention_output", "hidden_states", "hidden_state", "output", "out", "x", "context_layer",
+)  # fmt: skip
 
 
 def _is_role(function: ast.expr) -> bool:

@@ -3,7 +3,7 @@
 From nn_pruning (Lagunas et al., arXiv 2109.04838); NoNorm is MobileBERT's (Sun et al., arXiv 2004.02984).
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final, final
 
 import torch
@@ -135,10 +135,7 @@ def blend_gelus(model: nn.Module, paths: Collection[str]) -> int:
 
 def blend_norms(block: nn.Module, decay: float) -> int:
     """Put blended norms in the place of the LayerNorms inside a module, in place; return how many."""
-    found = [(owner, name, child) for owner, name, child in _children(block) if _is_affine(child)]
-    for owner, name, child in found:
-        setattr(owner, name, BlendedNorm(child, decay))
-    return len(found)
+    return _exchange(block, _is_affine, lambda norm: BlendedNorm(norm, decay))
 
 
 def blended(model: nn.Module) -> Iterator[BlendedActivation | BlendedNorm]:
@@ -148,27 +145,31 @@ def blended(model: nn.Module) -> Iterator[BlendedActivation | BlendedNorm]:
 
 def unblend(model: nn.Module) -> None:
     """Put the original layers back, with the same parameters, in place."""
-    for owner, name, child in _children(model):
-        if isinstance(child, BlendedActivation | BlendedNorm):
-            setattr(owner, name, child.original)
+    _exchange(model, _is_blended, lambda layer: layer.original)
 
 
 def fold(model: nn.Module) -> None:
     """Leave only the cheaper layers, in place."""
-    for owner, name, child in _children(model):
-        if isinstance(child, BlendedActivation | BlendedNorm):
-            setattr(owner, name, child.folded())
+    _exchange(model, _is_blended, lambda layer: layer.folded())
 
 
 def read_as_no_norms(model: nn.Module) -> None:
     """Take weight and bias of every LayerNorm for those of a NoNorm, in place."""
-    for owner, name, child in _children(model):
-        if _is_affine(child):
-            setattr(owner, name, NoNorm(child.weight, child.bias))
+    _exchange(model, _is_affine, lambda norm: NoNorm(norm.weight, norm.bias))
 
 
-def _children(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    return [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
+def _exchange(model: nn.Module, is_meant: Callable[[Any], bool], other: Callable[[Any], nn.Module]) -> int:
+    """Put another layer in the place of each that is meant, in place; return how many."""
+    found = [
+        (owner, name, m) for owner in model.modules() for name, m in owner.named_children() if is_meant(m)
+    ]
+    for owner, name, child in found:
+        setattr(owner, name, other(child))
+    return len(found)
+
+
+def _is_blended(module: nn.Module) -> bool:
+    return isinstance(module, BlendedActivation | BlendedNorm)
 
 
 def _is_affine(module: nn.Module) -> bool:

@@ -6,15 +6,8 @@ from itertools import product
 from patchers.discovery.tables.forms import AttentionForm
 
 _EXTRAS = (
-    "gate_proj",
-    "g_proj",
-    "relative_k_proj",
-    "linear_pos",
-    "r_proj",
-    "query_global",
-    "key_global",
-    "value_global",
-)
+    "gate_proj", "g_proj", "relative_k_proj", "linear_pos", "r_proj", "query_global", "key_global", "value_global",
+)  # fmt: skip
 
 T5 = AttentionForm(
     name="t5", query="q", key="k", value="v", output="o", can_be_empty=False,
@@ -75,21 +68,9 @@ _TRIPLES = (
     ("Wq", "Wk", "Wv"),
 )
 _OUTPUTS = (
-    "o_proj.linear",
-    "post.linear",
-    "o_proj",
-    "out_proj",
-    "o",
-    "dense",
-    "proj",
-    "out_lin",
-    "linear_out",
-    "output",
-    "projection_layer",
-    "projection",
-    "Wo",
-    "post",
-)
+    "o_proj.linear", "post.linear", "o_proj", "out_proj", "o", "dense", "proj", "out_lin", "linear_out", "output",
+    "projection_layer", "projection", "Wo", "post",
+)  # fmt: skip
 SPLIT = tuple(
     AttentionForm(name=f"{q}…{o}", query=q, key=k, value=v, output=o, extras=_EXTRAS)
     for (q, k, v), o in product(_TRIPLES, _OUTPUTS)
@@ -116,13 +97,8 @@ GROUPED = AttentionForm(
 """BLOOM, GPT-NeoX, Falcon, Persimmon: group by group, with slopes of linear biases that may come from outside."""
 
 _LATENT = (
-    "q_a_proj",
-    "kv_a_proj_with_mqa",
-    "kv_a_proj",
-    "indexer.wq_b",
-    "indexer.wk",
-    "indexer.weights_proj",
-)
+    "q_a_proj", "kv_a_proj_with_mqa", "kv_a_proj", "indexer.wq_b", "indexer.wk", "indexer.weights_proj",
+)  # fmt: skip
 LATENT = tuple(
     AttentionForm(
         name=f"{query}/kv_b_proj…o_proj", query=query, key="kv_b_proj", output="o_proj", shared=_LATENT

@@ -1,27 +1,28 @@
 """What follows a form by its names and still cannot be cut soundly, by class name, with the reason."""
 
+
+def _by_class(classes: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the reason by class, of classes by reason."""
+    return {name: reason for reason, names in classes.items() for name in names}
+
+
 RESHAPES = "its forward divides the hidden size by the number of heads, so all heads must stay"
 
-HEADS_STAY: dict[str, str] = {
-    "BlipAttention": RESHAPES,
-    "Blip2Attention": RESHAPES,
-    "InstructBlipAttention": RESHAPES,
-    "InstructBlipVideoAttention": RESHAPES,
-    "LongformerAttention": RESHAPES,
-    "LEDEncoderAttention": RESHAPES,
-    "HieraMaskUnitAttention": RESHAPES,
-    "PegasusXGlobalLocalAttention": RESHAPES,
-    "PvtV2SelfAttention": RESHAPES,
-    "ProphetNetAttention": "its masks are made for all heads",
-    "ProphetNetNgramSelfAttention": "its masks are made for all heads",
-    "Pix2StructTextAttention": "its position biases feed the other layers",
-    "Zamba2Attention": "its weights are shared by layers with adapters of their own",
-    "DiffLlamaAttention": "it subtracts one half of its heads from the other",
-    "CodeGenAttention": "its heads lie in four blocks that must stay equally large",
-    "AutoformerAttention": "its autocorrelation averages over all heads",
-    "BigBirdBlockSparseAttention": "it is built anew, with all its heads, when inputs are short",
-    "LongT5TransientGlobalAttention": "its global attention computes position biases of its own for all heads",
-}
+HEADS_STAY = _by_class({
+    RESHAPES: (
+        "BlipAttention", "Blip2Attention", "InstructBlipAttention", "InstructBlipVideoAttention",
+        "LongformerAttention", "LEDEncoderAttention", "HieraMaskUnitAttention", "PegasusXGlobalLocalAttention",
+        "PvtV2SelfAttention",
+    ),
+    "its masks are made for all heads": ("ProphetNetAttention", "ProphetNetNgramSelfAttention"),
+    "its position biases feed the other layers": ("Pix2StructTextAttention",),
+    "its weights are shared by layers with adapters of their own": ("Zamba2Attention",),
+    "it subtracts one half of its heads from the other": ("DiffLlamaAttention",),
+    "its heads lie in four blocks that must stay equally large": ("CodeGenAttention",),
+    "its autocorrelation averages over all heads": ("AutoformerAttention",),
+    "it is built anew, with all its heads, when inputs are short": ("BigBirdBlockSparseAttention",),
+    "its global attention computes position biases of its own for all heads": ("LongT5TransientGlobalAttention",),
+})  # fmt: skip
 """Attention modules that need all their heads."""
 
 CHANNELS_STAY: dict[str, str] = {
@@ -29,57 +30,44 @@ CHANNELS_STAY: dict[str, str] = {
 }
 """Feed-forward modules that need all their channels."""
 
-NEVER_EMPTY = frozenset(
-    {
-        "BloomAttention",
-        "GitSelfAttention",
-        "GPTNeoXJapaneseAttention",
-        "HrmTextAttention",
-        "FSMTAttention",
-        "T5Gemma2MergedAttention",
-    }
-)
+NEVER_EMPTY = frozenset({
+    "BloomAttention", "GitSelfAttention", "GPTNeoXJapaneseAttention", "HrmTextAttention", "FSMTAttention",
+    "T5Gemma2MergedAttention",
+})  # fmt: skip
 """Attention modules that do more than attend: add the residual stream, return a bias, share a cache, tell a number."""
 
-LAYERS_STAY: dict[str, str] = {
-    "JambaAttentionDecoderLayer": "its config counts the layers of each sort by period",
-    "JambaMambaDecoderLayer": "its config counts the layers of each sort by period",
-    "FunnelLayer": "its blocks pool the sequence between them",
-    "LongcatFlashDecoderLayer": "each layer holds two slots of the cache",
-    "HieraLayer": "stages make the picture smaller between its blocks",
-    "BridgeTowerResidualAttention": "layers of three towers are joined by their number",
-    "BridgeTowerTextLayer": "layers of three towers are joined by their number",
-    "BridgeTowerBertCrossLayer": "layers of three towers are joined by their number",
-    "VitPoseBackboneLayer": "its output is taken by number",
-    "SamHQVisionLayer": "its output is taken by number",
-    "YolosLayer": "each layer has position embeddings of its own",
-    "MllamaVisionEncoderLayer": "its output is taken by number",
-    "Zamba2AttentionDecoderLayer": "its weights are shared by layers with adapters of their own",
-    "Zamba2MambaDecoderLayer": "its weights are shared by layers with adapters of their own",
-    "CvtStage": "each stage makes the picture smaller",
-    "LxmertLayer": "the sizes of its encoders hang together",
-    "LiltLayer": "it passes on two streams of states",
-    "PegasusXEncoderLayer": "it passes on two streams of states",
-    "ZayaDecoderLayer": "the states of its router go from layer to layer",
-    "VideomtLayer": "the last blocks see queries as well, counted from the end",
-    "EomtLayer": "the last blocks see queries as well, counted from the end",
-    "EomtDinov3Layer": "the last blocks see queries as well, counted from the end",
-    "AutoformerDecoderLayer": "it passes on a trend beside the states",
-    "XLNetLayer": "the model returns a memory of each layer",
-    "Sam3DetrDecoderLayer": "each layer moves the boxes that the next one starts from",
-    "Sam3LiteTextDetrDecoderLayer": "each layer moves the boxes that the next one starts from",
-    "SamTwoWayAttentionBlock": "it passes on two streams of states",
-    "SamHQTwoWayAttentionBlock": "it passes on two streams of states",
-    "Sam2TwoWayAttentionBlock": "it passes on two streams of states",
-    "Sam2VideoTwoWayAttentionBlock": "it passes on two streams of states",
-    "EdgeTamTwoWayAttentionBlock": "it passes on two streams of states",
-    "EdgeTamVideoTwoWayAttentionBlock": "it passes on two streams of states",
-    "Sam3TrackerTwoWayAttentionBlock": "it passes on two streams of states",
-    "Sam3TrackerVideoTwoWayAttentionBlock": "it passes on two streams of states",
-    "FlavaLayer": "the model returns the states of every layer",
-    "SuperGlueAttentionalPropagation": "its layers take turns by a list of the model",
-    "IdeficsDecoderLayer": "cross-attention layers are counted by an interval",
-}
+LAYERS_STAY = _by_class({
+    "its config counts the layers of each sort by period": ("JambaAttentionDecoderLayer", "JambaMambaDecoderLayer"),
+    "its blocks pool the sequence between them": ("FunnelLayer",),
+    "each layer holds two slots of the cache": ("LongcatFlashDecoderLayer",),
+    "stages make the picture smaller between its blocks": ("HieraLayer",),
+    "layers of three towers are joined by their number": (
+        "BridgeTowerResidualAttention", "BridgeTowerTextLayer", "BridgeTowerBertCrossLayer",
+    ),
+    "its output is taken by number": ("VitPoseBackboneLayer", "SamHQVisionLayer", "MllamaVisionEncoderLayer"),
+    "each layer has position embeddings of its own": ("YolosLayer",),
+    "its weights are shared by layers with adapters of their own": (
+        "Zamba2AttentionDecoderLayer", "Zamba2MambaDecoderLayer",
+    ),
+    "each stage makes the picture smaller": ("CvtStage",),
+    "the sizes of its encoders hang together": ("LxmertLayer",),
+    "it passes on two streams of states": (
+        "LiltLayer", "PegasusXEncoderLayer", "SamTwoWayAttentionBlock", "SamHQTwoWayAttentionBlock",
+        "Sam2TwoWayAttentionBlock", "Sam2VideoTwoWayAttentionBlock", "EdgeTamTwoWayAttentionBlock",
+        "EdgeTamVideoTwoWayAttentionBlock", "Sam3TrackerTwoWayAttentionBlock",
+        "Sam3TrackerVideoTwoWayAttentionBlock",
+    ),
+    "the states of its router go from layer to layer": ("ZayaDecoderLayer",),
+    "the last blocks see queries as well, counted from the end": ("VideomtLayer", "EomtLayer", "EomtDinov3Layer"),
+    "it passes on a trend beside the states": ("AutoformerDecoderLayer",),
+    "the model returns a memory of each layer": ("XLNetLayer",),
+    "each layer moves the boxes that the next one starts from": (
+        "Sam3DetrDecoderLayer", "Sam3LiteTextDetrDecoderLayer",
+    ),
+    "the model returns the states of every layer": ("FlavaLayer",),
+    "its layers take turns by a list of the model": ("SuperGlueAttentionalPropagation",),
+    "cross-attention layers are counted by an interval": ("IdeficsDecoderLayer",),
+})  # fmt: skip
 """Blocks of a list from which no block can go."""
 FIRST_STAYS: dict[str, str] = dict.fromkeys(
     ("MiniMaxDecoderLayer", "MllamaSelfAttentionDecoderLayer"), "caches count tokens at the first layer"

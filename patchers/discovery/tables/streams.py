@@ -16,29 +16,16 @@ STREAM_FORMS = (
 is what is gated."""
 
 WRITERS = (
-    "embeddings.word_embeddings",
-    "embeddings.position_embeddings",
-    "embeddings.token_type_embeddings",
-    "embed_tokens",
-    "wte",
-    "wpe",
-)
+    "embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings",
+    "embed_tokens", "wte", "wpe",
+)  # fmt: skip
 """Embeddings that are added up to the stream."""
 
 READERS = (
-    "pooler.dense",
-    "pre_classifier",
-    "classifier.dense",
-    "classifier",
-    "score",
-    "qa_outputs",
-    "lm_head",
-    "lm_head.dense",
-    "predictions.transform.dense",
-    "vocab_transform",
-    "generator_predictions.dense",
+    "pooler.dense", "pre_classifier", "classifier.dense", "classifier", "score", "qa_outputs", "lm_head",
+    "lm_head.dense", "predictions.transform.dense", "vocab_transform", "generator_predictions.dense",
     "discriminator_predictions.dense",
-)
+)  # fmt: skip
 """Linears of task heads that read the last norm: only their input follows."""
 
 APART = ("classifier.out_proj", "cls.seq_relationship", "discriminator_predictions.dense_prediction")
