@@ -10,13 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, TypeVar
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal, TypedDict, TypeVar, cast
 
-from sparse_trainer.data.quickstart.world import DOMAINS, Attribute, Domain
 from sparse_trainer.errors import DataError
+from sparse_trainer.files.yaml_text import read_yaml
 
 Split = Literal["train", "validation"]
 T = TypeVar("T")
+_TABLES: Final = Path(__file__).with_name("world.yaml")
 
 VALIDATION_SHARE = 5
 """Every fifth name is for validation alone: no name, passage or question occurs in both splits."""
@@ -34,8 +37,38 @@ class Row(TypedDict):
     label: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attribute:
+    """One property that a passage can state and a question can ask about."""
+
+    values: Sequence[str]
+    """What the property can be; every value can be true and can be asked for."""
+    statements: Sequence[str]
+    """Ways to state it: `{s}` is the subject, `{v}` the value."""
+    questions: Sequence[str]
+    """Ways to ask for it: `{n}` is the full name, `{v}` the value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Domain:
+    """One kind of thing that passages are about."""
+
+    first: Sequence[str]
+    """First parts of names."""
+    second: Sequence[str]
+    """Second parts of names."""
+    name: str
+    """How a name is put together from `{a}` and `{b}`."""
+    again: Sequence[str]
+    """How a passage refers to the same thing a second time."""
+    attributes: Sequence[Attribute]
+    """What can be said of it."""
+    fillers: Sequence[str]
+    """Sentences that answer none of the questions."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """One way to ask for one attribute of one kind of thing."""
 
     domain: Domain
@@ -53,12 +86,25 @@ class _Thing:
     """Attribute number -> value."""
 
 
-FORMS: tuple[_Form, ...] = tuple(
-    _Form(domain, number, question)
-    for domain in DOMAINS.values()
-    for number, attribute in enumerate(domain.attributes)
-    for question in attribute.questions
-)
+@cache
+def domains() -> dict[str, Domain]:
+    """Return the kinds of thing that passages are about."""
+    found = {}
+    for name, fields in cast(dict[str, Any], read_yaml(_TABLES)).items():
+        attributes = [Attribute(**attribute) for attribute in fields.pop("attributes")]
+        found[name] = Domain(attributes=attributes, **fields)
+    return found
+
+
+@cache
+def forms() -> tuple[Form, ...]:
+    """Return all ways to ask for all attributes."""
+    return tuple(
+        Form(domain, number, question)
+        for domain in domains().values()
+        for number, attribute in enumerate(domain.attributes)
+        for question in attribute.questions
+    )
 
 
 def generate(split: Split, num_rows: int, seed: int = 42) -> list[Row]:
@@ -75,7 +121,7 @@ def generate(split: Split, num_rows: int, seed: int = 42) -> list[Row]:
     rng = random.Random(f"{split}-{seed}")
     rows: dict[str, Row] = {}
     while len(rows) < num_rows:
-        for form in rng.sample(FORMS, len(FORMS)):
+        for form in rng.sample(forms(), len(forms())):
             for label in (0, 1):
                 row = _row(rng, split, form, label)
                 while row["passage"] in rows:
@@ -86,7 +132,7 @@ def generate(split: Split, num_rows: int, seed: int = 42) -> list[Row]:
     return written
 
 
-def _row(rng: random.Random, split: Split, form: _Form, label: int) -> Row:
+def _row(rng: random.Random, split: Split, form: Form, label: int) -> Row:
     """Write one example; the passage is finished before `label` is looked at."""
     domain = form.domain
     asked, other = _things(rng, split, form)
@@ -98,7 +144,7 @@ def _row(rng: random.Random, split: Split, form: _Form, label: int) -> Row:
     return Row(question=form.question.format(n=asked.name, v=value).lower(), passage=passage, label=label)
 
 
-def _things(rng: random.Random, split: Split, form: _Form) -> tuple[_Thing, _Thing]:
+def _things(rng: random.Random, split: Split, form: Form) -> tuple[_Thing, _Thing]:
     """Draw the thing the question is about and another of its kind that differs from it in every shared property."""
     domain = form.domain
     (name, again), (other_name, other_again) = _names(rng, split, domain)
