@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from patchers.modeling_pruned import LayoutError
+from patchers.modeling_pruned import LayoutError, pruned_class
 from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_folder
 from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
 from sparse_trainer.files.json_text import read_object
@@ -105,6 +106,20 @@ def _check_adapter(file: Path) -> None:
     named = read_object(file, DAMAGED).get("megatron_core") if file.is_file() else None
     if named not in (None, "megatron.core"):
         raise CheckpointError(f"{file}: megatron_core", f"{shown(named)} names code.", "Take it out.")
+
+
+def model_class(
+    found: object, name: str, values: Mapping[str, Any], place: str, remedy: str
+) -> type[PreTrainedModel]:
+    """Return a class that was found in transformers; for the config of a pruned model, its pruned form.
+
+    Raises:
+        CheckpointError: `found` is no model class.
+    """
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        what = f"{name!r} is no model class of transformers {transformers.__version__} for this config."
+        raise CheckpointError(place, what, remedy)
+    return pruned_class(found) if "pruning" in values else found
 
 
 @contextmanager

@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from patchers.modeling_pruned import pruned_class
 from patchers.patching.marks import PATCH_ENTRIES
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
 from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE
-from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, refusing, resolve
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, model_class, refusing, resolve
 from sparse_trainer.folders.nn_pruning_format import (
     complete,
     is_of_nn_pruning,
@@ -87,11 +86,8 @@ def _load_model(where: str, auto_class: Any, kwargs: Mapping[str, Any]) -> PreTr
     old = is_of_nn_pruning(values, f"{where}: {CONFIG_FILE}")
     ours = plan is not None or "pruning" in values or old
     # A task head of choice, or more labels than before, start fresh: only then may weights be missing.
-    strict = (
-        ours
-        and auto_class is None
-        and not {"num_labels", "id2label", "ignore_mismatched_sizes"} & set(kwargs)
-    )
+    fresh = auto_class is not None or {"num_labels", "id2label", "ignore_mismatched_sizes"} & set(kwargs)
+    strict = ours and not fresh
     if old:
         removed = removed_heads(values, f"{where}: {CONFIG_FILE}")
         shape, file, options = loading_options(cls, values, removed, where, hub, kwargs)
@@ -178,17 +174,8 @@ def class_of(where: str, values: Mapping[str, Any], auto_class: Any) -> type[Pre
             stock = auto_class._model_mapping.get(transformers.CONFIG_MAPPING[values["model_type"]], None)
         stock = stock[0] if isinstance(stock, tuple) else stock
         name = auto_class.__name__
-    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
-        raise CheckpointError(
-            f"{where}: {CONFIG_FILE}: architectures",
-            f"{name!r} is no model class of transformers {transformers.__version__} for this config.",
-            "Load a class of your own with pruned_class(YourClass).from_pretrained(folder).",
-        )
-    return pruned_class(stock) if "pruning" in values else stock
-
-
-def _nothing(entry: str) -> bool:
-    return False
+    remedy = "Load a class of your own with pruned_class(YourClass).from_pretrained(folder)."
+    return model_class(stock, name, values, f"{where}: {CONFIG_FILE}: architectures", remedy)
 
 
 def _load(
@@ -198,12 +185,12 @@ def _load(
     kwargs: Mapping[str, Any],
     *,
     file: str = SAFE_WEIGHTS_NAME,
-    lacks: Callable[[str], bool] = _nothing,
+    lacks: Callable[[str], bool] | None = None,
 ) -> PreTrainedModel:
     """Load `cls`, and name the entries that do not fit; missing and unknown ones only where `strict`.
 
     Args:
-        lacks: Entries of the file that need no place in the model.
+        lacks: Tells which entries of the file need no place in the model; None = each needs one.
     """
     # Pickled weights are never ours, and can run code. Mismatches are told below, by name.
     options = {
@@ -217,7 +204,7 @@ def _load(
     lost = [] if kwargs.get("ignore_mismatched_sizes") else [name for name, *_ in info["mismatched_keys"]]
     if strict:
         lost += [*info["missing_keys"], *info["unexpected_keys"]]
-    lost = [name for name in lost if not lacks(name)]
+    lost = [name for name in lost if lacks is None or not lacks(name)]
     if lost:
         raise CheckpointError(
             f"{where}: {file}",

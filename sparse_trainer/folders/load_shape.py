@@ -6,10 +6,8 @@ import torch
 import transformers
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from patchers.modeling_pruned import pruned_class
-from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
-from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, read_config, refusing, resolve
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, model_class, read_config, refusing, resolve
 from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
 
 
@@ -37,6 +35,5 @@ def _model_class(config: PreTrainedConfig, place: str) -> Any:
     known = [name for name in config.architectures or [] if name in dir(transformers)]
     with refusing(place, "a model class of transformers"):
         stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
-    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
-        raise CheckpointError(f"{place}: architectures", f"{known[0]!r} is no model class.", DAMAGED)
-    return pruned_class(stock) if "pruning" in config.to_dict() else stock
+    name = known[0] if known else type(config).__name__
+    return model_class(stock, name, config.to_dict(), f"{place}: architectures", DAMAGED)

@@ -10,13 +10,19 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from patchers.modeling_pruned import pruned_class
 from patchers.patching.merging import base_model as inner_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
 from sparse_trainer.files.json_text import read_object
 from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE
-from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, first_line, refusing
+from sparse_trainer.folders.configs import (
+    CONFIG_FILE,
+    DAMAGED,
+    config_values,
+    first_line,
+    model_class,
+    refusing,
+)
 from sparse_trainer.folders.load import class_of, is_patched_checkpoint, refuse_adapter_alone
 from sparse_trainer.folders.safetensors_files import Stored, named_as_in, weight_files
 from sparse_trainer.training.adapter_files import adapters_in
@@ -120,15 +126,9 @@ def _load_adapted(folder: Path, base_model: str | os.PathLike[str] | None) -> An
 
 def _load_base(said: Mapping[str, Any], base: str, folder: Path) -> tuple[PreTrainedModel, list[str]]:
     stock = getattr(transformers, said["class"], None)
-    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
-        raise CheckpointError(
-            f"{folder / STATE_FILE}: model",
-            f"{said['class']!r} is no model class of transformers {transformers.__version__}.",
-            _DAMAGED,
-        )
-    values = said["config"]
-    cls: Any = pruned_class(stock) if "pruning" in values else stock
-    with refusing(f"{folder / STATE_FILE}: model", cls.__name__):
+    values, place = said["config"], f"{folder / STATE_FILE}: model"
+    cls: Any = model_class(stock, said["class"], values, place, _DAMAGED)
+    with refusing(place, cls.__name__):
         config = cls.config_class.from_dict(values)
     drop_code_names(config)
     dtype = getattr(torch, str(said["dtype"]), None)
