@@ -3,8 +3,11 @@
 import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
 
 from patchers.errors import SparseTrainerError, Spelling, UnsupportedModelError
+
+_T = TypeVar("_T")
 
 
 class ArgumentError(SparseTrainerError):
@@ -67,14 +70,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}."
 
 
-def one_of(where: str, value: object, known: Iterable[object]) -> None:
-    """Raise `ArgumentError`, with the nearest known name, for a value that is not known.
+def one_of(where: str, value: object, known: Iterable[_T]) -> _T:
+    """Return the known value that a user's value equals.
 
     >>> one_of("target", "params", ("params", "macs"))
+    'params'
+
+    Raises:
+        ArgumentError: none does; the nearest known one is given.
     """
-    names = list(known)
-    if value not in names:
-        raise ArgumentError(where, f"unknown value {shown(value)}.", nearest(str(value), map(str, names)))
+    values = list(known)
+    found = [each for each in values if each == value]
+    if not found:
+        raise ArgumentError(where, f"unknown value {shown(value)}.", nearest(str(value), map(str, values)))
+    return found[0]
 
 
 __all__ = [

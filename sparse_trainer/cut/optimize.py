@@ -18,7 +18,7 @@ from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, deci
 from sparse_trainer.cut.fold_blends import fold_cheaper, refuse_blends
 from sparse_trainer.cut.model_class import record, take_class
 from sparse_trainer.cut.self_check import check_same, outputs_of
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
 from sparse_trainer.plan.record import density_reached, make_plan, measure
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -48,8 +48,7 @@ def optimize_model(
             half blended in; or one that was patched for pruning and has nothing to cut.
         CheckpointError: the plan is damaged or was made for another model.
     """
-    if mode not in MODES:
-        raise ArgumentError("mode", f"unknown value {mode!r}.", nearest(mode, MODES))
+    one_of("mode", mode, MODES)
     _check_model(model)
     if plan is None:
         refuse_all_open(base_model(model))

@@ -11,7 +11,7 @@ from patchers.modeling_pruned import stock_class_of
 from patchers.patching.blends import blended
 from patchers.patching.patch import is_patched
 from sparse_trainer.cut.layout import earlier_layout
-from sparse_trainer.errors import ArgumentError, CheckpointError, nearest
+from sparse_trainer.errors import CheckpointError, one_of
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.padded import padded
@@ -108,10 +108,7 @@ def export_form(name: str) -> Export:
     Raises:
         ArgumentError: there is none; the nearest known one is given.
     """
-    form: Export | None = next((known for known in EXPORTS if known == name), None)
-    if form is None:
-        raise ArgumentError("export", f"unknown value {name!r}.", nearest(name, EXPORTS))
-    return form
+    return one_of("export", name, EXPORTS)
 
 
 def _form(model: PreTrainedModel, export: Export) -> Export:

@@ -15,7 +15,7 @@ from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.criteria.calibration.mixture import CriterionLike, criterion_of, name_of
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.errors import ArgumentError, BudgetError, nearest, shown
+from sparse_trainer.errors import ArgumentError, BudgetError, one_of
 from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
 from sparse_trainer.statistics.requests import collectable_kinds
 
@@ -47,10 +47,8 @@ class Options:
     max_prune: float
 
     def __post_init__(self) -> None:
-        if self.reconstruct is not None and self.reconstruct not in REPAIRS:
-            raise ArgumentError(
-                "reconstruct", f"unknown value {self.reconstruct!r}.", nearest(self.reconstruct, REPAIRS)
-            )
+        if self.reconstruct is not None:
+            one_of("reconstruct", self.reconstruct, REPAIRS)
         if self.allocation is not None and self.budget.scope == "uniform":
             raise ArgumentError(
                 "allocation", "uniform widths leave nothing to share out.", "Use `scope='global'`."
@@ -77,10 +75,7 @@ class Options:
             raise ArgumentError(
                 "reconstruct_bias", "there is nothing to repair.", "Set `reconstruct`, or drop it."
             )
-        if self.normalize not in STANDARDIZERS:
-            raise ArgumentError(
-                "normalize", f"unknown value {shown(self.normalize)}.", nearest(self.normalize, STANDARDIZERS)
-            )
+        one_of("normalize", self.normalize, STANDARDIZERS)
         if self.sequential and self.reconstruct is None:
             raise ArgumentError("sequential", "there is nothing to repair.", "Set `reconstruct`.")
         if self.reconstruct_bias and self.reconstruct == "scale":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparse_trainer.errors import ArgumentError, nearest, shown
+from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import check_positions, positions_of
@@ -176,9 +176,7 @@ def find_dtype(name: str) -> torch.dtype:
     >>> find_dtype("bfloat16")
     torch.bfloat16
     """
-    if name not in DTYPES:
-        raise ArgumentError("dtype", f"unknown value {name!r}.", nearest(name, DTYPES))
-    return DTYPES[name]
+    return DTYPES[one_of("dtype", name, DTYPES)]
 
 
 def _common_place(models: Mapping[str, PreTrainedModel]) -> tuple[torch.device, torch.dtype]:

@@ -13,7 +13,7 @@ from patchers.patching.blends import BlendedNorm, blend_gelus, blend_norms, blen
 from patchers.patching.patch import is_patched
 from sparse_trainer.cut.fold_blends import fold_cheaper, gelus_of_config
 from sparse_trainer.cut.model_class import adopt
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError, nearest
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
 from sparse_trainer.training.arguments.cheaper import LAYERS, CheaperArguments
 
 
@@ -32,8 +32,7 @@ def cheapen(model: Any, layers: tuple[str, ...] = ("relu",), *, decay: float = 0
         UnsupportedModelError: there is nothing to change, or the config does not say which activation it is.
     """
     for name in layers:
-        if name not in LAYERS:
-            raise ArgumentError("layers", f"unknown value {name!r}.", nearest(name, LAYERS))
+        one_of("layers", name, LAYERS)
     count = blend_gelus(model, gelus_of_config(model)) if "relu" in layers else 0
     if "no_norm" in layers:
         blocks = [model.get_submodule(stack.path) for stack in discover(model).stacks]

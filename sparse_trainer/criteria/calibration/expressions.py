@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
+from sparse_trainer.errors import ArgumentError, RecipeError, one_of
 from sparse_trainer.fields import checked
 from sparse_trainer.files.yaml_text import parse_yaml
 
@@ -28,9 +28,7 @@ def read_criterion(text: str) -> WidthCriterion:
     """
     try:
         name, options = _split(text)
-        if name not in WIDTH_CRITERIA:
-            raise ArgumentError("criterion", f"unknown value {shown(name)}.", nearest(name, WIDTH_CRITERIA))
-        cls = WIDTH_CRITERIA[name]
+        cls = WIDTH_CRITERIA[one_of("criterion", name, WIDTH_CRITERIA)]
         return cls(**checked(cls, options, f"criterion {name}"))
     except RecipeError as error:
         raise ArgumentError(error.where, error.what, error.remedy) from error

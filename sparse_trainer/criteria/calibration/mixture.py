@@ -12,7 +12,7 @@ from torch import Tensor
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
 from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum, written
-from sparse_trainer.errors import ArgumentError, NonFiniteError, nearest, shown
+from sparse_trainer.errors import ArgumentError, NonFiniteError, one_of, shown
 from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: U = units of a group.
@@ -70,8 +70,7 @@ def criterion_of(asked: CriterionLike, normalizer: str = MIXED_AFTER) -> WidthCr
         return read_criterion(asked)
     if not isinstance(asked, Mapping):
         return asked
-    if normalizer not in STANDARDIZERS:
-        raise ArgumentError("normalize", f"unknown value {normalizer!r}.", nearest(normalizer, STANDARDIZERS))
+    one_of("normalize", normalizer, STANDARDIZERS)
     if not asked:
         raise ArgumentError("criterion", "no criterion is named.", "Give names and weights.")
     for name, weight in asked.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchers.units import Group
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import one_of
 from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.mask_gradients import MaskGradients
 from sparse_trainer.statistics.requests import Statistic
@@ -34,13 +34,9 @@ class Taylor:
     number is the mask gradient and costs no weight gradient."""
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(TaylorForm):
-            raise ArgumentError(
-                "taylor.form", f"unknown value {self.form!r}.", nearest(self.form, get_args(TaylorForm))
-            )
-        if self.aggregation is not None and self.aggregation not in get_args(Aggregation):
-            known = nearest(self.aggregation, get_args(Aggregation))
-            raise ArgumentError("taylor.aggregation", f"unknown value {self.aggregation!r}.", known)
+        one_of("taylor.form", self.form, get_args(TaylorForm))
+        if self.aggregation is not None:
+            one_of("taylor.aggregation", self.aggregation, get_args(Aggregation))
 
     @property
     def _reduce(self) -> Aggregation:

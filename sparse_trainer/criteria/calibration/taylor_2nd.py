@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, final, get_args
 from torch import Tensor
 
 from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.errors import one_of
 from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.mask_gradients import MaskGradients, MaskGradientSums
 from sparse_trainer.statistics.requests import Statistic
@@ -38,8 +38,7 @@ class TaylorSecond:
             ("sign", self.sign, get_args(Sign)),
             ("level", self.level, get_args(Level)),
         ):
-            if value not in known:
-                raise ArgumentError(f"taylor_2nd.{name}", f"unknown value {value!r}.", nearest(value, known))
+            one_of(f"taylor_2nd.{name}", value, known)
 
     def requests(self) -> tuple[Statistic[Any], ...]:
         """Return element sums, or mask gradients."""
