@@ -24,13 +24,13 @@ from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.save import EXPORTS
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.latency import bench as run_bench
 from sparse_trainer.run.latency import check_bench, find_device, find_dtype
 from sparse_trainer.run.pipeline import run as run_recipe
 from sparse_trainer.run.recipes.fine_pruning import load_recipe
 from sparse_trainer.run.recipes.sections import describe, shipped
-from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 app = typer.Typer(
     name="sparse-trainer",

@@ -19,9 +19,9 @@ from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.load import check_weight_files
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.latency import device_name, find_dtype
 from sparse_trainer.run.prune_folder import SourceOptions
-from sparse_trainer.statistics.calibration import check_positions, positions_of
 from sparse_trainer.tasks.language.choices import Accuracy
 from sparse_trainer.tasks.language.measure import Comparison, EvaluationOptions, Result, check_tasks, compare
 from sparse_trainer.tasks.language.measure import evaluate as measure

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
-from sparse_trainer.statistics.calibration import check_positions, positions_of
+from sparse_trainer.inputs.limits import check_positions, positions_of
 
 # Shape legend: B = batch, T = tokens.
 

@@ -13,6 +13,7 @@ from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.run import outcome, pictures
 from sparse_trainer.run.outcome import RunResult
@@ -20,7 +21,6 @@ from sparse_trainer.run.prune_folder import Pruned, Tell, prune_model, read_cali
 from sparse_trainer.run.recipes.oneshot import MeasureOptions, OneShotRecipe
 from sparse_trainer.run.report import PERPLEXITY, Comparison
 from sparse_trainer.run.verify import Reloaded, verify_reload
-from sparse_trainer.statistics.calibration import check_positions, positions_of
 from sparse_trainer.tasks.language.measure import check_tasks, evaluate
 from sparse_trainer.tasks.language.text import Perplexity
 

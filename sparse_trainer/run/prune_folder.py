@@ -22,6 +22,7 @@ from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import check_target, export_form, least_bytes, save_pruned
 from sparse_trainer.folders.tokenizers import find_tokenizer
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.choose import Decision
 from sparse_trainer.one_shot.options import Options, options_of
 from sparse_trainer.one_shot.prune import prune, requests_of
@@ -29,7 +30,6 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run import pictures
 from sparse_trainer.run.latency import find_device, find_dtype
-from sparse_trainer.statistics.calibration import check_positions, positions_of
 
 Tell = Callable[[str], None]
 """Takes one line about what is being done."""

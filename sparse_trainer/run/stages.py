@@ -26,12 +26,12 @@ from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.tokenizers import load_tokenizer
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run.outcome import RECIPE_FILE
 from sparse_trainer.run.recipes.fine_pruning import DENSE, Recipe
 from sparse_trainer.run.resume import RunFolder
-from sparse_trainer.statistics.calibration import check_positions, positions_of
 from sparse_trainer.tasks.base import Prepared, Task
 from sparse_trainer.tasks.registry import find_task
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments

@@ -10,8 +10,8 @@ from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import DataError, SparseTrainerError
 from sparse_trainer.inputs.answers import is_encoder_decoder
 from sparse_trainer.inputs.evaluating import answering_only
+from sparse_trainer.inputs.limits import DIMENSIONS, inputs_named
 from sparse_trainer.statistics.batch import Batch
-from sparse_trainer.statistics.calibration import DIMENSIONS, inputs_named
 
 
 class StopForward(Exception):  # noqa: N818

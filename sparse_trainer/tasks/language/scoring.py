@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError, NonFiniteError, UnsupportedModelError
-from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.inputs.answers import bare, is_encoder_decoder
+from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.inputs.limits import inputs_named, positions_of
 
 # Shape legend: B = sequences, T = tokens, K = positions with logits, C = scored tokens, V = vocabulary.
 
@@ -44,19 +46,21 @@ class Scorer:
     """
 
     def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
-        reads = Batches(model, ())
-        if reads.is_encoder_decoder or not model.can_generate():
+        if is_encoder_decoder(model) or not model.can_generate():
             raise UnsupportedModelError(
-                reads.name, "is no causal language model.", "Only those say how likely the next token is."
+                type(bare(model)).__name__,
+                "is no causal language model.",
+                "Only those say how likely the next token is.",
             )
         if batch_size < 1:
             raise ArgumentError("batch_size", f"{batch_size} is not positive.", "Give 1 or more.")
         self.model, self.batch_size = model, batch_size
-        self.positions = reads.positions
+        self.positions = positions_of(model.config)
         """Longest sequence that the model has positions for, where its config tells."""
-        self._device = reads.device
-        self._keeps_some = "logits_to_keep" in reads.named
-        self._options = {"use_cache": False} if "use_cache" in reads.named else {}
+        named = inputs_named(model)[0]
+        self._device = next(model.parameters()).device
+        self._keeps_some = "logits_to_keep" in named
+        self._options = {"use_cache": False} if "use_cache" in named else {}
 
     def room(self, length: int | None, default: int) -> int:
         """Return how long a sequence may be.
@@ -85,17 +89,13 @@ class Scorer:
         for number, item in enumerate(scored):
             numbers.setdefault(item.ids[:-1], []).append(number)
         found: dict[int, float] = {}
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for batch in _batches(sorted(numbers, key=len, reverse=True), self.batch_size):
                 members = [(row, number) for row, ids in enumerate(batch) for number in numbers[ids]]
                 values = self._score(batch, [(row, scored[number]) for row, number in members])
                 found |= zip((number for _, number in members), values, strict=True)
                 if tell is not None:
                     tell(len(found), len(scored))
-        finally:
-            self.model.train(was_training)
         return [found[number] for number in range(len(scored))]
 
     def _score(self, batch: Sequence[Input], items: Sequence[tuple[int, Scored]]) -> list[float]:

@@ -1,0 +1,98 @@
+"""Labels of calibration batches: made where a causal language model has none, and counted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sparse_trainer.errors import DataError
+from sparse_trainer.inputs.answers import (
+    IGNORED,
+    answers_named,
+    bare,
+    is_encoder_decoder,
+    is_read_shifted,
+    shifts_labels,
+)
+
+# Shape legend: B = sequences, T = tokens.
+
+
+class Labels:
+    """What one model is judged by."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.answers = answers_named(model)
+        self.shifts = shifts_labels(model)
+        self.name = type(bare(model)).__name__
+
+    def add_to(self, inputs: dict[str, Tensor], where: str) -> None:
+        """Make sure that there is something to compare the model's answer with, and that padding is asked nothing.
+
+        Raises:
+            DataError: the model has no loss, or none of which labels can be made from the tokens.
+        """
+        if not any(name in inputs for name in self.answers):
+            inputs["labels"] = self._of_tokens(inputs, where)
+        mask_BT, labels_BT = inputs.get("attention_mask"), inputs.get("labels")
+        if not self.shifts or mask_BT is None or labels_BT is None or mask_BT.shape != labels_BT.shape:
+            return
+        # The label of a token that padding would have to tell, being in front of it.
+        after_padding_BT = (mask_BT == 0).roll(1, -1)
+        after_padding_BT[..., 0] = False
+        inputs["labels"] = labels_BT.masked_fill(after_padding_BT, IGNORED)
+
+    def _of_tokens(self, inputs: Mapping[str, Tensor], where: str) -> Tensor:
+        choose = "choose a criterion that needs no loss, such as wanda"
+        if not self.answers:
+            raise DataError(
+                where, f"{self.name} has no loss over labels, so there is no loss per sequence to take gradients of.",
+                f"Give the whole model, with its task head; or {choose}.",
+            )  # fmt: skip
+        named = self.name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        if not named or "input_ids" not in inputs:
+            columns = " and ".join(self.answers)
+            raise DataError(
+                where, f"has no {columns}, which the loss of {self.name} needs.", f"Add them as columns; or {choose}."
+            )  # fmt: skip
+        labels_BT = inputs["input_ids"].clone()
+        if "attention_mask" in inputs:
+            labels_BT.masked_fill_(inputs["attention_mask"] == 0, IGNORED)
+        return labels_BT
+
+    def decoder_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return where the decoder beside an encoder reads real tokens, [B, T]; None where nothing tells.
+
+        Without a mask of its own: where it reads what has a label.
+        """
+        if "decoder_attention_mask" in inputs or not is_encoder_decoder(self.model):
+            return inputs.get("decoder_attention_mask")
+        labels_BT = inputs.get("labels")
+        if labels_BT is None or labels_BT.dim() != 2:
+            return None
+        counts_BT = labels_BT != IGNORED
+        if is_read_shifted(self.model, inputs):
+            return counts_BT
+        given = inputs.get("decoder_input_ids")
+        if given is None or given.shape != labels_BT.shape:
+            return None
+        # Data collators give both. Ignored labels in front are those of a prompt; those at the end are padding.
+        return counts_BT.flip(1).cumsum(1).flip(1) > 0
+
+    def terms(self, inputs: Mapping[str, Tensor], rows: int) -> Tensor | None:
+        """Return how many labels the mean of the loss is over, scalar; None where none counts.
+
+        Rows, for labels that are no classes and for spans. A loss over alignments (CTC) is a sum, or a mean over rows.
+        """
+        labels = inputs.get("labels")
+        ones = torch.ones((), dtype=torch.long, device=next(iter(inputs.values())).device)
+        if "ForCTC" in self.name:
+            return ones if self.model.config.ctc_loss_reduction == "sum" else ones * rows
+        if labels is None or labels.is_floating_point():
+            return ones * rows
+        counted = labels[..., 1:] if self.shifts else labels
+        terms = (counted != IGNORED).sum()
+        return terms if bool(terms) else None
