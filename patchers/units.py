@@ -265,6 +265,11 @@ class Structure:
     def _by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Kind of each group, by its name."""
+        return {group.name: group.kind for group in self.groups}
+
     @property
     def forms(self) -> tuple[str, ...]:
         """Names of the forms met, in order, once each."""

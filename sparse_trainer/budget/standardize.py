@@ -5,43 +5,49 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
+from patchers.units import Kind
+
 # Shape legend: U = units of a group.
 
 Scores = Mapping[str, Tensor]
-Standardizer = Callable[[Scores, Mapping[str, int]], dict[str, Tensor]]
+Costs = Mapping[str, int]
+"""Cost of one unit, by group name."""
+Kinds = Mapping[str, Kind]
+"""Kind of unit, by group name."""
+Standardizer = Callable[[Scores, Costs, Kinds], dict[str, Tensor]]
 
 
-def as_they_are(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+def as_they_are(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Leave the scores alone."""
     return dict(scores)
 
 
-def per_cost(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+def per_cost(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Divide by the cost of a unit: the greedy order of a knapsack, for additive, non-negative scores.
 
-    >>> per_cost({"a": torch.tensor([4.0, 2.0])}, {"a": 2})
+    >>> per_cost({"a": torch.tensor([4.0, 2.0])}, {"a": 2}, {})
     {'a': tensor([2., 1.])}
     """
     return {name: score_U / costs[name] for name, score_U in scores.items()}
 
 
-def share(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+def share(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Divide by the sum over the group, then by the cost: what part of a layer's work a unit does, for its price.
 
     For additive, non-negative scores whose scale differs from layer to layer. Unlike z-scores it also ranks groups of
     few units: three alike KV groups have a third each, and none of them is below the average.
 
-    >>> share({"a": torch.tensor([3.0, 1.0])}, {"a": 2})
+    >>> share({"a": torch.tensor([3.0, 1.0])}, {"a": 2}, {})
     {'a': tensor([0.3750, 0.1250])}
     """
-    return per_cost({name: _over_sum(score_U) for name, score_U in scores.items()}, costs)
+    return per_cost({name: _over_sum(score_U) for name, score_U in scores.items()}, costs, kinds)
 
 
 def _over_sum(score_U: Tensor) -> Tensor:
     return score_U / score_U.sum().clamp_min(torch.finfo(score_U.dtype).tiny)
 
 
-def zscore_layer(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
+def zscore_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Give the scores of every group mean 0 and standard deviation 1, outliers aside; equal scores become 0.
 
     One score of several hundred times the others would stretch the deviation until no unit of its layer stood below the
@@ -49,22 +55,19 @@ def zscore_layer(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
 
     >>> plain = torch.arange(32.0)
     >>> outlier = torch.cat([plain, torch.tensor([1e6])])
-    >>> bool(zscore_layer({"a": outlier}, {})["a"][0] < -0.5)
+    >>> bool(zscore_layer({"a": outlier}, {}, {})["a"][0] < -0.5)
     True
     """
     return {name: _zscore(score_U, _fenced(score_U)) for name, score_U in scores.items()}
 
 
-def zscore_global(scores: Scores, costs: Mapping[str, int]) -> dict[str, Tensor]:
-    """Give all scores of a kind together mean 0 and standard deviation 1, outliers aside.
-
-    The kind is the last part of the name.
-    """
-    by_kind: dict[str, list[Tensor]] = {}
+def zscore_global(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
+    """Give all scores of a kind together mean 0 and standard deviation 1, outliers aside."""
+    by_kind: dict[Kind, list[Tensor]] = {}
     for name, score_U in scores.items():
-        by_kind.setdefault(name.rpartition(".")[2], []).append(score_U)
+        by_kind.setdefault(kinds[name], []).append(score_U)
     pooled = {kind: _fenced(torch.cat(parts)) for kind, parts in by_kind.items()}
-    return {name: _zscore(score_U, pooled[name.rpartition(".")[2]]) for name, score_U in scores.items()}
+    return {name: _zscore(score_U, pooled[kinds[name]]) for name, score_U in scores.items()}
 
 
 _FENCE = 10.0

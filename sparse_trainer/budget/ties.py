@@ -6,34 +6,34 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from patchers.units import Kind
+
 logger = logging.getLogger(__name__)
 
 # Shape legend: U = units of a group, G = groups.
 
 
-def tied(scores: Mapping[str, Tensor]) -> Tensor:
+def tied(scores: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> Tensor:
     """Return which groups have one score for all their units, booleans of shape [G]; the host waits for nothing.
 
     Of a group of one unit its kind is asked: whether all branches, or all layers, have one score.
 
-    >>> tied({"a.heads": torch.zeros(3), "b.heads": torch.arange(3), "a.ffn": torch.ones(1), "b.ffn": torch.ones(1)})
+    >>> from patchers.units import FFN
+    >>> scores = {"a.heads": torch.zeros(3), "b.heads": torch.arange(3), "a.ffn": torch.ones(1), "b.ffn": torch.ones(1)}
+    >>> tied(scores, {"a.ffn": FFN, "b.ffn": FFN})
     tensor([ True, False,  True,  True])
     """
-    alone: dict[str, list[Tensor]] = {}
+    alone: dict[Kind, list[Tensor]] = {}
     for name, score_U in scores.items():
         if score_U.numel() == 1:
-            alone.setdefault(_kind(name), []).append(score_U.flatten())
+            alone.setdefault(kinds[name], []).append(score_U.flatten())
     pools = {kind: torch.cat(parts) for kind, parts in alone.items()}
     return torch.stack(
         [
-            _all_equal(score_U if score_U.numel() > 1 else pools[_kind(name)])
+            _all_equal(score_U if score_U.numel() > 1 else pools[kinds[name]])
             for name, score_U in scores.items()
         ]
     )
-
-
-def _kind(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _all_equal(score_U: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ def warn_of_ties(names: Collection[str], tied_G: Tensor, scored_by: str) -> bool
     return True
 
 
-def warn_of_whole_groups(keep: Mapping[str, Tensor], standardize: str) -> None:
+def warn_of_whole_groups(keep: Mapping[str, Tensor], kinds: Mapping[str, Kind], standardize: str) -> None:
     """Say which groups keep every unit under a budget that is shared by all: their scores may not be comparable."""
-    kinds: dict[str, list[str]] = {}
+    large: dict[Kind, list[str]] = {}
     for name, keep_U in keep.items():
         if keep_U.numel() > _MANY:
-            kinds.setdefault(_kind(name), []).append(name)
-    for kind, names in kinds.items():
+            large.setdefault(kinds[name], []).append(name)
+    for kind, names in large.items():
         whole = [name for name in names if bool(keep[name].all())]
         if whole and len(whole) < len(names):
             logger.warning(

@@ -30,7 +30,7 @@ def select(
     """
     flat = {g.name: scores[g.name].cpu() for g in structure.groups}
     # The selector reads float32: scores far apart in scale must not overflow or vanish there.
-    standardized = STANDARDIZERS[standardize](flat, costs)
+    standardized = STANDARDIZERS[standardize](flat, costs, structure.kinds)
     keep = selector.select(_scaled(standardized)).keep
     if ranks is None:
         return keep

@@ -84,7 +84,7 @@ def decide(
     """Choose under the budget; warn where scores do not tell units, or whole layers, apart."""
     for one, found in ((options.criterion, scores.ranks), (options.allocation, scores.shares)):
         if one is not None:
-            warn_of_ties(found, tied(found), name_of(one))
+            warn_of_ties(found, tied(found, structure.kinds), name_of(one))
     asked = options.criterion if options.allocation is None else options.allocation
     own = criterion_of(asked, options.normalize).standardize
     standardize = options.budget.standardize or fitting(own, {g.kind for g in structure.groups})
@@ -97,5 +97,5 @@ def decide(
         ranks=None if options.allocation is None else scores.ranks,
     )
     if selector.budget.scope == "global":
-        warn_of_whole_groups(keep, standardize)
+        warn_of_whole_groups(keep, structure.kinds, standardize)
     return Decision(structure=structure, scores=scores.ranks, keep=keep)

@@ -122,12 +122,12 @@ class Gating:
     def select(self) -> None:
         """Open and close the gates by their scores as they are now, under the budget of this moment."""
         raw = self.criterion.scores(self.model, self.structure, self.gates)
-        scores = STANDARDIZERS[self._normalizer](raw, self.costs)
+        scores = STANDARDIZERS[self._normalizer](raw, self.costs, self.structure.kinds)
         scores = put_first(scores, self.protected) if self.protected else scores
         finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
         self._finite = finite if self._finite is None else self._finite & finite
         remaining = self.args.schedule.remaining(self.progress)
-        self._tied_G = tied(raw) if remaining < 1.0 and not self._warned else None
+        self._tied_G = tied(raw, self.structure.kinds) if remaining < 1.0 and not self._warned else None
         selection = self.selector.select(scores, remaining)
         self._threshold = selection.threshold
         for name, gate in self.gates.items():
@@ -185,7 +185,8 @@ class Gating:
     def end(self) -> None:
         """Say which groups escaped the budget; gates stay until `optimize_model`."""
         if self.args.scope == "global":
-            warn_of_whole_groups({name: gate.keep_U for name, gate in self.gates.items()}, self._normalizer)
+            keep = {name: gate.keep_U for name, gate in self.gates.items()}
+            warn_of_whole_groups(keep, self.structure.kinds, self._normalizer)
 
     def report(self) -> dict[str, Any]:
         """Return what was asked and reached."""

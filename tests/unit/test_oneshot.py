@@ -170,7 +170,7 @@ def test_mixtures_are_weighted_sums_of_standardised_scores() -> None:
     found = criterion_of({"wanda": 1.0, "fisher": 0.5}).scores(evidence)
     for name, score_U in found.items():
         parts = [criterion_of(c).scores(evidence)[name] for c in ("wanda", "fisher")]
-        z = [STANDARDIZERS["zscore_layer"]({name: s}, {name: 1})[name] for s in parts]
+        z = [STANDARDIZERS["zscore_layer"]({name: s}, {name: 1}, {})[name] for s in parts]
         torch.testing.assert_close(score_U, z[0] + 0.5 * z[1])
 
 

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from patchers.units import CHANNELS
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -58,9 +59,10 @@ def test_one_outlier_does_not_lift_its_layer_over_the_budget(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(2, 1000, generator=generator).exp()
     scores = {"a.channels": plain[0], "b.channels": plain[1].clone()}
-    before = STANDARDIZERS[name](scores, {})
+    kinds = dict.fromkeys(scores, CHANNELS)
+    before = STANDARDIZERS[name](scores, {}, kinds)
     scores["b.channels"][7] = 285 * plain[1].median()
-    after = STANDARDIZERS[name](scores, {})
+    after = STANDARDIZERS[name](scores, {}, kinds)
     others = torch.arange(1000) != 7
     torch.testing.assert_close(after["b.channels"][others], before["b.channels"][others], atol=0.1, rtol=0.1)
     for standardized, raw in ((after["b.channels"], scores["b.channels"]), (after["a.channels"], plain[0])):
@@ -69,12 +71,12 @@ def test_one_outlier_does_not_lift_its_layer_over_the_budget(name: str) -> None:
 
 def test_without_outliers_a_z_score_is_what_it_was() -> None:
     score_U = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = STANDARDIZERS["zscore_layer"]({"a": score_U}, {})["a"]
+    found = STANDARDIZERS["zscore_layer"]({"a": score_U}, {}, {})["a"]
     torch.testing.assert_close(
         found, (score_U - score_U.mean()) / score_U.std(correction=0), atol=1e-12, rtol=0
     )
     most_equal = torch.tensor([0.0] * 9 + [5.0])
-    assert STANDARDIZERS["zscore_layer"]({"a": most_equal}, {})["a"].isfinite().all()
+    assert STANDARDIZERS["zscore_layer"]({"a": most_equal}, {}, {})["a"].isfinite().all()
 
 
 def test_layers_that_keep_everything_are_named(caplog: pytest.LogCaptureFixture) -> None:

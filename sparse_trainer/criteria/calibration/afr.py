@@ -51,8 +51,8 @@ class Afr:
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the scores."""
         refer, snip = (part.scores(evidence) for part in self._parts)
-        costs = dict.fromkeys(refer, 1)
+        costs, kinds = dict.fromkeys(refer, 1), evidence.structure.kinds
         standardized = STANDARDIZERS[self.within]
-        first = standardized(refer, costs)
-        second = standardized({name: s_U.pow(self.power) for name, s_U in snip.items()}, costs)
+        first = standardized(refer, costs, kinds)
+        second = standardized({name: s_U.pow(self.power) for name, s_U in snip.items()}, costs, kinds)
         return {name: first[name] + second[name] for name in first}

@@ -39,18 +39,12 @@ class Mixture:
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the weighted sums."""
         total: dict[str, Tensor] = {}
+        standardized = STANDARDIZERS[self.normalizer]
         for part, weight in self.parts:
-            for name, score_U in STANDARDIZERS[self.normalizer](part.scores(evidence), _ONES).items():
+            raw = part.scores(evidence)
+            for name, score_U in standardized(raw, dict.fromkeys(raw, 1), evidence.structure.kinds).items():
                 total[name] = total[name] + weight * score_U if name in total else weight * score_U
         return total
-
-
-class _Ones(dict[str, int]):
-    def __missing__(self, name: str) -> int:
-        return 1
-
-
-_ONES = _Ones()
 
 
 def criterion_of(asked: CriterionLike, normalizer: str = MIXED_AFTER) -> WidthCriterion:
