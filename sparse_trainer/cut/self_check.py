@@ -4,18 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
-from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.make import outputs_of as run
-from sparse_trainer.inputs.placeholders import special_ids
+from sparse_trainer.inputs.probe import probe_batch, reads_tokens_only
 
-# Shape legend: V = vocabulary, B = rows, T = tokens, K = hidden features that are kept.
+# Shape legend: B = rows, T = tokens, K = hidden features that are kept.
 
-_ROWS, _LONGEST = 3, 16
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _TOLERANCE_TF32 = 1e-2
 _TOLERANCE_NORMS = 1e-5
@@ -26,61 +23,10 @@ class SelfCheckError(SparseTrainerError):
     """A cut model that does not compute what the masked one does."""
 
 
-def probe_batch(model: Any) -> dict[str, Tensor]:
-    """Return random inputs that look like real ones: tokens with padded rows, pictures, sound.
-
-    They are the same for every model of the same vocabulary and input size.
-
-    Raises:
-        UnsupportedModelError: what the model reads is not known.
-    """
-    if not _reads_tokens_only(model):
-        return _other_inputs(model)
-    fields = model.config.to_dict()
-    pad = fields.get("pad_token_id") or 0
-    # RoBERTa counts positions from the padding id + 1.
-    length = max(1, min(_LONGEST, fields.get("max_position_embeddings", _LONGEST) - pad - 1))
-    generator = torch.Generator().manual_seed(0)
-    ids_V = torch.arange(fields["vocab_size"])
-    words_V = ids_V[~torch.isin(ids_V, torch.tensor([pad, *special_ids(model.config)]))]
-    words_V = words_V if len(words_V) else ids_V
-    ids_BT = words_V[torch.randint(len(words_V), (_ROWS, length), generator=generator)]
-    mask_BT = torch.ones_like(ids_BT)
-    # Every token has to see a real one: none may look back over padding only.
-    padding = min(length // 2, (fields.get("sliding_window") or length) - 1)
-    mask_BT[1:, length - padding :] = 0
-    ids_BT[mask_BT == 0] = pad
-    device = next(model.parameters()).device
-    return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
-
-
-def _reads_tokens_only(model: Any) -> bool:
-    config = model.config
-    towers = any(isinstance(value, PreTrainedConfig) for value in vars(config).values())
-    alone = not towers and not config.is_encoder_decoder and "vocab_size" in config.to_dict()
-    return bool(model.main_input_name == "input_ids" and alone)
-
-
-def _other_inputs(model: Any) -> dict[str, Tensor]:
-    reference = next(model.parameters())
-    try:
-        made = inputs_for(model, rows=_ROWS)
-    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            type(model).__name__,
-            f"the self-check cannot make up {model.main_input_name} for it ({error}).",
-            "Please report this model; in Python check=False skips the self-check.",
-        ) from error
-    return {
-        name: value.to(reference.device, reference.dtype if value.is_floating_point() else value.dtype)
-        for name, value in made.items()
-    }
-
-
 def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
     """Return what the part below the task head says to the probe batch, or what the whole model says."""
     # The head of a language model multiplies by the whole vocabulary, and nothing of it is cut.
-    probed: Any = base_of(model) if _reads_tokens_only(model) and not whole else model
+    probed: Any = base_of(model) if reads_tokens_only(model) and not whole else model
     batch = probe_batch(model)
     mask_BT = batch.get("attention_mask")
     try:

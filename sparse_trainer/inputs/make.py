@@ -31,10 +31,14 @@ _BY_MAIN_INPUT: Final[Mapping[str, Callable[[Request], dict[str, Tensor]]]] = {
 
 
 def inputs_for(model: PreTrainedModel, *, rows: int = 2, seed: int = 1) -> dict[str, Tensor]:
-    """Return inputs with which `model(**inputs)` runs; the last row of tokens ends in padding."""
+    """Return inputs with which `model(**inputs)` runs, where it lies and in its dtype; the last row ends in padding."""
     request = Request(model, rows, torch.Generator().manual_seed(seed))
     make = BY_TYPE.get(model.config.model_type) or _kind(request)
-    return make(request)
+    place = next(model.parameters())
+    return {
+        name: value.to(place.device, place.dtype if value.is_floating_point() else value.dtype)
+        for name, value in make(request).items()
+    }
 
 
 def outputs_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
+from sparse_trainer.inputs.probe import tokens_for
 
 # Shape legend: B = batch, T = tokens.
 
@@ -228,11 +229,7 @@ def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> di
     """Return random token ids without padding, the same for every model with the same vocabulary."""
     if model.main_input_name != "input_ids":
         raise ArgumentError("bench", f"{type(model).__name__} does not take token ids.", "Give a text model.")
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = embeddings.weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(0, vocabulary, (batch_size, sequence_length), generator=generator)
-    return {"input_ids": ids_BT.to(model.device), "attention_mask": torch.ones_like(ids_BT).to(model.device)}
+    return tokens_for(model, rows=batch_size, length=sequence_length)
 
 
 @contextmanager

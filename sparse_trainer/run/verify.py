@@ -58,14 +58,14 @@ def verify_reload(
 
     Args:
         auto_class: Name of the auto class in transformers.
-        inputs: A batch without labels.
+        inputs: A batch without labels, where the model lies.
 
     Raises:
         CheckpointError: The folder does not load there, needs our packages, or predicts otherwise.
     """
     model.train(False)
     with torch.inference_mode():
-        here_C = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
+        here_C = model(**inputs).logits.cpu()
     there_C, facts = _predict_elsewhere(folder, auto_class, inputs)
     if facts["ours"]:
         raise CheckpointError(

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.self_check import probe_batch
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.placeholders import special_ids
+from sparse_trainer.inputs.probe import probe_batch
 from tests.architectures.tiny import tiny_model
 
 
