@@ -19,7 +19,7 @@ from patchers.surgery import cut
 from patchers.units import LAYERS, Group, Structure
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
-from sparse_trainer.inputs.make import outputs_of
+from sparse_trainer.inputs.make import forward_outputs
 from sparse_trainer.plan.record import Request, make_plan, measure
 
 # Shape legend: U = units of a group.
@@ -132,7 +132,7 @@ class Case:
         """Return the outputs with units closed by gates."""
         model = self.model if model is None else model
         with gated(model, self.structure, keep):
-            return outputs_of(model, self.inputs)
+            return forward_outputs(model, self.inputs)
 
     def changed(self, outputs: list[Tensor]) -> bool:
         """Tell whether outputs are others than those of the whole model: else a check on them proves nothing."""
@@ -143,7 +143,7 @@ class Case:
         smaller = self.fresh()
         expected = self.masked(keep)
         cut(smaller, self.structure, keep)
-        self.same(outputs_of(smaller, self.inputs), expected)
+        self.same(forward_outputs(smaller, self.inputs), expected)
         return self.changed(expected)
 
     def same(self, found: list[Tensor], expected: list[Tensor]) -> None:
@@ -186,7 +186,7 @@ def reached_stacks(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> set[
         for layer in range(stack.size)
     ]
     try:
-        outputs_of(model, inputs)
+        forward_outputs(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -19,7 +19,7 @@ from sparse_trainer.architectures.decoding import RUN_ERRORS
 from sparse_trainer.architectures.laws import DEFAULT, EXACT, EXPECTED_FILE, INPUT, OUTPUT, Law
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
-from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.inputs.make import forward_outputs, inputs_for
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def check_model(
     try:
         structure = discover(model)
         given = dict(inputs_for(model) if inputs is None else inputs)
-        before = outputs_of(model, given)
+        before = forward_outputs(model, given)
     except SparseTrainerError as error:
         report.reason = error.what
         return report
@@ -65,7 +65,7 @@ def check_model(
     model = copy.deepcopy(model).float() if used is None else used
     given = cast(given, model.dtype)
     try:
-        before = outputs_of(model, given)
+        before = forward_outputs(model, given)
     except RUN_ERRORS as error:
         report.notes.add(f"does not run with its own kernels: {error}")
         return report
@@ -93,4 +93,4 @@ def check_reload(folder: Path) -> None:
     inputs = {name.removeprefix(INPUT): t for name, t in tensors.items() if name.startswith(INPUT)}
     expected = [tensors[f"{OUTPUT}{place}"] for place in range(len(tensors) - len(inputs))]
     model = load_pruned(folder).eval()
-    check_same(outputs_of(model, inputs), expected)
+    check_same(forward_outputs(model, inputs), expected)

@@ -19,7 +19,7 @@ from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, WIDTH_KINDS
 from sparse_trainer.architectures.case import Case, CheckError, cast
 from sparse_trainer.architectures.decoding import RUN_ERRORS, decodes_alike
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.inputs.make import outputs_of
+from sparse_trainer.inputs.make import forward_outputs
 
 Law = Callable[[Case], bool]
 """True = it holds, False = it has nothing to say of a model; raises where it does not hold."""
@@ -31,7 +31,7 @@ INPUT, OUTPUT = "input.", "output."
 def _open_gates(case: Case) -> bool:
     """Open gates change nothing."""
     with gated(case.model, case.structure, {}):
-        outputs = outputs_of(case.model, case.inputs)
+        outputs = forward_outputs(case.model, case.inputs)
     for one, other in zip(outputs, case.before, strict=True):
         if not torch.equal(one.nan_to_num(), other.nan_to_num()):
             raise CheckError("gates", "open gates change the outputs.", "")
@@ -69,7 +69,7 @@ def _attention_functions(case: Case) -> bool:
         smaller = copy.deepcopy(model)
         expected = case.masked(keep, model)
         cut(smaller, case.structure, keep)
-        case.same(outputs_of(smaller, case.inputs), expected)
+        case.same(forward_outputs(smaller, case.inputs), expected)
     return True
 
 
@@ -77,7 +77,7 @@ def _runs(model: PreTrainedModel, case: Case, attention: str) -> bool:
     """Tell whether the whole model runs under an attention: some say that they support what they do not."""
     try:
         model.set_attn_implementation(attention)
-        outputs_of(model, case.inputs)
+        forward_outputs(model, case.inputs)
     except (RuntimeError, ValueError, TypeError):
         return False
     return True
@@ -100,7 +100,7 @@ def _layers(case: Case) -> bool:
         keep = {group.name: torch.tensor([False])}
         expected = case.masked(keep)
         compact = case.compact(keep)
-        case.same(outputs_of(compact, case.inputs), expected)
+        case.same(forward_outputs(compact, case.inputs), expected)
         done |= case.changed(expected)
     return done
 
@@ -142,7 +142,7 @@ def _save(case: Case) -> bool:
         keep[layers[-1].name] = torch.tensor([False])
     expected = case.masked(keep)
     compact = case.compact(keep)
-    case.same(outputs_of(compact, case.inputs), expected)
+    case.same(forward_outputs(compact, case.inputs), expected)
     _save_folder(case, compact, "")
     if case.folder is not None:
         wide = replace(case, structure=discover(case.model, [HIDDEN]))
@@ -158,7 +158,9 @@ def _save_folder(case: Case, compact: PreTrainedModel, suffix: str) -> None:
     name = case.model.config.model_type.replace("/", "-")
     folder = save_pruned(compact, case.folder / f"{name}{suffix}", overwrite=True)
     tensors = {f"{INPUT}{name}": tensor for name, tensor in case.inputs.items()}
-    tensors |= {f"{OUTPUT}{place}": tensor for place, tensor in enumerate(outputs_of(compact, case.inputs))}
+    tensors |= {
+        f"{OUTPUT}{place}": tensor for place, tensor in enumerate(forward_outputs(compact, case.inputs))
+    }
     save_file({k: t.contiguous().clone() for k, t in tensors.items()}, folder / EXPECTED_FILE)
 
 
@@ -177,7 +179,7 @@ def _hidden(case: Case) -> bool:
                 "gates", "closing hidden features changes no output.", "The check would be void."
             )
         compact = wide.compact(keep)
-        found = outputs_of(compact, case.inputs)
+        found = forward_outputs(compact, case.inputs)
         kept_U = keep[features[0].name]
         case.same(found, [_narrowed(e, f, kept_U) for e, f in zip(expected, found, strict=True)])
     return True
@@ -216,7 +218,7 @@ def _half(case: Case) -> bool:
     groups = [g for g in case.structure.of(WIDTH_KINDS) if g.num_units > 1]
     model, inputs = case.fresh().bfloat16(), cast(case.inputs, torch.bfloat16)
     try:
-        before = outputs_of(model, inputs)
+        before = forward_outputs(model, inputs)
     except RUN_ERRORS:
         return False
     half = replace(case, model=model, inputs=inputs, before=before)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
-from sparse_trainer.inputs.make import outputs_of as run
+from sparse_trainer.inputs.make import forward_outputs
 from sparse_trainer.inputs.probe import probe_batch, reads_tokens_only
 
 # Shape legend: B = rows, T = tokens, K = hidden features that are kept.
@@ -31,7 +31,7 @@ def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
     mask_BT = batch.get("attention_mask")
     try:
         with evaluating(model):
-            outputs = run(probed, batch)
+            outputs = forward_outputs(probed, batch)
     except Exception as error:  # a model may fail with any error, and then the check has nothing to say
         raise UnsupportedModelError(
             type(model).__name__,

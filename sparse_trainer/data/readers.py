@@ -1,7 +1,5 @@
 """The one reader of data: tables and text from local files, data sets from the hub."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from collections.abc import Mapping

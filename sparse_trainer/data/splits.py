@@ -1,7 +1,5 @@
 """Load a training and a validation set from the hub, from local files or from the generator, and check them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,13 +4,16 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from sparse_trainer.files.yaml_text import read_yaml
 from sparse_trainer.inputs.placeholders import special_ids
 
 # Shape legend: V = ids, B = rows, T = tokens, C = channels, F = frames, M = mel bins, N = patches, P = values of one.
@@ -28,78 +31,16 @@ _IMAGE_TOKEN_NAMES: Final = (
     "media_placeholder_token_id",
     "im_patch_id",
 )
-# How many images a row holds, for models that take several.
-_SEVERAL_IMAGES: Final[Mapping[str, int]] = {
-    "idefics": 1,
-    "idefics2": 1,
-    "idefics3": 1,
-    "smolvlm": 1,
-    "modernvbert": 1,
-    "granite_docling": 1,
-    "ultravbert": 1,
-    "colmodernvbert": 1,
-    "inkling_mm_model": 1,
-    "llava_next": 2,
-    "llava_next_video": 2,
-    "llava_onevision": 2,
-}
-# Models that must be told how large each image is.
-_SIZED_IMAGES: Final = frozenset(
-    [
-        "llava_next",
-        "llava_next_video",
-        "llava_onevision",
-        "lighton_ocr",
-        "mistral3",
-        "mistral4",
-        "mistral_large4",
-    ]
-)
-# Audio encoders that take [B, M, F] rather than [B, F, M].
-_MEL_FIRST: Final = frozenset(
-    [
-        "whisper",
-        "audioflamingo3_encoder",
-        "glmasr_encoder",
-        "moss_transcribe_diarize_audio",
-        "qwen2_audio_encoder",
-        "voxtral_encoder",
-        "voxtral_realtime_encoder",
-    ]
-)
-# Models whose image pipeline is not imitated here: their text part runs alone.
-_TEXT_ONLY: Final = frozenset(
-    [
-        "aria",
-        "deepseek_vl",
-        "deepseek_vl_hybrid",
-        "embedding_gemma2",
-        "florence2",
-        "fuyu",
-        "gemma4",
-        "gemma4_unified",
-        "glm_image",
-        "granite_docling",
-        "inkling2",
-        "inkling_mm_model",
-        "kimi_k25",
-        "kosmos-2",
-        "kosmos-2.5",
-        "molmo2",
-        "muse_glimmer",
-        "muse_spark",
-        "paddleocr_vl",
-        "pi0",
-        "qwen2_5_omni_thinker",
-        "qwen3_omni_moe_thinker",
-        "step3p7",
-        "video_llama_3",
-    ]
-)
+
+
+@cache
+def _model_types() -> Mapping[str, Any]:
+    """Return what is known of model types beyond their configs: `several_images`, `sized_images`, …"""
+    return cast(Mapping[str, Any], read_yaml(Path(__file__).with_name("model_types.yaml")))
 
 
 @dataclass(frozen=True)
-class Request:
+class InputRequest:
     """A model, and what its inputs are to be."""
 
     model: PreTrainedModel
@@ -142,18 +83,18 @@ def part_of(config: PreTrainedConfig, *names: str) -> PreTrainedConfig:
     return value if isinstance(value, PreTrainedConfig) else config
 
 
-def only_accepted(request: Request, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def only_accepted(request: InputRequest, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if name in request.accepted}
 
 
-def words(request: Request, length: int = TOKENS) -> tuple[Tensor, Tensor]:
+def words(request: InputRequest, length: int = TOKENS) -> tuple[Tensor, Tensor]:
     ids_BT = request.words(request.rows, length)
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[-1, -_PADDING:] = 0
     return ids_BT, mask_BT
 
 
-def decoder_inputs(request: Request) -> dict[str, Tensor]:
+def decoder_inputs(request: InputRequest) -> dict[str, Tensor]:
     if "decoder_input_ids" not in request.accepted:
         return {}
     return {"decoder_input_ids": request.words(request.rows, TOKENS - 3)}
@@ -166,13 +107,13 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (IMAGE, IMAGE)
 
 
-def text_inputs(request: Request) -> dict[str, Tensor]:
+def text_inputs(request: InputRequest) -> dict[str, Tensor]:
     ids_BT, mask_BT = words(request)
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
     return only_accepted(request, {**inputs, **decoder_inputs(request)})
 
 
-def pixel_inputs(request: Request) -> dict[str, Tensor]:
+def pixel_inputs(request: InputRequest) -> dict[str, Tensor]:
     config = part_of(request.model.config, "vision_config", "encoder", "backbone_config")
     if "spatial_shapes" in request.accepted:
         return _natural_size(request, config)
@@ -180,15 +121,16 @@ def pixel_inputs(request: Request) -> dict[str, Tensor]:
     height, width = image_size(config)
     frames = field_of(config, "num_frames", "frames_per_clip", "video_length")
     shape = (frames, channels) if frames else (channels,)
-    if request.model.config.model_type in _SEVERAL_IMAGES:
-        shape = (_SEVERAL_IMAGES[request.model.config.model_type], *shape)
+    model_type = request.model.config.model_type
+    if model_type in _model_types()["several_images"]:
+        shape = (_model_types()["several_images"][model_type], *shape)
     inputs = {"pixel_values": request.noise(request.rows, *shape, height, width)}
-    if request.model.config.model_type in _SIZED_IMAGES:
+    if model_type in _model_types()["sized_images"]:
         inputs["image_sizes"] = torch.tensor([[height, width]] * request.rows)
     return only_accepted(request, {**inputs, **decoder_inputs(request)})
 
 
-def _natural_size(request: Request, config: PreTrainedConfig) -> dict[str, Tensor]:
+def _natural_size(request: InputRequest, config: PreTrainedConfig) -> dict[str, Tensor]:
     """Return patches as Siglip2 takes them, [B, N, P], the last row with padding."""
     side, patch = 4, field_of(config, "patch_size") or 8
     mask_BN = torch.ones(request.rows, side * side, dtype=torch.long)
@@ -199,7 +141,7 @@ def _natural_size(request: Request, config: PreTrainedConfig) -> dict[str, Tenso
     }
 
 
-def _patches(request: Request) -> dict[str, Tensor]:
+def _patches(request: InputRequest) -> dict[str, Tensor]:
     """Return pixels as Qwen-VL takes them: the patches of all images behind one another, and grids."""
     config = part_of(request.model.config, "vision_config")
     patch = field_of(config, "patch_size") or 8
@@ -211,7 +153,7 @@ def _patches(request: Request) -> dict[str, Tensor]:
     return {"pixel_values": request.noise(request.rows * side * side, values), "image_grid_thw": grid}
 
 
-def tower_inputs(request: Request) -> dict[str, Tensor]:
+def tower_inputs(request: InputRequest) -> dict[str, Tensor]:
     patches_NP, grid = _patches(request).values()
     return only_accepted(
         request,
@@ -225,9 +167,9 @@ def tower_inputs(request: Request) -> dict[str, Tensor]:
     )
 
 
-def image_text_inputs(request: Request) -> dict[str, Tensor]:
+def image_text_inputs(request: InputRequest) -> dict[str, Tensor]:
     images = _patches(request) if "image_grid_thw" in request.accepted else pixel_inputs(request)
-    if request.model.config.model_type in _TEXT_ONLY:
+    if request.model.config.model_type in _model_types()["text_only"]:
         return text_inputs(request)
     token = field_of(request.model.config, *_IMAGE_TOKEN_NAMES)
     if not isinstance(token, int):
@@ -248,7 +190,7 @@ def image_text_inputs(request: Request) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _features_per_image(request: Request, images: dict[str, Tensor]) -> int:
+def _features_per_image(request: InputRequest, images: dict[str, Tensor]) -> int:
     method: Any = request.model.get_image_features
     wanted = inspect.signature(method).parameters
     found: Any = method(**{name: value for name, value in images.items() if name in wanted})
@@ -259,7 +201,7 @@ def _features_per_image(request: Request, images: dict[str, Tensor]) -> int:
     return sum(math.prod(part.shape[:-1]) for part in parts) // request.rows
 
 
-def series_inputs(request: Request) -> dict[str, Tensor]:
+def series_inputs(request: InputRequest) -> dict[str, Tensor]:
     config = request.model.config
     lags = field_of(config, "lags_sequence") or [0]
     past = (field_of(config, "context_length") or 16) + max(lags)
@@ -283,21 +225,20 @@ def series_inputs(request: Request) -> dict[str, Tensor]:
     )
 
 
-def wave_inputs(request: Request) -> dict[str, Tensor]:
+def wave_inputs(request: InputRequest) -> dict[str, Tensor]:
     return only_accepted(
         request, {"input_values": request.noise(request.rows, WAVE), **decoder_inputs(request)}
     )
 
 
-def feature_inputs(request: Request) -> dict[str, Tensor]:
+def feature_inputs(request: InputRequest) -> dict[str, Tensor]:
     config = part_of(request.model.config, "audio_config", "encoder_config", "encoder")
     bins = field_of(config, "num_mel_bins", "feature_projection_input_dim", "input_dim", "n_mels") or 16
-    if config.model_type in _MEL_FIRST:
+    mel_first = config.model_type in _model_types()["mel_first"]
+    if mel_first:
         shape = (bins, 2 * (field_of(config, "max_source_positions") or _FRAMES // 2))
     else:
         shape = (_FRAMES, field_of(config, "input_feat_per_channel") or bins)
-    mask = torch.ones(
-        request.rows, shape[-1] if config.model_type in _MEL_FIRST else _FRAMES, dtype=torch.long
-    )
+    mask = torch.ones(request.rows, shape[-1] if mel_first else _FRAMES, dtype=torch.long)
     inputs = {"input_features": request.noise(request.rows, *shape), "input_features_mask": mask}
     return only_accepted(request, {**inputs, **decoder_inputs(request)})

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 
 from sparse_trainer.inputs.evaluating import answering_only
 from sparse_trainer.inputs.kinds import (
-    Request,
+    InputRequest,
     feature_inputs,
     image_text_inputs,
     pixel_inputs,
@@ -21,7 +21,7 @@ from sparse_trainer.inputs.kinds import (
 )
 from sparse_trainer.inputs.special import BY_TYPE
 
-_BY_MAIN_INPUT: Final[Mapping[str, Callable[[Request], dict[str, Tensor]]]] = {
+_BY_MAIN_INPUT: Final[Mapping[str, Callable[[InputRequest], dict[str, Tensor]]]] = {
     "input_ids": text_inputs,
     "pixel_values": pixel_inputs,
     "pixel_values_videos": pixel_inputs,
@@ -32,7 +32,7 @@ _BY_MAIN_INPUT: Final[Mapping[str, Callable[[Request], dict[str, Tensor]]]] = {
 
 def inputs_for(model: PreTrainedModel, *, rows: int = 2, seed: int = 1) -> dict[str, Tensor]:
     """Return inputs with which `model(**inputs)` runs, where it lies and in its dtype; the last row ends in padding."""
-    request = Request(model, rows, torch.Generator().manual_seed(seed))
+    request = InputRequest(model, rows, torch.Generator().manual_seed(seed))
     make = BY_TYPE.get(model.config.model_type) or _kind(request)
     place = next(model.parameters())
     return {
@@ -41,7 +41,7 @@ def inputs_for(model: PreTrainedModel, *, rows: int = 2, seed: int = 1) -> dict[
     }
 
 
-def outputs_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def forward_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Return every floating-point tensor of the answer of a model; random choices are seeded.
 
     Without caches, and without what a config asks for beside the answer: its shapes follow layers, heads and experts.
@@ -65,7 +65,7 @@ def _floats(value: Any) -> Iterator[Tensor]:
             yield from _floats(item)
 
 
-def _kind(request: Request) -> Callable[[Request], dict[str, Tensor]]:
+def _kind(request: InputRequest) -> Callable[[InputRequest], dict[str, Tensor]]:
     accepted = request.accepted
     main = request.model.main_input_name
     if "grid_thw" in accepted or ("image_grid_thw" in accepted and "input_ids" not in accepted):

@@ -11,7 +11,7 @@ from sparse_trainer.inputs.kinds import (
     IMAGE,
     TOKENS,
     WAVE,
-    Request,
+    InputRequest,
     decoder_inputs,
     field_of,
     image_size,
@@ -25,32 +25,32 @@ from sparse_trainer.inputs.kinds import (
 # Shape legend: B = rows, T = tokens, C = channels, F = frames, M = mel bins, N = patches, P = values of a patch.
 
 
-def _spectrogram(request: Request) -> dict[str, Tensor]:
+def _spectrogram(request: InputRequest) -> dict[str, Tensor]:
     config = request.model.config
     return {"input_values": request.noise(request.rows, config.max_length, config.num_mel_bins)}
 
 
-def _mono(request: Request) -> dict[str, Tensor]:
+def _mono(request: InputRequest) -> dict[str, Tensor]:
     return only_accepted(request, {"input_values": request.noise(request.rows, 1, WAVE)})
 
 
-def _without_padding(request: Request) -> dict[str, Tensor]:
+def _without_padding(request: InputRequest) -> dict[str, Tensor]:
     inputs = text_inputs(request)
     return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
 
-def _layout(request: Request) -> dict[str, Tensor]:
+def _layout(request: InputRequest) -> dict[str, Tensor]:
     """Return tokens with boxes that say where on the page they stand."""
     inputs = text_inputs(request)
     low = request.whole(0, 20, request.rows, TOKENS, 2)
     return {**inputs, "bbox": torch.cat([low, low + request.whole(1, 20, request.rows, TOKENS, 2)], dim=-1)}
 
 
-def _polygons(request: Request) -> dict[str, Tensor]:
+def _polygons(request: InputRequest) -> dict[str, Tensor]:
     return {**text_inputs(request), "bbox": request.noise(request.rows, TOKENS, 8).sigmoid()}
 
 
-def _instructed(request: Request) -> dict[str, Tensor]:
+def _instructed(request: InputRequest) -> dict[str, Tensor]:
     """Return an image of which the query tokens stand in the text, and the text for the query transformer."""
     config = request.model.config
     ids_BT, mask_BT = words(request)
@@ -64,7 +64,7 @@ def _instructed(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _tiles(request: Request) -> dict[str, Tensor]:
+def _tiles(request: InputRequest) -> dict[str, Tensor]:
     """Return images as Mllama takes them: [B, images, tiles, C, height, width]."""
     config = request.model.config.vision_config
     height, width = image_size(config)
@@ -80,17 +80,17 @@ def _tiles(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _seen(request: Request) -> dict[str, Tensor]:
+def _seen(request: InputRequest) -> dict[str, Tensor]:
     """Return text that attends to its image in every place."""
     seen = torch.ones(request.rows, TOKENS, 1, dtype=torch.long)
     return {**text_inputs(request), **pixel_inputs(request), "image_attention_mask": seen}
 
 
-def _located(request: Request) -> dict[str, Tensor]:
+def _located(request: InputRequest) -> dict[str, Tensor]:
     return {**text_inputs(request), "bbox": torch.rand(request.rows, TOKENS, 4, generator=request.generator)}
 
 
-def _regions(request: Request) -> dict[str, Tensor]:
+def _regions(request: InputRequest) -> dict[str, Tensor]:
     config = request.model.config
     return {
         **text_inputs(request),
@@ -99,7 +99,7 @@ def _regions(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _videos(request: Request) -> dict[str, Tensor]:
+def _videos(request: InputRequest) -> dict[str, Tensor]:
     config = part_of(request.model.config, "vision_config")
     height, width = image_size(config)
     frames = field_of(config, "num_frames", "frames_per_clip") or 2
@@ -107,11 +107,11 @@ def _videos(request: Request) -> dict[str, Tensor]:
     return only_accepted(request, {**text_inputs(request), "pixel_values_videos": videos})
 
 
-def _image_pairs(request: Request) -> dict[str, Tensor]:
+def _image_pairs(request: InputRequest) -> dict[str, Tensor]:
     return {"pixel_values": request.noise(request.rows, 2, 3, IMAGE, IMAGE)}
 
 
-def _flat_patches(request: Request) -> dict[str, Tensor]:
+def _flat_patches(request: InputRequest) -> dict[str, Tensor]:
     """Return patches as Pix2Struct takes them: row and column before the values."""
     values = field_of(part_of(request.model.config, "vision_config"), "patch_embed_hidden_size") or 32
     places = request.whole(1, 8, request.rows, TOKENS, 2).to(request.model.dtype)
@@ -119,7 +119,7 @@ def _flat_patches(request: Request) -> dict[str, Tensor]:
     return {"flattened_patches": patches, **decoder_inputs(request)}
 
 
-def _codes(request: Request) -> dict[str, Tensor]:
+def _codes(request: InputRequest) -> dict[str, Tensor]:
     config = part_of(request.model.config, "decoder_config")
     codebooks = field_of(config, "num_channels", "num_codebooks") or 1
     ids_BT, mask_BT = words(request)
@@ -127,7 +127,7 @@ def _codes(request: Request) -> dict[str, Tensor]:
     return {"input_ids": ids_BT, "attention_mask": mask_BT, "decoder_input_ids": ids_BTQ}
 
 
-def _trajectory(request: Request) -> dict[str, Tensor]:
+def _trajectory(request: InputRequest) -> dict[str, Tensor]:
     config = request.model.config
     steps = 6
     return {
@@ -140,7 +140,7 @@ def _trajectory(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _soft_patches(request: Request) -> dict[str, Tensor]:
+def _soft_patches(request: InputRequest) -> dict[str, Tensor]:
     """Return patches and their places, in a square that the pooling divides."""
     config = request.model.config
     side = 2 * config.pooling_kernel_size
@@ -151,7 +151,7 @@ def _soft_patches(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _hidden_states(request: Request) -> dict[str, Tensor]:
+def _hidden_states(request: InputRequest) -> dict[str, Tensor]:
     width = request.model.config.hidden_size
     return {
         "input_values": request.noise(request.rows, TOKENS, width),
@@ -159,7 +159,7 @@ def _hidden_states(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _clip_of_sound(request: Request) -> dict[str, Tensor]:
+def _clip_of_sound(request: InputRequest) -> dict[str, Tensor]:
     config = request.model.config.audio_config
     frames = config.spec_size**2 // config.num_mel_bins
     return {
@@ -168,15 +168,15 @@ def _clip_of_sound(request: Request) -> dict[str, Tensor]:
     }
 
 
-def _sound_and_text(request: Request) -> dict[str, Tensor]:
+def _sound_and_text(request: InputRequest) -> dict[str, Tensor]:
     return {**text_inputs(request), **_mono(request)}
 
 
-def _latents(request: Request) -> dict[str, Tensor]:
+def _latents(request: InputRequest) -> dict[str, Tensor]:
     return {"inputs": request.noise(request.rows, TOKENS, request.model.config.d_model)}
 
 
-def _queries(request: Request) -> dict[str, Tensor]:
+def _queries(request: InputRequest) -> dict[str, Tensor]:
     config = request.model.config
     return {
         "query_embeds": request.noise(request.rows, TOKENS, config.hidden_size),
@@ -184,7 +184,7 @@ def _queries(request: Request) -> dict[str, Tensor]:
     }
 
 
-BY_TYPE: Final[Mapping[str, Callable[[Request], dict[str, Tensor]]]] = {
+BY_TYPE: Final[Mapping[str, Callable[[InputRequest], dict[str, Tensor]]]] = {
     "audio-spectrogram-transformer": _spectrogram,
     "blip_2_qformer": _queries,
     "decision_transformer": _trajectory,

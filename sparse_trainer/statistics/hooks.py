@@ -1,11 +1,13 @@
 """What the hooks of one calibration pass share: the batch at hand, losses that they add, and a watch for NaN."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparse_trainer.errors import NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.batch import Batch
@@ -94,6 +96,23 @@ class HookContext:
                 names.get(key, key), f"NaN or infinity in calibration batch {number}.",
                 "Look for NaN weights and for rows without a label that counts; or calibrate in float32.",
             )  # fmt: skip
+
+
+def before_gates(
+    model: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor], None]
+) -> list[RemovableHandle]:
+    """Show what these modules read to `see(path, activations)`, in front of gates: what closed units say counts."""
+
+    def hook(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with torch.no_grad():
+            see(path, first_tensor(args, kwargs).detach())
+
+    return [
+        model.get_submodule(path).register_forward_pre_hook(
+            partial(hook, path), with_kwargs=True, prepend=True
+        )
+        for path in paths
+    ]
 
 
 def precise(x: Tensor) -> Tensor:

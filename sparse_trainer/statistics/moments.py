@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Final, final
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.layers import is_linear
 from patchers.units import Group, Kind, Structure
-from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.hooks import HookContext, before_gates, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = input features of a linear.
@@ -84,17 +83,11 @@ class MomentCollector:
         self._running: dict[str, _Running] = {}
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Register the hooks, in front of a gate: what closed units say counts."""
-        return [
-            model.get_submodule(path).register_forward_pre_hook(
-                partial(self._see, path), with_kwargs=True, prepend=True
-            )
-            for path in self.paths
-        ]
+        """Register the hooks."""
+        return before_gates(model, self.paths, self._see)
 
-    @torch.no_grad()
-    def _see(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x_BTI, real_BT = self.context.sequences(first_tensor(args, kwargs).detach(), path)
+    def _see(self, path: str, x: Tensor) -> None:
+        x_BTI, real_BT = self.context.sequences(x, path)
         x_NI = precise(x_BTI).flatten(0, 1)
         real_N = None if real_BT is None else real_BT.flatten()
         if path not in self._running:

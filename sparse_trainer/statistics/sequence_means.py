@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from patchers.units import Group, Kind, Structure
-from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.hooks import HookContext, before_gates, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: B = sequences, T = tokens, I = input features of a consumer.
@@ -48,17 +47,11 @@ class SequenceMeanCollector:
         self._sums: dict[str, Tensor] = {}
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Register the hooks, in front of a gate: what closed units say counts."""
-        return [
-            model.get_submodule(path).register_forward_pre_hook(
-                partial(self._see, path), with_kwargs=True, prepend=True
-            )
-            for path in self.paths
-        ]
+        """Register the hooks."""
+        return before_gates(model, self.paths, self._see)
 
-    @torch.no_grad()
-    def _see(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x_BTI, real_BT = self.context.sequences(first_tensor(args, kwargs).detach(), path)
+    def _see(self, path: str, x: Tensor) -> None:
+        x_BTI, real_BT = self.context.sequences(x, path)
         size_BTI = precise(x_BTI).abs()
         length: int | Tensor = x_BTI.shape[1]
         if real_BT is not None:

@@ -26,7 +26,7 @@ from transformers import (
 
 from patchers.discovery.discover import discover
 from patchers.errors import UnsupportedModelError
-from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.inputs.make import forward_outputs, inputs_for
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.architectures.tiny import tiny_model
@@ -217,7 +217,7 @@ def test_layers_that_cannot_go_are_named_with_the_reason(model_type: str, path: 
 def test_heads_of_an_attention_that_short_inputs_exchanged_stay() -> None:
     model = tiny_model("big_bird")
     assert not discover(model).of(["heads"])
-    outputs_of(model, inputs_for(model))
+    forward_outputs(model, inputs_for(model))
     structure = discover(model)
     assert not structure.of(["heads"])
     assert "short inputs" in structure.untouched["encoder.layer.0.attention"]

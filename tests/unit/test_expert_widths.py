@@ -16,7 +16,7 @@ from patchers.surgery import cut
 from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError
-from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.inputs.make import forward_outputs, inputs_for
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
@@ -58,7 +58,7 @@ def test_a_pruned_mixture_runs_in_half_precision_too(dtype: torch.dtype, scope: 
     assert all(width % 8 == 0 and width < 48 for width in widths(pruned))
     assert isinstance(plan.density_reached, float)
     assert abs(plan.density_reached - 0.6) <= 8 / 48
-    assert all(o.isfinite().all() for o in outputs_of(pruned.to(torch.bfloat16), inputs_for(pruned)))
+    assert all(o.isfinite().all() for o in forward_outputs(pruned.to(torch.bfloat16), inputs_for(pruned)))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -95,14 +95,14 @@ def test_any_width_goes_with_kernels_that_take_any() -> None:
         model, rows(), criterion="random", density={"channels": 0.77}, scope="uniform", multiple_of=1
     )
     assert widths(pruned) == [37, 37]
-    outputs_of(pruned, inputs_for(pruned))
+    forward_outputs(pruned, inputs_for(pruned))
 
 
 def test_a_mixture_whose_own_width_is_odd_keeps_all_or_a_multiple() -> None:
     model = mixture(width=20)
     pruned, _ = prune(model, rows(), criterion="random", density={"channels": 0.85}, scope="layer")
     assert set(widths(pruned)) <= {8, 16, 20}
-    outputs_of(pruned, inputs_for(pruned))
+    forward_outputs(pruned, inputs_for(pruned))
 
 
 def test_a_budget_that_the_multiples_do_not_reach_names_the_range() -> None:
@@ -135,7 +135,7 @@ def test_fine_pruning_selects_aligned_widths(options: dict[str, Any]) -> None:
         coordinator.step()
     compact = optimize_model(model)
     assert all(layer.mlp.experts.down_proj.shape[2] % 8 == 0 for layer in compact.model.layers)
-    outputs_of(compact, inputs_for(compact))
+    forward_outputs(compact, inputs_for(compact))
 
 
 def test_training_with_smaller_multiples_is_refused_when_gates_hang() -> None:
@@ -166,7 +166,7 @@ def test_zeros_of_experts_go_as_far_as_the_kernels_allow() -> None:
     compact = optimize_model(copy.deepcopy(model))
     assert widths(compact) == [32, 32]
     for one, other in zip(
-        outputs_of(compact, inputs_for(model)), outputs_of(model, inputs_for(model)), strict=True
+        forward_outputs(compact, inputs_for(model)), forward_outputs(model, inputs_for(model)), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
@@ -180,7 +180,7 @@ def test_kernels_take_the_width_that_they_are_said_to_take_and_no_smaller_one(
     group = discover(model, ["channels"]).groups[0]
     assert group.least_multiple == width
     cut(model, discover(model, ["channels"]), {group.name: torch.arange(48) < width})
-    outputs_of(model, inputs_for(model))
+    forward_outputs(model, inputs_for(model))
     narrow = mixture(dtype, width=width // 2)
     with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
-        outputs_of(narrow, inputs_for(narrow))
+        forward_outputs(narrow, inputs_for(narrow))

@@ -21,7 +21,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.inputs.make import forward_outputs, inputs_for
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
@@ -32,7 +32,7 @@ MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe")
 
 
 def logits(model: PreTrainedModel) -> Tensor:
-    return outputs_of(model, inputs_for(model))[0]
+    return forward_outputs(model, inputs_for(model))[0]
 
 
 def keep_of(structure: Structure) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.padded import padded
 from sparse_trainer.folders.save import check_target, save_pruned
+from sparse_trainer.inputs.make import forward_outputs as run
 from sparse_trainer.inputs.make import inputs_for
-from sparse_trainer.inputs.make import outputs_of as run
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 from tests.architectures.tiny import tiny_model

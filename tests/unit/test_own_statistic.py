@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -17,7 +16,7 @@ from sparse_trainer.errors import DataError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.block_states import BlockStates
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.hooks import HookContext, first_tensor
+from sparse_trainer.statistics.hooks import HookContext, before_gates
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
 from tests.oneshot_models import calibration, model_of, padded, sequences, widths
@@ -51,13 +50,10 @@ class LargestCollector:
         self.found: dict[str, Tensor] = {}
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        return [
-            model.get_submodule(path).register_forward_pre_hook(partial(self.see, path), with_kwargs=True)
-            for path in self.paths
-        ]
+        return before_gates(model, self.paths, self.see)
 
-    def see(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x_BTI, real_BT = self.context.sequences(first_tensor(args, kwargs).detach().abs(), path)
+    def see(self, path: str, x: Tensor) -> None:
+        x_BTI, real_BT = self.context.sequences(x.abs(), path)
         if real_BT is not None:
             x_BTI = x_BTI.masked_fill(~real_BT.unsqueeze(-1), 0.0)
         largest_I = x_BTI.amax((0, 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_trainer.inputs.make import inputs_for, outputs_of
+from sparse_trainer.inputs.make import forward_outputs, inputs_for
 from tests.architectures.tiny import (
     NotTestable,
     auto_class_for,
@@ -43,7 +43,7 @@ def test_it_is_small_and_runs_twice_to_the_same_finite_outputs(model_type: str) 
     assert model.dtype == dtype_for(model_type) == torch.float64
 
     inputs = inputs_for(model)
-    once, again = outputs_of(model, inputs), outputs_of(model, inputs)
+    once, again = forward_outputs(model, inputs), forward_outputs(model, inputs)
 
     assert once
     assert all(torch.isfinite(output).all() for output in once)
@@ -72,7 +72,7 @@ def test_building_leaves_the_callers_random_numbers_alone() -> None:
     expected = torch.rand(2)
     torch.manual_seed(3)
     model = tiny_model("gpt2")
-    outputs_of(model, inputs_for(model))
+    forward_outputs(model, inputs_for(model))
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -85,7 +85,7 @@ def test_padded_tokens_do_not_reach_the_outputs(model_type: str) -> None:
     assert not padded_BT[0].any()
 
     changed = {**inputs, "input_ids": torch.where(padded_BT, 7, inputs["input_ids"])}
-    before, after = outputs_of(model, inputs)[0], outputs_of(model, changed)[0]
+    before, after = forward_outputs(model, inputs)[0], forward_outputs(model, changed)[0]
 
     if before.shape[:2] == padded_BT.shape:
         before, after = before[~padded_BT], after[~padded_BT]
@@ -105,7 +105,7 @@ def test_an_image_stands_in_the_text() -> None:
     model = tiny_model("llava")
     inputs = inputs_for(model)
     changed = {**inputs, "pixel_values": inputs["pixel_values"] + 1}
-    assert not torch.equal(outputs_of(model, inputs)[0], outputs_of(model, changed)[0])
+    assert not torch.equal(forward_outputs(model, inputs)[0], forward_outputs(model, changed)[0])
 
 
 def test_types_without_an_auto_class_say_so() -> None:

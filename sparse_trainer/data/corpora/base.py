@@ -1,7 +1,5 @@
 """What a corpus is: where its rows come from, and how a row becomes text or a question."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

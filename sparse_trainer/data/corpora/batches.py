@@ -1,7 +1,5 @@
 """Calibration batches from a corpus: blocks of running text, or one sequence per row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

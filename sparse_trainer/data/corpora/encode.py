@@ -1,7 +1,5 @@
 """Text as token ids; what a tokenizer puts around a text is found once, and put around each block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Every function reads the columns of the hub data set, and those of a plain file 
 `sentence`; HellaSwag: `ctx`, `activity`), `choices` (list of text) and `label` (number of the right one).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

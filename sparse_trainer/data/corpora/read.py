@@ -1,7 +1,5 @@
 """Rows of a corpus: from the hub, or from a local file that stands in for it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The corpora that have a name: one row each."""
 
-from __future__ import annotations
-
 from sparse_trainer.data.corpora import questions
 from sparse_trainer.data.corpora.base import Corpus, Row, value
 from sparse_trainer.errors import DataError

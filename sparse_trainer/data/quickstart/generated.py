@@ -5,8 +5,6 @@ Passage and question form are drawn before the answer is, and a wrong value is d
 neither the passage alone nor the question alone says anything about the answer.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Find pretrained weights that arrived inside an installed Python package."""
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib.machinery import PathFinder

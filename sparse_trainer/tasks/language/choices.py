@@ -1,7 +1,5 @@
 """Multiple-choice accuracy: the ending that a model finds most likely, as lm-evaluation-harness counts it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -83,9 +81,9 @@ def multiple_choice(
     scored = [item for question in asked for item in choices(question, tokenizer, before, room)]
     found = iter(scorer.log_likelihoods(scored, tell))
     logs = [[next(found) for _ in question.endings] for question in asked]
-    right = tuple(best(log) == question.gold for log, question in zip(logs, asked, strict=True))
+    right = tuple(likeliest(log) == question.gold for log, question in zip(logs, asked, strict=True))
     norms = [per_character(log, question) for log, question in zip(logs, asked, strict=True)]
-    right_norm = tuple(best(norm) == question.gold for norm, question in zip(norms, asked, strict=True))
+    right_norm = tuple(likeliest(norm) == question.gold for norm, question in zip(norms, asked, strict=True))
     return Accuracy(
         corpus=known.name,
         acc=sum(right) / len(right),
@@ -119,10 +117,10 @@ def choices(question: Question, tokenizer: Any, before: tuple[int, ...], room: i
     return found
 
 
-def best(values: Sequence[float]) -> int:
+def likeliest(values: Sequence[float]) -> int:
     """Return where the largest value is, the first of equals.
 
-    >>> best([-2.0, -1.0, -1.0])
+    >>> likeliest([-2.0, -1.0, -1.0])
     1
     """
     return max(range(len(values)), key=values.__getitem__)

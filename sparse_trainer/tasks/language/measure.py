@@ -1,7 +1,5 @@
 """Several measurements of one model, and of a model beside another on the same tokens and questions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

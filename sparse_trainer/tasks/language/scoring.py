@@ -1,7 +1,5 @@
 """Log-likelihoods of the last tokens of sequences: the one forward pass behind perplexity and multiple choice."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

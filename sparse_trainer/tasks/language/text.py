@@ -1,7 +1,5 @@
 """Perplexity of a causal language model on running text."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
