@@ -14,7 +14,7 @@ from common import base_parser, best_ratio, environment, interleave, prepare, ra
 from transformers import BertConfig, BertForSequenceClassification
 
 from patchers.discovery.discover import discover
-from sparse_trainer.budget.cost import mac_count
+from sparse_trainer.budget.counting import mac_count
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator

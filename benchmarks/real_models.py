@@ -33,8 +33,9 @@ from patchers.discovery.discover import discover
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import Request, make_plan, measure
+from sparse_trainer.plan.record import make_plan, measure
 
 
 def random_plan(model: PreTrainedModel, share: float, seed: int) -> Plan:
@@ -50,9 +51,9 @@ def random_plan(model: PreTrainedModel, share: float, seed: int) -> Plan:
         whole = torch.cat(list(scores.values())).sort(descending=True).values
         bar = whole[round(share * whole.numel()) - 1]
         keep |= {name: score >= bar for name, score in scores.items()}
-    before = measure(model, structure, 128)
-    request = Request(method="random")
-    return make_plan(model, request=request, structure=structure, keep=keep, reached=None, before=before)
+    sizes = measure(model, structure, 128)
+    decision = Decision(structure=structure, keep=keep, request=Request(method="random"))
+    return make_plan(model, decision, before=sizes, after=sizes)
 
 
 def discovery(options: argparse.Namespace) -> dict[str, float]:

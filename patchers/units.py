@@ -205,6 +205,8 @@ class Group:
     """Share of the parameters in `tensors` that a token meets: experts chosen / experts."""
     sort: str = ""
     """Of a layer: what mixes tokens in it."""
+    heads_width: int = 0
+    """Of a layer: features of all its query heads together."""
     norms: tuple[str, ...] = ()
     """Of hidden features: the norms behind which all that reads them stands, or the linear that first writes them."""
 

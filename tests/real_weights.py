@@ -31,7 +31,8 @@ from patchers.units import Kind, Structure
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.data.quickstart.packaged import packaged_folder
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.plan.record import Request, make_plan, measure
+from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.plan.record import make_plan, measure
 
 # Shape legend: U = units.
 
@@ -207,10 +208,9 @@ def said(
 
 def cut(dense: PreTrainedModel, structure: Structure, keep: Mapping[str, Tensor]) -> PreTrainedModel:
     """Return the cut model, by way of a plan."""
-    plan = make_plan(
-        dense, request=Request(method="random"), structure=structure, keep=keep, reached=None,
-        before=measure(dense, structure, 128),
-    )  # fmt: skip
+    decision = Decision(structure=structure, keep=keep, request=Request(method="random"))
+    sizes = measure(dense, structure, 128)
+    plan = make_plan(dense, decision, before=sizes, after=sizes)
     return optimize_model(dense, plan=plan)
 
 

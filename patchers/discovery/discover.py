@@ -188,20 +188,24 @@ def _keeps_width(model: nn.Module, block: _Block) -> bool:
 
 
 def _groups_of_stack(stack: Stack, blocks: Sequence[_Block]) -> Iterator[Group]:
+    found: list[Group] = []
     for block in blocks:
         # Attention first, whatever the order in which a class creates its parts.
         for part in sorted(block.parts, key=lambda part: part.kind != HEADS):
             like = [p for p in block.parts if p.kind == part.kind]
             inner = part.path.removeprefix(block.path).removeprefix(".") if len(like) > 1 else ""
             prefix = f"{block.path}.{inner}" if inner else block.path
-            yield from _groups_of_part(stack, block, part, prefix)
+            found += _groups_of_part(stack, block, part, prefix)
+    yield from found
     if stack.size > 1:
         for layer in range(stack.size):
             if layer not in stack.fixed_layers:
                 path = f"{stack.path}.{layer}"
+                heads = [g for g in found if g.kind == HEADS and g.layer == layer]
                 yield Group(
                     name=f"{path}.layer", kind=LAYERS, layer=layer, stack=stack.path, block=path,
                     num_units=1, consumer=path, sort=stack.sorts[layer],
+                    heads_width=sum(g.num_units * g.consumer_slice.width for g in heads),
                 )  # fmt: skip
 
 

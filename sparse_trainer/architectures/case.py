@@ -20,7 +20,8 @@ from patchers.units import LAYERS, Group, Structure
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.inputs.make import forward_outputs
-from sparse_trainer.plan.record import Request, make_plan, measure
+from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.plan.record import make_plan, measure
 
 # Shape legend: U = units of a group.
 
@@ -99,14 +100,9 @@ class Case:
 
     def compact(self, keep: Mapping[str, Tensor]) -> PreTrainedModel:
         """Return a copy cut by a plan, handed in as JSON values, as a user would."""
-        plan = make_plan(
-            self.model,
-            request=Request(method="conformance"),
-            structure=self.structure,
-            keep=keep,
-            reached=None,
-            before=measure(self.model, self.structure, 128),
-        )
+        decision = Decision(structure=self.structure, keep=keep, request=Request(method="conformance"))
+        sizes = measure(self.model, self.structure, 128)
+        plan = make_plan(self.model, decision, before=sizes, after=sizes)
         return optimize_model(self.fresh(), plan=json.loads(plan.to_json()), inplace=True, check=False)
 
     def one_per_stack(self) -> list[Group]:

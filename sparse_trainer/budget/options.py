@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind
-from sparse_trainer.budget.cost import TARGETS
+from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.fields import PerKind, check_types
@@ -47,7 +47,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_types(self, Budget)
-        one_of("target", self.target, TARGETS)
+        one_of("target", self.target, COSTS)
         one_of("scope", self.scope, SCOPES)
         one_of("standardize", self.standardize, (None, *STANDARDIZERS))
         _check_density(self.density)

@@ -10,7 +10,8 @@ from torch import nn
 
 from patchers.discovery.discover import discover
 from patchers.units import BLOCK_KINDS, Group, Kind
-from sparse_trainer.budget.cost import mac_count, parameter_count, unit_cost
+from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.counting import mac_count, parameter_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

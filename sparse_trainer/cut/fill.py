@@ -14,9 +14,9 @@ from patchers.discovery.discover import discover
 from patchers.layers import linear_at
 from patchers.patching.patch import is_patched
 from patchers.units import Structure
-from sparse_trainer.cut.decision import PlanLike
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.plan.document import PlanLike
 
 M = TypeVar("M", bound=PreTrainedModel)
 

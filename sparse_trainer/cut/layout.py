@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel
 
-from patchers.discovery.discover import discover
 from patchers.modeling_pruned import (
     LayoutError,
     OwnConfig,
@@ -81,7 +80,7 @@ def layout_of(model: PreTrainedModel, fit: Fit, done: Cut, earlier: Layout) -> L
     apply_layout(stock, {**layout, "layers": {}, "skips": {}, "norms": {}, "selects": {}})
     layout["attributes"] = _attributes(model, stock)
     if layout["shapes"] and (earlier["heads"] or done.narrows):
-        hidden = discover(model, [HIDDEN]).groups
+        hidden = done.after.of([HIDDEN])
         layout["heads"] = (
             other_heads(model, hidden[0].num_units, fit.build, layout["shapes"])
             if hidden

@@ -5,6 +5,7 @@ from typing import Any
 
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import FORMAT, portable, pruned_class, stock_class_of, widen_routers
+from patchers.units import KINDS
 from sparse_trainer.cut.auto_classes import auto_map_for
 from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.config_fit import fit_config
@@ -17,19 +18,19 @@ from sparse_trainer.cut.layout import (
     mark_skips,
 )
 from sparse_trainer.cut.router_logits import most_experts, short_routers
+from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import Request, attach_plan, compose, counts_anew, make_plan, measure, plan_of
+from sparse_trainer.plan.record import attach_plan, compose, counts_anew, make_plan, measure, plan_of
 
 logger = logging.getLogger(__name__)
 
 
 def adopt(model: Any, method: str) -> None:
     """Give a model of which nothing was cut, but layers exchanged, the class that builds it and a plan that says so."""
-    structure, request = discover(model), Request(method=method)
-    take_class(model, Cut(before=structure, after=structure, gone={}))
-    before = measure(model, structure, request.sequence_length)
-    plan = make_plan(model, request=request, structure=structure, keep={}, reached=1.0, before=before)
-    record(model, plan)
+    decision = Decision(structure=discover(model, KINDS), keep={}, request=Request(method=method))
+    take_class(model, Cut(before=decision.structure, after=decision.structure, gone={}))
+    sizes = measure(model, decision.structure, decision.request.sequence_length)
+    record(model, make_plan(model, decision, reached=1.0, before=sizes, after=sizes))
 
 
 def record(model: Any, plan: Plan) -> None:

@@ -1,25 +1,18 @@
 """`optimize_model`: from a patched model, a plan or a model with zeros to a smaller dense one."""
 
-import copy
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from patchers.discovery.discover import discover
-from patchers.patching.merging import base_model, has_adapters, merge_adapters
-from patchers.patching.patch import gated, gates_by_group, is_patched, masks_of, unpatch
-from patchers.surgery import cut
-from patchers.units import CHANNELS, HEADS, LAYERS
-from patchers.zeros import bake_all, fold_constants
-from sparse_trainer.cut.alignment import renumber_alignment
-from sparse_trainer.cut.config_changes import Cut
-from sparse_trainer.cut.decision import Decision, PlanLike, check_readable, decide, refuse_all_open
-from sparse_trainer.cut.fold_blends import fold_cheaper, refuse_blends
-from sparse_trainer.cut.model_class import record, take_class
-from sparse_trainer.cut.self_check import check_same, outputs_of
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
-from sparse_trainer.plan.record import density_reached, make_plan, measure
+from patchers.patching.merging import base_model
+from patchers.patching.patch import masks_of, unpatch
+from sparse_trainer.cut.bare import bare
+from sparse_trainer.cut.carry_out import carry_out
+from sparse_trainer.cut.decide import decide, found_in, refuse_all_open, write_zeros
+from sparse_trainer.cut.self_check import outputs_of
+from sparse_trainer.errors import UnsupportedModelError, one_of
+from sparse_trainer.plan.document import PlanLike, as_plan
 
 M = TypeVar("M", bound=PreTrainedModel)
 MODES = ("dense", "heads")
@@ -52,37 +45,17 @@ def optimize_model(
     _check_model(model)
     if plan is None:
         refuse_all_open(base_model(model))
-    return carry_out(model, mode, plan=plan, inplace=inplace, check=check)
-
-
-def carry_out(
-    model: M, mode: str = "dense", *, plan: PlanLike | None = None, inplace: bool = False, check: bool = True
-) -> M:
-    """Do what `optimize_model` does, where nothing to cut is fine too: in a step of many."""
-    refuse_blends(model)
-    compact: Any = model if inplace else copy.deepcopy(model)
-    _drop_wrapped_forward(compact)
-    if has_adapters(compact):
-        compact = merge_adapters(compact)
-        _drop_wrapped_forward(compact)
-    cheaper = fold_cheaper(compact)
+    compact, cheaper = bare(model, inplace=inplace)
     check = check and next(compact.parameters()).device.type != "meta"
+    loaded = None if plan is None else as_plan(plan)
+    structure = found_in(compact, loaded)
     zeroed = plan is None and (mode == "heads" or bool(masks_of(compact)))
     expected = outputs_of(compact) if zeroed and check else None
     if zeroed:
-        _zero_closed(compact)
-    decision = decide(compact, plan, zeroed=zeroed)
-    if cheaper:
-        decision = decision.naming(cheaper)
+        write_zeros(compact, structure)
+    decision = decide(compact, structure, loaded, zeroed=zeroed).naming(cheaper)
     unpatch(compact)
-    if mode == "heads":
-        decision = decision.of_heads()
-    if expected is None and check:
-        expected = _masked_outputs(compact, decision)
-    _cut(compact, decision)
-    if expected is not None:
-        what = "the outputs before and after the cut"
-        check_same(expected, compact, what=what, kept_K=decision.hidden_K)
+    carry_out(compact, decision.of_heads() if mode == "heads" else decision, check=check, expected=expected)
     result: M = compact
     return result
 
@@ -99,52 +72,3 @@ def _check_model(model: Any) -> None:
         "is no transformers model.",
         wraps if inside else "Unwrap it first: accelerator.unwrap_model(model).",
     )
-
-
-def _drop_wrapped_forward(model: nn.Module) -> None:
-    """Take off what a Trainer leaves on a trained model: accelerate's mixed precision, trl's fused head.
-
-    The forward pass that such a wrapper remembers is that of the model before it was copied and cut.
-    """
-    vars(model).pop("_original_forward", None)
-    if "_hf_hook" not in vars(model):
-        vars(model).pop("forward", None)
-
-
-def _zero_closed(model: nn.Module) -> None:
-    """Turn masks, and the gates beside them, into zeros in the parameters."""
-    if not is_patched(model):
-        return
-    structure = discover(model)
-    check_readable(next(model.parameters()), "masks")
-    gates = gates_by_group(model, structure)
-    units = {name: gate for name, gate in gates.items() if structure[name].kind in (HEADS, CHANNELS)}
-    whole = next((n for n, gate in gates.items() if n not in units and not bool(gate.keep_U.all())), None)
-    if whole is not None:
-        raise ArgumentError("mode", f"'heads' cannot leave {whole} as zeros.", "Take mode='dense'.")
-    bake_all(model, structure, units)
-    unpatch(model)
-
-
-def _masked_outputs(model: nn.Module, decision: Decision) -> list[Tensor]:
-    if decision.folds:
-        return outputs_of(model)
-    with gated(model, decision.structure, decision.keep):
-        return outputs_of(model, whole=decision.reaches_heads)
-
-
-def _cut(model: Any, decision: Decision) -> None:
-    structure, keep, request = decision.structure, decision.keep, decision.request
-    before = measure(model, structure, request.sequence_length)
-    reached = density_reached(model, structure, keep, request)
-    if decision.folds:
-        fold_constants(model, structure, keep, lambda: outputs_of(model))
-    cut(model, structure, keep)
-    renumber_alignment(model, structure, keep)
-    gone: dict[str, set[int]] = {}
-    for group in structure.of([LAYERS]):
-        if group.name in keep and not bool(keep[group.name].any()):
-            gone.setdefault(group.stack, set()).add(group.layer)
-    take_class(model, Cut(before=structure, after=discover(model, decision.kinds), gone=gone))
-    plan = make_plan(model, request=request, structure=structure, keep=keep, reached=reached, before=before)
-    record(model, plan)

@@ -17,7 +17,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from patchers.modeling_pruned import stock_class_of
-from sparse_trainer.cut.decision import PlanLike
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Piece, Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
@@ -30,7 +29,7 @@ from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
 from sparse_trainer.folders.replace import check_target, new_folder
 from sparse_trainer.folders.safetensors_files import Origin, Stored, origins
 from sparse_trainer.folders.save import CARD_FILE
-from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.document import PLAN_FILE, Plan, PlanLike
 from sparse_trainer.plan.record import attach_plan, plan_of
 
 Progress = Callable[[int, int], None]

@@ -34,13 +34,13 @@ def select(
     keep = selector.select(_scaled(standardized)).keep
     if ranks is None:
         return keep
-    return {name: best(ranks[name].cpu(), int(keep_U.sum())) for name, keep_U in keep.items()}
+    return {name: highest(ranks[name].cpu(), int(keep_U.sum())) for name, keep_U in keep.items()}
 
 
-def best(score_U: Tensor, count: int) -> Tensor:
+def highest(score_U: Tensor, count: int) -> Tensor:
     """Mark the `count` highest scores; of equal ones the first.
 
-    >>> best(torch.tensor([1.0, 3.0, 1.0]), 2)
+    >>> highest(torch.tensor([1.0, 3.0, 1.0]), 2)
     tensor([ True,  True, False])
     """
     keep_U = torch.zeros(len(score_U), dtype=torch.bool)

@@ -22,17 +22,6 @@ from sparse_trainer.statistics.requests import Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """Scores and kept units of one round, by group name, over the units that were there then."""
-
-    structure: Structure
-    scores: Mapping[str, Tensor]
-    """Of `criterion`, shape [U], higher = keep, as they were before any normaliser."""
-    keep: Mapping[str, Tensor]
-    """Booleans, shape [U]."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Scores:
     """What the criteria say, by group name, shape [U], higher = keep."""
 
@@ -78,10 +67,10 @@ def criteria_requests(options: Options) -> tuple[Statistic[Any], ...]:
     return requests
 
 
-def decide(
+def choose(
     structure: Structure, scores: Scores, costs: Mapping[str, int], selector: Selector, options: Options
-) -> Decision:
-    """Choose under the budget; warn where scores do not tell units, or whole layers, apart."""
+) -> dict[str, Tensor]:
+    """Return the units that stay under the budget; warn where scores do not tell units, or whole layers, apart."""
     for one, found in ((options.criterion, scores.ranks), (options.allocation, scores.shares)):
         if one is not None:
             warn_of_ties(found, tied(found, structure.kinds), name_of(one))
@@ -98,4 +87,4 @@ def decide(
     )
     if selector.budget.scope == "global":
         warn_of_whole_groups(keep, structure.kinds, standardize)
-    return Decision(structure=structure, scores=scores.ranks, keep=keep)
+    return keep

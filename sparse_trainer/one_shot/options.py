@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchers.discovery.discover import discover, matches
+from patchers.discovery.discover import matches
 from patchers.units import WIDTH_KINDS, Kind, Structure
 from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
@@ -178,21 +178,21 @@ def options_of(
     )
 
 
-def structure_for(model: nn.Module, options: Options) -> Structure:
-    """Return the groups that may be pruned.
+def prunable(model: nn.Module, found: Structure, options: Options) -> Structure:
+    """Return what is found in a model, with only the groups that may be pruned.
 
     Raises:
         BudgetError: everything is protected.
     """
-    everything = discover(model, options.kinds)
-    names = protected(everything, options.protect)
-    left = tuple(g for g in everything.groups if g.name not in names)
+    asked = replace(found, groups=found.of(options.kinds))
+    names = protected(asked, options.protect)
+    left = tuple(g for g in asked.groups if g.name not in names)
     if not left:
         what = "everything is protected" if names else f"has no {' or '.join(options.kinds)} to prune"
         raise BudgetError(
             "protect" if names else type(model).__name__, f"{what}.", "Protect less, or name other units."
         )
-    return replace(everything, groups=left)
+    return replace(asked, groups=left)
 
 
 def protected(structure: Structure, protect: Sequence[Protect]) -> set[str]:

@@ -11,7 +11,7 @@ from sparse_trainer.plan.document import Plan
 
 
 @dataclass
-class Course:
+class Progress:
     """How far pruning in steps has come; units and costs are those before the first step."""
 
     kept: dict[str, int]

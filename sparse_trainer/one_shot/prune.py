@@ -1,6 +1,5 @@
 """`prune`: from a pretrained model and a calibration set to a smaller model, without training."""
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,9 +8,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from patchers.patching.gates import Gate
 from patchers.patching.merging import has_adapters
-from patchers.patching.patch import is_patched, patch
+from patchers.patching.patch import is_patched
 from patchers.units import Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
@@ -25,14 +23,17 @@ from sparse_trainer.criteria.calibration.mixture import (
 )
 from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.weights import check_weights
-from sparse_trainer.cut.optimize import carry_out
+from sparse_trainer.cut.bare import bare
+from sparse_trainer.cut.carry_out import carry_out
+from sparse_trainer.cut.decide import found_in
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
-from sparse_trainer.one_shot.choose import Decision, criteria_requests, decide, score, score_by_block
-from sparse_trainer.one_shot.options import DAMPING, Options, Protect, options_of, structure_for
-from sparse_trainer.one_shot.progress import Course, kept_in
+from sparse_trainer.one_shot.choose import choose, criteria_requests, score, score_by_block
+from sparse_trainer.one_shot.options import DAMPING, Options, Protect, options_of, prunable
+from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.repair import prepare_biases, repair, repair_requests
+from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import Request, attach_plan, plan_of, remember_request
+from sparse_trainer.plan.record import attach_plan, plan_of
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.moments import Moments
@@ -130,20 +131,24 @@ def prune(
         sequence_length=sequence_length,
     )
     _check_model(model)
-    structure = structure_for(model, options)
+    found = found_in(model)
+    structure = prunable(model, found, options)
     _check_structure(structure, options)
     batches = _batches(model, calibration, options, statistics)
     _check_collected(structure, options, statistics)
-    pruned = model if inplace else copy.deepcopy(model)
+    pruned, cheaper = bare(model, inplace=inplace)
     before = plan_of(model)
-    course = Course(kept=kept_in(before))
+    progress = Progress(kept=kept_in(before))
     for step in range(steps):
-        pruned = _step(pruned, batches, options, (step + 1) / steps, course, statistics, watch, check=check)
+        done = (step + 1) / steps
+        decision = _decide(pruned, found, batches, options, done, progress, statistics, watch)
+        if decision is not None:
+            found = carry_out(pruned, decision.naming(cheaper), check=check)
     plan = plan_of(pruned)
     assert plan is not None
     changes: dict[str, Any] = {"density_asked": options.budget.density_asked}
     if steps > 1 and before is None:
-        changes["density_reached"] = course.reached()
+        changes["density_reached"] = progress.reached()
     plan = dataclasses.replace(plan, **changes)
     attach_plan(pruned, plan)
     return pruned, plan
@@ -225,26 +230,30 @@ def _batches(
     return None
 
 
-def _step(
-    model: M,
+def _decide(
+    model: Any,
+    found: Structure,
     batches: Batches | None,
     options: Options,
     done: float,
-    course: Course,
+    progress: Progress,
     statistics: Statistics | None,
     watch: Watch | None,
-    *,
-    check: bool,
-) -> M:
-    """Score, choose, repair and cut once; `done` is the part of the way to the budget after this step."""
-    structure = structure_for(model, options)
+) -> Decision | None:
+    """Score, choose, and repair what reads the units that go; None where nothing can go any more.
+
+    Args:
+        found: All groups of the model as it is now.
+        done: Part of the way to the budget that is behind after this round.
+    """
     target, length = options.budget.target, options.budget.sequence_length
+    structure = prunable(model, found, options)
     costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
-    structure = course.begin(structure, costs)
+    structure = progress.begin(structure, costs)
     if not structure.groups:
-        return model
-    stepwise = options.at(course.density(structure, options.budget.density_asked, done))
-    budget = course.capped(stepwise.budget, options.max_prune)
+        return None
+    stepwise = options.at(progress.density(structure, options.budget.density_asked, done))
+    budget = progress.capped(stepwise.budget, options.max_prune)
     selector = Selector(structure.groups, costs, budget)
     if statistics is None:
         statistics = Statistics()
@@ -254,25 +263,21 @@ def _step(
         scores = score_by_block(model, structure, batches, options)
     else:
         scores = score(Evidence(model=model, structure=structure, statistics=statistics), options)
-    decision = decide(structure, scores, costs, selector, options)
-    keep = decision.keep
-    if watch is not None:
-        watch(decision)
-    prepare_biases(model, structure, options)
-    repair(model, structure, keep, statistics, batches, options)
-    asked = stepwise.budget.density_asked
     request = Request(
         method=_method(options),
         target=target,
         scope=options.budget.scope,
-        density=asked,
+        density=stepwise.budget.density_asked,
         sequence_length=length,
     )
-    remember_request(model, request)
-    for name, gate in patch(model, structure, lambda g: Gate(g.num_units, scored=False)).items():
-        gate.set_keep(keep[name])
-    course.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
-    return carry_out(model, inplace=True, check=check)
+    keep = choose(structure, scores, costs, selector, options)
+    decision = Decision(structure=found, keep=keep, request=request, scores=scores.ranks)
+    if watch is not None:
+        watch(decision)
+    prepare_biases(model, structure, options)
+    repair(model, structure, keep, statistics, batches, options)
+    progress.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
+    return decision
 
 
 def _method(options: Options) -> str:

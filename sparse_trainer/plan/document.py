@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, Union
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ FORMAT = 1
 PLAN_FILE = "pruning_plan.json"
 
 Density = float | dict[str, float] | None
+PlanLike = Union["Plan", Mapping[str, Any], str, os.PathLike[str]]
+"""A plan, its JSON values, or a file or folder that holds one."""
 
 
 class GroupPlan(TypedDict):
@@ -156,6 +158,13 @@ class Plan:
         except (OSError, ValueError) as error:
             raise CheckpointError(str(file), f"cannot be read ({error}).", _RESTORE) from error
         return cls.from_json(text, str(file))
+
+
+def as_plan(plan: PlanLike) -> Plan:
+    """Return the plan, read where that is needed; raise `CheckpointError` where it is damaged."""
+    if isinstance(plan, Plan):
+        return plan
+    return Plan.from_dict(dict(plan)) if isinstance(plan, Mapping) else Plan.load(plan)
 
 
 _RESTORE = "Restore the file, or make the plan again with optimize_model."

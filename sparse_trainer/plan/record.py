@@ -7,37 +7,20 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from patchers.discovery.discover import discover
 from patchers.units import LAYERS, Structure
-from sparse_trainer.budget.cost import (
-    TARGETS,
-    Target,
-    feature_costs,
-    mac_count,
-    parameter_count,
-    unit_cost,
-)
+from sparse_trainer.budget.cost import feature_costs, unit_cost
+from sparse_trainer.budget.counting import mac_count, parameter_count
 from sparse_trainer.budget.nesting import Nesting
-from sparse_trainer.plan.document import Density, GroupPlan, Plan
+from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.plan.document import GroupPlan, Plan
 
 # Shape legend: U = units of a group.
 
 _REQUEST = "pruning_request"
 _PLAN = "pruning_plan"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for, beside the decision itself."""
-
-    method: str
-    target: Target = "params"
-    scope: str = "global"
-    density: Density = None
-    sequence_length: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +41,14 @@ def remember_request(model: nn.Module, request: Request) -> None:
         vars(part)[_REQUEST] = request
 
 
-def take_request(model: nn.Module) -> Request | None:
-    """Return the note on a model, and take it off."""
-    notes: list[Request | None] = [vars(part).pop(_REQUEST, None) for part in _models(model)]
-    return notes[0]
+def forget_request(model: nn.Module) -> None:
+    """Take the note off a model, and off each model inside."""
+    for part in _models(model):
+        vars(part).pop(_REQUEST, None)
 
 
 def request_of(model: nn.Module) -> Request | None:
-    """Return the note on a model, and leave it there."""
+    """Return the note on a model, if any."""
     request: Request | None = vars(model).get(_REQUEST)
     return request
 
@@ -97,33 +80,25 @@ def measure(model: nn.Module, structure: Structure, sequence_length: int) -> Mea
     )
 
 
-def density_reached(
-    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], request: Request
-) -> float | None:
-    """Return the kept share of the cost of all groups in `keep`, each once; None when they cost nothing."""
-    groups = [structure[name] for name in keep]
+def density_reached(model: nn.Module, decision: Decision) -> float | None:
+    """Return the kept share of the cost of all groups that are decided on, each once; None when they cost nothing."""
+    groups, request = decision.groups, decision.request
     costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
     nesting = Nesting(groups, costs, feature_costs(model, groups, request.target))
-    return nesting.kept(keep) / nesting.total if nesting.total else None
+    return nesting.kept(decision.keep) / nesting.total if nesting.total else None
 
 
 def make_plan(
-    compact: Any,
-    *,
-    request: Request,
-    structure: Structure,
-    keep: Mapping[str, Tensor],
-    reached: float | None,
-    before: Measures,
+    model: Any, decision: Decision, *, before: Measures, after: Measures, reached: float | None = None
 ) -> Plan:
-    """Return the plan of a cut that has been made.
+    """Return the plan of a cut.
 
     Args:
-        compact: The model after the cut.
-        structure: What was found before it.
-        keep: The decision, by group name.
+        model: Before or after the cut: what names its class and type.
+        before: What `measure` says of it before the cut; `after` likewise.
+        reached: The kept share of the cost.
     """
-    after = measure(compact, discover(compact), request.sequence_length)
+    structure, keep, request = decision.structure, decision.keep, decision.request
     recorded = [g for g in structure.groups if g.name in keep or g.kind.is_width]
     whole = {g.name: torch.ones(g.num_units, dtype=torch.bool) for g in recorded}
     groups = {
@@ -137,8 +112,8 @@ def make_plan(
     }
     moved = {f"{old}.": f"{new}." for old, new in _moved_blocks(structure, groups).items()}
     return Plan(
-        model_type=compact.config.model_type,
-        architecture=type(compact).__name__,
+        model_type=model.config.model_type,
+        architecture=type(model).__name__,
         method=request.method,
         target=request.target,
         scope=request.scope,
@@ -284,8 +259,3 @@ class _Origin:
             while before in gone:
                 before += 1
         return before
-
-
-def target_named(name: str) -> Target:
-    """Return the cost target of a plan, `params` for one we do not know."""
-    return next((target for target in TARGETS if target == name), "params")

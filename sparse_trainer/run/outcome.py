@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sparse_trainer.budget.cost import parameter_count
+from sparse_trainer.budget.counting import parameter_count
 from sparse_trainer.files.foreign_code import needs_our_code
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import Plan

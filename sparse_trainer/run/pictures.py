@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.writing import new_file, write_text
-from sparse_trainer.one_shot.choose import Decision
+from sparse_trainer.plan.decision import Decision
 from sparse_trainer.plan.document import GroupPlan, Plan
 
 # Shape legend: U = units of a group, N = units of all groups of a kind.
@@ -53,7 +53,7 @@ def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
     rows = (
         [number, group.name, group.kind, group.layer, unit, score, int(keep)]
         for number, decision in enumerate(decisions, start=1)
-        for group in decision.structure.groups
+        for group in decision.groups
         for unit, (score, keep) in enumerate(
             zip(decision.scores[group.name].tolist(), decision.keep[group.name].tolist(), strict=True)
         )
@@ -116,7 +116,7 @@ def _write_scores_picture(decision: Decision | None, path: Path) -> None:
 def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
     """Return the scores and the kept flags of all units of each kind, both of shape [N]."""
     groups: dict[str, list[str]] = {}
-    for group in decision.structure.groups:
+    for group in decision.groups:
         groups.setdefault(group.kind, []).append(group.name)
     return {
         kind: (

@@ -23,9 +23,9 @@ from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import check_target, export_form, least_bytes, save_pruned
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.one_shot.choose import Decision
 from sparse_trainer.one_shot.options import Options, options_of
 from sparse_trainer.one_shot.prune import prune, requests_of
+from sparse_trainer.plan.decision import Decision
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run import pictures

@@ -17,8 +17,9 @@ from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.criteria.training.registry import CRITERIA
 from sparse_trainer.errors import ArgumentError, NonFiniteError
+from sparse_trainer.plan.decision import Request
 from sparse_trainer.plan.protect import put_first, survivors
-from sparse_trainer.plan.record import Request, remember_request
+from sparse_trainer.plan.record import remember_request
 from sparse_trainer.statistics.collect import collect
 
 

@@ -16,8 +16,9 @@ from patchers.patching.patch import masks_of
 from patchers.units import Structure
 from patchers.zeros import bake_all
 from sparse_trainer.errors import ArgumentError, NonFiniteError
+from sparse_trainer.plan.decision import Request
 from sparse_trainer.plan.protect import protected_units
-from sparse_trainer.plan.record import Request, remember_request
+from sparse_trainer.plan.record import remember_request
 from sparse_trainer.training.mask_parts import DISABLED
 from sparse_trainer.training.mask_placement import hang_masks
 from sparse_trainer.training.mask_selection import BY_FRACTION, Method, choose, n_of_m

@@ -19,8 +19,9 @@ from sparse_trainer.criteria.training.l0 import ExpectedSize
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
 from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import Request, make_plan, measure
+from sparse_trainer.plan.record import make_plan, measure
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.expected_size import counted_share, drawn_alphas
@@ -93,10 +94,9 @@ def test_what_counts_is_what_the_linears_in_blocks_hold(name: str) -> None:
 
 def plan_of(model: Any, keep: dict[str, torch.Tensor]) -> Plan:
     structure = discover(model, KINDS)
-    before = measure(model, structure, 128)
-    return make_plan(
-        model, request=Request(method="test"), structure=structure, keep=keep, reached=None, before=before
-    )
+    sizes = measure(model, structure, 128)
+    decision = Decision(structure=structure, keep=keep, request=Request(method="test"))
+    return make_plan(model, decision, before=sizes, after=sizes)
 
 
 def test_with_layers_everything_in_blocks_counts_once() -> None:

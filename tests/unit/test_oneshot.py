@@ -23,7 +23,7 @@ from sparse_trainer.errors import (
 )
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.one_shot.allocation import best
+from sparse_trainer.one_shot.allocation import highest
 from sparse_trainer.one_shot.options import protected
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
@@ -159,7 +159,7 @@ def test_allocation_gives_the_widths_and_the_criterion_chooses_inside() -> None:
     statistics = collect(model, structure, batches, [Moments()])
     scores = criterion_of("wanda").scores(Evidence(model=model, structure=structure, statistics=statistics))
     for g in structure.groups:
-        assert both[g.name] == best(scores[g.name], len(both[g.name])).nonzero().flatten().tolist()
+        assert both[g.name] == highest(scores[g.name], len(both[g.name])).nonzero().flatten().tolist()
 
 
 def test_mixtures_are_weighted_sums_of_standardised_scores() -> None:

@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import sparse_trainer.cut.optimize
+import sparse_trainer.cut.carry_out
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import _index_on, stock_class_of
 from patchers.patching.gates import Gate, PolarGate
@@ -306,14 +306,14 @@ def test_on_the_meta_device(decision: str) -> None:
 def test_self_check_catches_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     gated = patched(model, uneven_keep(discover(model)))
-    right = sparse_trainer.cut.optimize.cut
+    right = sparse_trainer.cut.carry_out.cut
 
     def wrong(model: Any, *args: Any) -> None:
         right(model, *args)
         with torch.no_grad():
             model.bert.encoder.layer[0].output.dense.bias[0] += 1e-3
 
-    monkeypatch.setattr(sparse_trainer.cut.optimize, "cut", wrong)
+    monkeypatch.setattr(sparse_trainer.cut.carry_out, "cut", wrong)
     with pytest.raises(SelfCheckError, match="before and after the cut differ"):
         optimize_model(gated)
     optimize_model(gated, check=False)

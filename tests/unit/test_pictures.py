@@ -3,13 +3,14 @@
 import csv
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparse_trainer.one_shot.choose import Decision
 from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.plan.decision import Decision
 from sparse_trainer.run.pictures import (
     FILES,
     bin_edges,
@@ -51,16 +52,16 @@ def test_the_table_of_scores_has_every_unit_of_every_round(tmp_path: Path, round
     write_scores(rounds, tmp_path)
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(g.num_units for decision in rounds for g in decision.structure.groups)
+    assert len(rows) == sum(g.num_units for decision in rounds for g in decision.groups)
     assert {row["round"] for row in rows} == {"1", "2"}
-    first = rounds[0].structure.groups[0]
+    first = rounds[0].groups[0]
     shown = [float(row["score"]) for row in rows if row["round"] == "1" and row["group"] == first.name]
     assert shown == pytest.approx(rounds[0].scores[first.name].tolist())
 
 
 def test_each_round_scores_what_the_one_before_left(rounds: list[Decision]) -> None:
     before, after = rounds
-    left = {g.name: g.num_units for g in after.structure.groups}
+    left = {g.name: g.num_units for g in after.groups}
     assert left
     assert {name: int(before.keep[name].sum()) for name in left} == left
 
@@ -75,7 +76,7 @@ def test_the_histogram_shows_the_scores(tmp_path: Path, rounds: list[Decision]) 
 def test_scores_of_a_kind_are_put_together(rounds: list[Decision]) -> None:
     found = scores_by_kind(rounds[0])
     assert set(found) == {"heads", "channels"}
-    groups = [g for g in rounds[0].structure.groups if g.kind == "channels"]
+    groups = [g for g in rounds[0].groups if g.kind == "channels"]
     assert len(found["channels"][0]) == sum(g.num_units for g in groups)
     assert int(found["channels"][1].sum()) == sum(int(rounds[0].keep[g.name].sum()) for g in groups)
 
@@ -91,7 +92,7 @@ def test_bins_cover_all_scores_and_rise(scores: list[float], is_log: bool) -> No
 
 def test_scores_below_zero_and_no_rounds_can_be_drawn(tmp_path: Path, rounds: list[Decision]) -> None:
     below = {name: score_U - score_U.mean() for name, score_U in rounds[0].scores.items()}
-    negative = Decision(structure=rounds[0].structure, scores=below, keep=rounds[0].keep)
+    negative = replace(rounds[0], scores=below)
     for decisions in ([negative], []):
         write_scores(decisions, tmp_path)
         _pixels(tmp_path / "scores.png")

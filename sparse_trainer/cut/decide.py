@@ -1,98 +1,80 @@
-"""Which units an `optimize_model` keeps: gates say it, a plan, or zeros."""
+"""Read a decision off a model: its gates say which units stay, a plan, or zeros."""
 
-import dataclasses
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from patchers.discovery.discover import discover
 from patchers.patching.masks import MaskFactor
-from patchers.patching.patch import gated_kinds, gates_by_group, gates_of, masks_of
-from patchers.units import BLOCK_KINDS, HEADS, HIDDEN, KINDS, Kind, Structure
-from patchers.zeros import removable
+from patchers.patching.patch import gated_kinds, gates_by_group, gates_of, is_patched, masks_of, unpatch
+from patchers.units import BLOCK_KINDS, CHANNELS, HEADS, HIDDEN, KINDS, Structure
+from patchers.zeros import bake_all, removable
+from sparse_trainer.budget.cost import COSTS
+from sparse_trainer.budget.options import keeps_all
+from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Density, Plan
-from sparse_trainer.plan.record import Request, request_of, take_request, target_named
+from sparse_trainer.plan.record import request_of
 
-# Shape legend: U = units of a group, K = hidden features that stay.
+# Shape legend: U = units of a group.
 
-PlanLike = Plan | Mapping[str, Any] | str | os.PathLike[str]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """Which units stay, and who said so."""
+def found_in(model: Any, plan: Plan | None = None) -> Structure:
+    """Return what a cut of a model may concern; hidden features where gates, the plan or an earlier cut speak of them.
 
-    structure: Structure
-    keep: Mapping[str, Tensor]
-    request: Request
-    folds: bool
-    """Whether removed units may leave constants behind: of weights that are zero, not of gates."""
-
-    @property
-    def reaches_heads(self) -> bool:
-        """Whether task heads are cut too: they read hidden features."""
-        return bool(self.structure.of([HIDDEN]))
-
-    @property
-    def hidden_K(self) -> Tensor | None:
-        """Hidden features that stay, where some may go."""
-        group = next(iter(self.structure.of([HIDDEN])), None)
-        if group is None:
-            return None
-        return self.keep.get(group.name, torch.ones(group.num_units)).nonzero().flatten()
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Kinds of unit that were looked for."""
-        return KINDS if self.reaches_heads else BLOCK_KINDS
-
-    def of_heads(self) -> "Decision":
-        """Return what it says of heads, nothing else."""
-        heads = {g.name for g in self.structure.of([HEADS])}
-        keep = {name: keep_U for name, keep_U in self.keep.items() if name in heads}
-        return dataclasses.replace(self, keep=keep)
-
-    def naming(self, more: str) -> "Decision":
-        """Return the same decision, its method named with something that was done beside it."""
-        request = dataclasses.replace(self.request, method=f"{self.request.method}, {more}")
-        return dataclasses.replace(self, request=request)
+    Looked for once: a decision takes it along.
+    """
+    planned = () if plan is None else plan.groups.values()
+    hidden = HIDDEN in gated_kinds(model) or any(group["kind"] == HIDDEN for group in planned)
+    narrowed = bool(earlier_layout(model.config)["heads"])
+    return discover(model, KINDS if hidden or narrowed else BLOCK_KINDS)
 
 
-def decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> Decision:
-    """Read the decision off the gates of a model, off a plan, or off zeros.
+def write_zeros(model: nn.Module, structure: Structure) -> None:
+    """Turn masks, and the gates beside them, into zeros in the parameters, in place.
+
+    Raises:
+        ArgumentError: something is closed that zeros cannot stand for.
+    """
+    if not is_patched(model):
+        return
+    check_readable(next(model.parameters()), "masks")
+    gates = gates_by_group(model, structure)
+    units = {name: gate for name, gate in gates.items() if structure[name].kind in (HEADS, CHANNELS)}
+    whole = next((n for n, gate in gates.items() if n not in units and not bool(gate.keep_U.all())), None)
+    if whole is not None:
+        raise ArgumentError("mode", f"'heads' cannot leave {whole} as zeros.", "Take mode='dense'.")
+    bake_all(model, structure, units)
+    unpatch(model)
+
+
+def decide(model: Any, structure: Structure, plan: Plan | None, *, zeroed: bool) -> Decision:
+    """Return what the gates of a model say, or a plan, or its zeros.
 
     Args:
+        structure: `found_in` the model.
         zeroed: Whether the zeros stand for gates and masks, whose method is on record.
     """
-    loaded = None if plan is None else _as_plan(plan)
-    planned = {} if loaded is None else loaded.groups
-    hidden = any(group["kind"] == HIDDEN for group in planned.values()) or HIDDEN in gated_kinds(model)
-    structure = discover(model, KINDS if hidden else BLOCK_KINDS)
-    request = take_request(model)
+    request = request_of(model)
     if gates_of(model):
         if plan is not None:
             raise ArgumentError(
                 "plan", "the model is patched, and its gates decide.", "Drop plan, or unpatch(model)."
             )
         keep = _keep_of_gates(model, structure)
-        request = request or Request(method="gates")
-        return Decision(structure=structure, keep=keep, request=request, folds=False)
-    if loaded is not None:
+        return Decision(structure=structure, keep=keep, request=request or Request(method="gates"))
+    if plan is not None:
         asked = Request(
-            method=loaded.method,
-            target=target_named(loaded.target),
-            scope=loaded.scope,
-            density=loaded.density_asked,
+            method=plan.method,
+            target=plan.target if plan.target in COSTS else "params",
+            scope=plan.scope,
+            density=plan.density_asked,
         )
-        return Decision(structure=structure, keep=loaded.keep_for(structure), request=asked, folds=False)
+        return Decision(structure=structure, keep=plan.keep_for(structure), request=asked)
     check_readable(next(model.parameters()), "weights")
     keep = removable(model, structure)
     if all(bool(keep_U.all()) for keep_U in keep.values()):
@@ -108,12 +90,8 @@ def decide(model: Any, plan: PlanLike | None, *, zeroed: bool) -> Decision:
                 "Call optimize_model before unpatch, or load a checkpoint together with its gates.",
             )
         logger.warning("%s: no gates, no plan and no removable zeros: nothing to cut.", type(model).__name__)
-    return Decision(
-        structure=structure,
-        keep=keep,
-        request=request if zeroed and request is not None else Request(method="zeros"),
-        folds=True,
-    )
+    by_zeros = request if zeroed and request is not None else Request(method="zeros")
+    return Decision(structure=structure, keep=keep, request=by_zeros, folds=True)
 
 
 def refuse_all_open(model: nn.Module) -> None:
@@ -148,9 +126,7 @@ def refuse_all_open(model: nn.Module) -> None:
 
 
 def _is_one(density: Density) -> bool:
-    if density is None:
-        return False
-    return all(part == 1 for part in (density.values() if isinstance(density, Mapping) else [density]))
+    return density is not None and keeps_all(density)
 
 
 def _keep_of_gates(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
@@ -170,9 +146,3 @@ def check_readable(tensor: Tensor, what: str) -> None:
     """Raise unless a tensor has values."""
     if tensor.device.type == "meta":
         raise UnsupportedModelError("model", f"{what} on the meta device decide nothing.", "Pass plan=.")
-
-
-def _as_plan(plan: PlanLike) -> Plan:
-    if isinstance(plan, Plan):
-        return plan
-    return Plan.from_dict(dict(plan)) if isinstance(plan, Mapping) else Plan.load(Path(plan))
