@@ -8,28 +8,18 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from patchers.discovery.tables.names import (
+    FFN_WIDTH,
+    HEAD_DIM,
+    HIDDEN_SIZE_FIELDS,
+    LAYERS_OF_STAGES,
+    NUM_EXPERTS,
+    NUM_HEADS_FIELDS,
+    NUM_KV_HEADS,
+    NUM_LAYERS,
+)
 from patchers.units import CHANNELS, EXPERTS, HEADS, HIDDEN, Group, Kind, Structure
 
-_LAYER_FIELDS = (
-    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
-    "num_encoder_layers", "depth", "encoder_num_layers", "decoder_num_layers", "encoder_num_hidden_layers",
-    "decoder_num_hidden_layers", "num_blocks", "num_transformer_layers",
-)  # fmt: skip
-CHANNEL_FIELDS = (
-    "intermediate_size", "ffn_dim", "d_ff", "n_inner", "d_inner", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim",
-    "ffn_hidden_size", "dim_feedforward", "mlp_dim", "moe_intermediate_size", "shared_expert_intermediate_size", "dff",
-    "dim_ff", "shared_intermediate_size", "encoder_intermediate_size", "decoder_intermediate_size",
-)  # fmt: skip
-_HIDDEN_FIELDS = ("hidden_size", "embed_dim", "d_model")
-_STREAM_FIELDS = ("hidden_size", "dim", "n_embd", "d_model")
-_EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_HEAD_FIELDS = (
-    "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
-)  # fmt: skip
-_GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-WIDTH_FIELDS = ("head_dim", "d_kv", "attention_head_size")
-_DEPTHS = ("depths", "num_layers", "depth")
-"""Fields that list the layers of each stage."""
 _PER_LAYER = ("layer", "types", "pattern", "rope", "sliding", "interleave", "window", "kernels", "dilations")
 """Parts of the names of config fields with one entry per layer."""
 
@@ -71,7 +61,7 @@ def layer_changes(config: PreTrainedConfig, cut: Cut, stack: str) -> Iterator[Ch
     gone = cut.gone[stack]
     for part in configs_of(config):
         lists, numberings = _thinned(part, size, gone), _renumbered(part, size, gone)
-        for name in (name for name in _LAYER_FIELDS if vars(part).get(name) == size):
+        for name in (name for name in NUM_LAYERS if vars(part).get(name) == size):
             yield [(part, name, size - len(gone)), *lists]
             if numberings:
                 numbered = {listed for _, listed, _ in numberings}
@@ -117,7 +107,7 @@ def _renumbered(part: PreTrainedConfig, size: int, gone: Set[int]) -> Change:
 
 def _stage_changes(part: PreTrainedConfig, size: int, gone: int) -> Iterator[Change]:
     """Yield the change of each entry of a list of depths, one per stage, that may be the stack's."""
-    for name in _DEPTHS:
+    for name in LAYERS_OF_STAGES:
         value = vars(part).get(name)
         if isinstance(value, list | tuple):
             for place in (place for place, depth in enumerate(value) if depth == size):
@@ -138,7 +128,7 @@ def channel_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     """Yield the ways to say how many channels are left."""
     for before, now in _resized(cut, CHANNELS):
         for part in configs_of(config):
-            for name in CHANNEL_FIELDS:
+            for name in FFN_WIDTH:
                 value = vars(part).get(name, 0)
                 if value == before or value is None:
                     yield [(part, name, now)]
@@ -155,7 +145,7 @@ def _resized(cut: Cut, kind: Kind) -> list[tuple[int, int]]:
 def _ratio_changes(part: PreTrainedConfig, before: int, now: int) -> Iterator[Change]:
     """Yield the change of a ratio of channels to hidden features, where the new one comes out whole."""
     ratio = vars(part).get("mlp_ratio")
-    for name in _HIDDEN_FIELDS:
+    for name in HIDDEN_SIZE_FIELDS:
         hidden = vars(part).get(name)
         if not isinstance(ratio, int | float) or not isinstance(hidden, int) or int(hidden * ratio) != before:
             continue
@@ -184,7 +174,7 @@ def head_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[tuple[Change, l
 
 def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Change:
     """Return the change of one config to `units` with `width` features each; empty where it counts other heads."""
-    name = next((n for n in _HEAD_FIELDS if isinstance(vars(part).get(n), int)), None)
+    name = next((n for n in NUM_HEADS_FIELDS if isinstance(vars(part).get(n), int)), None)
     if name is None or vars(part)[name] % old.num_units:
         return []
     head_dim = old.consumer_slice.width // (vars(part)[name] // old.num_units)
@@ -192,15 +182,15 @@ def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Cha
     # With one KV group left, its query heads are the units.
     groups = 1 if old.consumer_slice.width > width else units
     change: Change = [(part, name, left)]
-    change += [(part, field, groups) for field in _GROUP_FIELDS if vars(part).get(field) == old.num_units]
-    return change + [(part, field, head_dim) for field in WIDTH_FIELDS if field in vars(part)]
+    change += [(part, field, groups) for field in NUM_KV_HEADS if vars(part).get(field) == old.num_units]
+    return change + [(part, field, head_dim) for field in HEAD_DIM if field in vars(part)]
 
 
 def expert_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     """Yield the ways to say how many experts are left."""
     for before, now in _resized(cut, EXPERTS):
         for part in configs_of(config):
-            yield from ([(part, name, now)] for name in _EXPERT_FIELDS if vars(part).get(name) == before)
+            yield from ([(part, name, now)] for name in NUM_EXPERTS if vars(part).get(name) == before)
 
 
 def hidden_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
@@ -208,8 +198,8 @@ def hidden_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[Change]:
     heads = cut.before.of([HEADS])
     for before, now in _resized(cut, HIDDEN):
         for part in configs_of(config):
-            names = [name for name in _STREAM_FIELDS if vars(part).get(name) == before]
-            counts = [vars(part)[name] for name in _HEAD_FIELDS if isinstance(vars(part).get(name), int)]
+            names = [name for name in HIDDEN_SIZE_FIELDS if vars(part).get(name) == before]
+            counts = [vars(part)[name] for name in NUM_HEADS_FIELDS if isinstance(vars(part).get(name), int)]
             for name in names:
                 yield [(part, name, now)]
                 if heads and counts:

@@ -9,11 +9,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from patchers.discovery.discover import discover
+from patchers.discovery.tables.names import FFN_WIDTH, HEAD_DIM
 from patchers.modeling_pruned import is_skip, overridden, stock_class_of, stock_config
 from patchers.units import CHANNELS, Structure
 from sparse_trainer.cut.config_changes import (
-    CHANNEL_FIELDS,
-    WIDTH_FIELDS,
     Change,
     Cut,
     channel_changes,
@@ -141,7 +140,7 @@ def _widen(model: PreTrainedModel, config: PreTrainedConfig, stack: str, inner: 
     if now == width:
         return
     for part in configs_of(config):
-        for name in CHANNEL_FIELDS:
+        for name in FFN_WIDTH:
             value = vars(part).get(name, 0)
             if value is None or value == now:
                 _apply([(part, name, width)])
@@ -171,7 +170,7 @@ def _same_heads(model: PreTrainedModel, built: PreTrainedModel) -> bool:
     if any(a.shape != b.shape for a, b in _shared(model.named_buffers(), built.named_buffers())):
         return False
     pairs = _shared(model.named_modules(), built.named_modules())
-    return all(vars(one).get(name) == vars(other).get(name) for one, other in pairs for name in WIDTH_FIELDS)
+    return all(vars(one).get(name) == vars(other).get(name) for one, other in pairs for name in HEAD_DIM)
 
 
 def _shared(first: Iterable[tuple[str, T]], second: Iterable[tuple[str, T]]) -> Iterator[tuple[T, T]]:

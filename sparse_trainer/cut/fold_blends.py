@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchers.discovery.tables.names import ACTIVATION
 from patchers.patching.blends import GELUS, blended, fold
 from sparse_trainer.errors import UnsupportedModelError
-
-_FIELDS = ("hidden_act", "activation_function", "activation", "hidden_activation", "hidden_activation_fn")
-"""Where configs name the activation of the feed-forward blocks."""
 
 
 def activation_fields(model: Any) -> list[str]:
@@ -20,11 +18,11 @@ def activation_fields(model: Any) -> list[str]:
         UnsupportedModelError: there are none.
     """
     values = model.config.to_dict()
-    found = [name for name in _FIELDS if str(values.get(name)).startswith(("gelu", "quick_gelu"))]
+    found = [name for name in ACTIVATION if str(values.get(name)).startswith(("gelu", "quick_gelu"))]
     if not found:
         raise UnsupportedModelError(
             type(model.config).__name__,
-            f"none of {', '.join(_FIELDS)} is a GELU, so that ReLU could not be written into the config.",
+            f"none of {', '.join(ACTIVATION)} is a GELU, so that ReLU could not be written into the config.",
             "Leave the activation as it is.",
         )
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchers.discovery.tables.names import BIASES
 from patchers.layers import Linear, bare_linear_at, features, weight_OI
 from patchers.patching.patch import gated
 from patchers.units import Group, Structure
@@ -21,9 +22,6 @@ from sparse_trainer.statistics.moments import Moments, MomentSums
 from sparse_trainer.statistics.requests import Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
-
-_BIAS_FIELDS = ("mlp_bias", "attention_bias", "attention_out_bias", "use_bias", "bias")
-"""Config fields that give linears a bias, in the naming of transformers."""
 
 
 def repair_requests(options: Options) -> tuple[Statistic[Any], ...]:
@@ -119,7 +117,7 @@ def _add_biases(model: Any, missing: Sequence[Group]) -> None:
     text = model.config.get_text_config()
     left = {f"{g.consumer}.bias" for g in missing}
     before = dict(model.named_parameters())
-    for name in _BIAS_FIELDS:
+    for name in BIASES:
         if not left or text.to_dict().get(name) is not False:
             continue
         config = copy.deepcopy(model.config)

@@ -5,16 +5,10 @@ Where one holder has several names of a row, the first counts. A size under a na
 """
 
 NUM_HEADS = (
-    "num_attention_heads",
-    "num_heads",
-    "n_heads",
-    "n_head",
-    "num_query_heads",
-    "num_attn_heads",
-    "heads",
-)
-NUM_HEADS_BY_SIDE = ("encoder_attention_heads", "decoder_attention_heads")
-"""Of encoder-decoders, which count the heads of both in one config."""
+    "num_attention_heads", "num_heads", "n_heads", "n_head", "num_query_heads", "num_attn_heads", "heads",
+)  # fmt: skip
+NUM_HEADS_FIELDS = (*NUM_HEADS, "encoder_attention_heads", "decoder_attention_heads")
+"""The same in configs: encoder-decoders count the heads of both in one."""
 NUM_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "n_head_kv")
 HEAD_DIM = (
     "head_dim",
