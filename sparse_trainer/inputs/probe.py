@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.kinds import LAST_WORD, field_of, part_of
+from sparse_trainer.inputs.limits import positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.placeholders import special_ids
 
@@ -26,12 +27,9 @@ def probe_batch(model: Any) -> dict[str, Tensor]:
         UnsupportedModelError: what the model reads is not known.
     """
     if reads_tokens_only(model):
-        fields = model.config.to_dict()
-        # RoBERTa counts positions from the padding id + 1.
-        most = fields.get("max_position_embeddings", _LONGEST) - (fields.get("pad_token_id") or 0) - 1
-        length = max(1, min(_LONGEST, most))
+        length = min(_LONGEST, positions_of(model.config) or _LONGEST)
         # Every token has to see a real one: none may look back over padding only.
-        padding = min(length // 2, (fields.get("sliding_window") or length) - 1)
+        padding = min(length // 2, (field_of(model.config, "sliding_window") or length) - 1)
         return tokens_for(model, rows=_ROWS, length=length, padding=padding)
     try:
         return inputs_for(model, rows=_ROWS)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchers.units import BLOCK_KINDS, Group, Kind, Structure
+from patchers.units import BLOCK_KINDS, Group, Kind
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from sparse_trainer.statistics.calibration_pass import CalibrationPass, first_tensor, precise, wide
 from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: B = sequences, T = tokens, H = hidden features. x = hidden states a block reads, y = those it returns.
@@ -37,11 +37,9 @@ class BlockStates:
         return group.block
 
     @classmethod
-    def collector(
-        cls, requests: Sequence["BlockStates"], model: nn.Module, structure: Structure, context: HookContext
-    ) -> "BlockStateCollector":
+    def collector(cls, requests: Sequence["BlockStates"], run: CalibrationPass) -> "BlockStateCollector":
         """Return a collector for the blocks of all groups."""
-        return BlockStateCollector(requests, [group.block for group in structure.groups], context)
+        return BlockStateCollector(requests, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +72,17 @@ class BlockStateCollector:
 
     one_by_one: ClassVar[bool] = False
 
-    def __init__(self, requests: Sequence[BlockStates], paths: Sequence[str], context: HookContext) -> None:
-        self.paths, self.requests, self.context = tuple(dict.fromkeys(paths)), requests, context
+    def __init__(self, requests: Sequence[BlockStates], run: CalibrationPass) -> None:
+        self.requests, self.run = requests, run
+        self.paths = tuple(dict.fromkeys(group.block for group in run.structure.groups))
         self._inputs: dict[str, Tensor] = {}
         self._sums: dict[tuple[BlockStates, str], dict[str, Tensor]] = {}
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+    def attach(self) -> list[RemovableHandle]:
         """Register two hooks for each block; the second in front of a gate: what a closed block says counts."""
         handles = []
         for path in self.paths:
-            block = model.get_submodule(path)
+            block = self.run.model.get_submodule(path)
             handles.append(block.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True))
             handles.append(block.register_forward_hook(partial(self._leave, path), prepend=True))
         return handles
@@ -102,11 +101,11 @@ class BlockStateCollector:
                 path, f"reads hidden states of shape {tuple(x.shape)} and returns {tuple(y.shape)}.",
                 "Leave this block out.",
             )  # fmt: skip
-        x_BTH, real_BT = self.context.sequences(precise(x), path)
-        y_BTH, _ = self.context.sequences(precise(y), path)
+        x_BTH, real_BT = self.run.sequences(precise(x), path)
+        y_BTH, _ = self.run.sequences(precise(y), path)
         for request in self.requests:
             sums = _sums(x_BTH, y_BTH, real_BT, request.small)
-            self.context.watch(path, sums["change_H"])
+            self.run.watch(path, sums["change_H"])
             before = self._sums.get((request, path), {})
             self._sums[request, path] = {name: value + before.get(name, 0.0) for name, value in sums.items()}
 

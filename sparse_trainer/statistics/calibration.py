@@ -75,6 +75,7 @@ class Batches:
             inputs=inputs if terms is not None else without_answers(self.model, inputs),
             rows=len(main),
             real_BT=_real(inputs.get("attention_mask"), main),
+            has_decoder_beside=is_encoder_decoder(self.model),
             decoder_real_BT=_real(decoder_BT, decoder_BT),
             terms=terms,
         )

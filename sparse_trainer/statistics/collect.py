@@ -9,11 +9,10 @@ from torch import nn
 
 from patchers.units import Group, Structure
 from sparse_trainer.errors import DataError, UnsupportedModelError
-from sparse_trainer.inputs.answers import is_encoder_decoder
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.calibration import Batches, as_batches
+from sparse_trainer.statistics.calibration_pass import LABELS, CalibrationPass
 from sparse_trainer.statistics.forward import ForwardPass, StopForward
-from sparse_trainer.statistics.hooks import LABELS, HookContext
 from sparse_trainer.statistics.requests import Collector, Statistic, Statistics, unsupported_reason
 
 
@@ -44,8 +43,8 @@ def collect(
     """
     wanted = tuple(dict.fromkeys(requests))
     _check_collectable(structure.groups, wanted)
-    context = HookContext(is_encoder_decoder=is_encoder_decoder(model))
-    collectors = _collectors(wanted, model, structure, context)
+    run = CalibrationPass(model, structure)
+    collectors = _collectors(wanted, run)
     paths = {path for collector in collectors for path in collector.paths}
     if not paths:
         return Statistics(found={request: {} for request in wanted})
@@ -57,18 +56,18 @@ def collect(
     tokens, sequences = torch.zeros((), dtype=torch.long, device=batches.device), 0
     with torch.inference_mode(False), evaluating(model), _frozen(model), ExitStack() as stack:
         for collector in collectors:
-            for place in collector.attach(model):
+            for place in collector.attach():
                 stack.enter_context(place)
         if stop_early and not losses and paths <= {group.consumer for group in structure.groups}:
             last = model.get_submodule(structure.groups[-1].consumer)
             stack.enter_context(last.register_forward_pre_hook(_stop))
         for batch in batches.read(labelled=LABELS in losses, one_by_one=alone):
-            context.batch = batch
-            context.backward(forward(batch))
-            for finish in context.after_batch:
+            run.batch = batch
+            run.backward(forward(batch))
+            for finish in run.after_batch:
                 finish()
             tokens, sequences = tokens + batch.count_real(), sequences + batch.rows
-    context.check({request.key(g): g.name for g in reversed(structure.groups) for request in wanted})
+    run.check({request.key(g): g.name for g in reversed(structure.groups) for request in wanted})
     found = {request: values for collector in collectors for request, values in collector.results().items()}
     statistics = Statistics(tokens=int(tokens), sequences=sequences, found=found)
     missed = statistics.missing(structure.groups, wanted)
@@ -79,14 +78,12 @@ def collect(
     return statistics
 
 
-def _collectors(
-    wanted: Sequence[Statistic[Any]], model: nn.Module, structure: Structure, context: HookContext
-) -> list[Collector[Any]]:
+def _collectors(wanted: Sequence[Statistic[Any]], run: CalibrationPass) -> list[Collector[Any]]:
     """Return one collector for each class of request."""
     by_class: dict[type[Statistic[Any]], list[Statistic[Any]]] = {}
     for request in wanted:
         by_class.setdefault(type(request), []).append(request)
-    return [kind.collector(requests, model, structure, context) for kind, requests in by_class.items()]
+    return [kind.collector(requests, run) for kind, requests in by_class.items()]
 
 
 def _stop(module: nn.Module, args: Any) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from patchers.layers import linear_at, weight_OI
-from patchers.units import Group, Kind, Slice, Structure
-from sparse_trainer.statistics.hooks import HookContext, first_tensor, precise, wide
+from patchers.units import Group, Kind, Slice
+from sparse_trainer.statistics.calibration_pass import CalibrationPass, first_tensor, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: B = sequences, T = tokens, O = outputs, I = inputs of a linear, U = units, W = features of a unit,
@@ -57,11 +57,9 @@ class Elements:
         return group.name
 
     @classmethod
-    def collector(
-        cls, requests: Sequence["Elements"], model: nn.Module, structure: Structure, context: HookContext
-    ) -> "ElementCollector":
+    def collector(cls, requests: Sequence["Elements"], run: CalibrationPass) -> "ElementCollector":
         """Return a collector of all forms: they share the gradients of weights."""
-        return ElementCollector(requests, structure.groups, context)
+        return ElementCollector(requests, run)
 
 
 @final
@@ -70,10 +68,10 @@ class ElementCollector:
 
     one_by_one: ClassVar[bool] = False
 
-    def __init__(self, requests: Sequence[Elements], groups: Sequence[Group], context: HookContext) -> None:
-        self.context, self.requests = context, requests
+    def __init__(self, requests: Sequence[Elements], run: CalibrationPass) -> None:
+        self.run, self.requests = run, requests
         self.slices: dict[str, list[tuple[Group, int]]] = {}
-        for group in groups:
+        for group in run.structure.groups:
             for number, s in enumerate(group.slices):
                 self.slices.setdefault(s.path, []).append((group, number))
         self.paths = tuple(self.slices)
@@ -83,12 +81,12 @@ class ElementCollector:
         self._arrived: Counter[tuple[str, str]] = Counter()
         self._signed: dict[tuple[str, Elements, int], Tensor] = {}
         self._parts: Counter[tuple[str, Elements, int]] = Counter()
-        context.after_batch.append(self._forget)
+        run.after_batch.append(self._forget)
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+    def attach(self) -> list[RemovableHandle]:
         """Register a hook on every linear of the groups."""
         return [
-            linear_at(model, path).register_forward_hook(partial(self._see, path), with_kwargs=True)
+            linear_at(self.run.model, path).register_forward_hook(partial(self._see, path), with_kwargs=True)
             for path in self.paths
         ]
 
@@ -105,19 +103,19 @@ class ElementCollector:
         x = first_tensor(args, kwargs).detach()
         y.register_hook(partial(self._arrive, path, module, x))
         if any(request.loss == "output_norm" for request in self.requests):
-            y_BTO, real_BT = self.context.sequences(y, path)
+            y_BTO, real_BT = self.run.sequences(y, path)
             if real_BT is not None:
                 y_BTO = y_BTO.masked_fill(~real_BT.unsqueeze(-1), 0.0)
             norm = torch.linalg.vector_norm(precise(y_BTO), dim=(1, 2)).sum()
-            self.context.add_loss("output_norm", norm)
+            self.run.add_loss("output_norm", norm)
 
     @torch.no_grad()
     def _arrive(self, path: str, module: Any, x: Tensor, dy: Tensor) -> None:
-        requests = [request for request in self.requests if request.loss == self.context.loss]
+        requests = [request for request in self.requests if request.loss == self.run.loss]
         if not requests:
             return
-        x_BTI, _ = self.context.sequences(precise(x), path)
-        dy_BTO, _ = self.context.sequences(precise(dy), path)
+        x_BTI, _ = self.run.sequences(precise(x), path)
+        dy_BTO, _ = self.run.sequences(precise(dy), path)
         weights = precise(weight_OI(module))
         products = [(dy_TO.T @ x_TI).mul_(weights) for dy_TO, x_TI in zip(dy_BTO, x_BTI, strict=True)]
         biases = [] if module.bias is None else [precise(module.bias) * dy_TO.sum(0) for dy_TO in dy_BTO]
@@ -131,7 +129,7 @@ class ElementCollector:
         self, path: str, products: list[Tensor], biases: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Sum over the calls of a shared module; empty until the last of them."""
-        key = (path, self.context.loss)
+        key = (path, self.run.loss)
         if key in self._pending:
             before = self._pending[key]
             products = [a + b for a, b in zip(before[0], products, strict=True)]
@@ -172,7 +170,7 @@ class ElementCollector:
             del self._parts[key]
 
     def _add(self, request: Elements, group: Group, number: int, value_U: Tensor) -> None:
-        self.context.watch(group.name, value_U)
+        self.run.watch(group.name, value_U)
         sums = self._sums[request]
         if group.name not in sums:
             rows = 1 if request.form == "trimmed" else len(group.slices)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch, unpatch
-from patchers.units import BLOCK_KINDS, Group, Kind, Structure
-from sparse_trainer.statistics.hooks import LABELS, HookContext, first_tensor, precise, wide
+from patchers.units import BLOCK_KINDS, Group, Kind
+from sparse_trainer.statistics.calibration_pass import LABELS, CalibrationPass, first_tensor, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: B = sequences, T = tokens, I = features of a consumer's input, U = units, W = features of a unit.
@@ -32,11 +32,9 @@ class MaskGradients:
         return group.name
 
     @classmethod
-    def collector(
-        cls, requests: Sequence["MaskGradients"], model: nn.Module, structure: Structure, context: HookContext
-    ) -> "MaskGradientCollector":
+    def collector(cls, requests: Sequence["MaskGradients"], run: CalibrationPass) -> "MaskGradientCollector":
         """Return a collector for all groups."""
-        return MaskGradientCollector(structure, context)
+        return MaskGradientCollector(run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,39 +50,38 @@ class MaskGradientSums:
 class MaskGradientCollector:
     """Streams mask gradients: from what a linear reads, and elsewhere (branches, layers, experts) from a gate."""
 
-    def __init__(self, structure: Structure, context: HookContext) -> None:
-        self.structure, self.context = structure, context
-        self.paths = tuple(dict.fromkeys(group.consumer for group in structure.groups))
-        self._hooked = [
-            g for g in structure.groups if g.kind in READ_BY_A_LINEAR and g.consumer_tensor is None
-        ]
+    def __init__(self, run: CalibrationPass) -> None:
+        self.run, groups = run, run.structure.groups
+        self.paths = tuple(dict.fromkeys(group.consumer for group in groups))
+        self._hooked = [g for g in groups if g.kind in READ_BY_A_LINEAR and g.consumer_tensor is None]
         hooked = {group.name for group in self._hooked}
-        self._gated = tuple(group for group in structure.groups if group.name not in hooked)
+        self._gated = tuple(group for group in groups if group.name not in hooked)
         self._gates: dict[str, Gate] = {}
         self._gradients: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
-        context.after_batch.append(self._take_up)
+        run.after_batch.append(self._take_up)
 
     @property
     def one_by_one(self) -> bool:
         """A gate has one gradient for the whole batch."""
         return bool(self._gated)
 
-    def attach(self, model: nn.Module) -> list[AbstractContextManager[Any]]:
+    def attach(self) -> list[AbstractContextManager[Any]]:
         """Register the hooks, and hang gates where they are what has the gradient."""
-        places: list[AbstractContextManager[Any]] = [self._lent(model)] if self._gated else []
+        places: list[AbstractContextManager[Any]] = [self._lent()] if self._gated else []
         for group in self._hooked:
-            consumer = model.get_submodule(group.consumer)
+            consumer = self.run.model.get_submodule(group.consumer)
             places.append(consumer.register_forward_pre_hook(partial(self._see, group), with_kwargs=True))
         return places
 
     @contextmanager
-    def _lent(self, model: nn.Module) -> Iterator[None]:
+    def _lent(self) -> Iterator[None]:
         """Give every gate a fresh score, whose gradient counts; a model that is patched already lends its own gates."""
-        gates = gates_by_group(model, self.structure)
+        model, structure = self.run.model, self.run.structure
+        gates = gates_by_group(model, structure)
         own = not gates
         if own:
-            part = replace(self.structure, groups=self._gated)
+            part = replace(structure, groups=self._gated)
             gates = patch(model, part, lambda group: Gate(group.num_units, scored=True))
         self._gates = {group.name: gates[group.name] for group in self._gated}
         before = {name: gate.score_U for name, gate in self._gates.items()}
@@ -106,9 +103,9 @@ class MaskGradientCollector:
 
     @torch.no_grad()
     def _arrive(self, group: Group, x: Tensor, dx: Tensor) -> None:
-        if self.context.loss != LABELS:
+        if self.run.loss != LABELS:
             return
-        products_BTI, real_BT = self.context.sequences(precise(x) * precise(dx), group.consumer)
+        products_BTI, real_BT = self.run.sequences(precise(x) * precise(dx), group.consumer)
         if real_BT is not None:
             products_BTI = products_BTI.masked_fill(~real_BT.unsqueeze(-1), 0.0)
         per_feature_BI = products_BTI.sum(1)
@@ -125,7 +122,7 @@ class MaskGradientCollector:
                 self._gradients[name] = gate.score_U.grad.unsqueeze(0)
                 gate.score_U.grad = None
         for name, gradient_BU in self._gradients.items():
-            self.context.watch(name, gradient_BU)
+            self.run.watch(name, gradient_BU)
             g_BU = gradient_BU.to(wide(gradient_BU.device))
             sums_3U = torch.stack([g_BU.sum(0), g_BU.abs().sum(0), g_BU.square().sum(0)])
             self._sums[name] = self._sums[name] + sums_3U if name in self._sums else sums_3U

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.layers import is_linear
 from patchers.units import Group, Kind, Structure
-from sparse_trainer.statistics.hooks import HookContext, before_gates, precise, wide
+from sparse_trainer.statistics.calibration_pass import CalibrationPass, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = input features of a linear.
@@ -37,13 +37,9 @@ class Moments:
         return group.consumer
 
     @classmethod
-    def collector(
-        cls, requests: Sequence["Moments"], model: nn.Module, structure: Structure, context: HookContext
-    ) -> "MomentCollector":
+    def collector(cls, requests: Sequence["Moments"], run: CalibrationPass) -> "MomentCollector":
         """Return a collector of all that is asked for."""
-        consumers = tuple(dict.fromkeys(group.consumer for group in structure.groups))
-        linears = linears_in(model, structure) if any(r.every_linear for r in requests) else ()
-        return MomentCollector({r: linears if r.every_linear else consumers for r in requests}, context)
+        return MomentCollector(requests, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +72,28 @@ class MomentCollector:
 
     one_by_one: ClassVar[bool] = False
 
-    def __init__(self, wanted: Mapping[Moments, Sequence[str]], context: HookContext) -> None:
-        self.context, self.wanted = context, wanted
-        self.paths = tuple(dict.fromkeys(path for paths in wanted.values() for path in paths))
-        self._products = {path for request, paths in wanted.items() if request.covariance for path in paths}
+    def __init__(self, requests: Sequence[Moments], run: CalibrationPass) -> None:
+        self.run = run
+        consumers = tuple(dict.fromkeys(group.consumer for group in run.structure.groups))
+        linears = linears_in(run.model, run.structure) if any(r.every_linear for r in requests) else ()
+        self.wanted = {request: linears if request.every_linear else consumers for request in requests}
+        self.paths = tuple(dict.fromkeys(path for paths in self.wanted.values() for path in paths))
+        self._products = {
+            path for request, paths in self.wanted.items() if request.covariance for path in paths
+        }
         self._running: dict[str, _Running] = {}
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+    def attach(self) -> list[RemovableHandle]:
         """Register the hooks."""
-        return before_gates(model, self.paths, self._see)
+        return self.run.show_inputs(self.paths, self._see)
 
     def _see(self, path: str, x: Tensor) -> None:
-        x_BTI, real_BT = self.context.sequences(x, path)
+        x_BTI, real_BT = self.run.sequences(x, path)
         x_NI = precise(x_BTI).flatten(0, 1)
         real_N = None if real_BT is None else real_BT.flatten()
         if path not in self._running:
             self._running[path] = _Running(x_NI, covariance=path in self._products)
-        self.context.watch(path, self._running[path].add(x_NI, real_N))
+        self.run.watch(path, self._running[path].add(x_NI, real_N))
 
     def results(self) -> Mapping[Statistic[Any], Mapping[str, MomentSums]]:
         """Return the moments of all batches; what is wider answers a narrower request, too."""
@@ -170,10 +171,10 @@ def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:
 def linears_in(model: nn.Module, structure: Structure) -> tuple[str, ...]:
     """Return the paths of all linears that lie in the structure's lists of blocks, in model order."""
     stacks = tuple(f"{stack.path}." if stack.path else "" for stack in structure.stacks)
-    inside = (path for path, module in model.named_modules() if path.startswith(stacks) and is_linear(module))
-    # An adapter around a linear reads what the linear reads.
-    found: dict[str, None] = {}
-    for path in inside:
-        if not any(path.startswith(f"{outer}.") for outer in found):
-            found[path] = None
+    found: list[str] = []
+    for path, module in model.named_modules():
+        # An adapter around a linear reads what the linear reads.
+        inside_another = bool(found) and path.startswith(f"{found[-1]}.")
+        if path.startswith(stacks) and is_linear(module) and not inside_another:
+            found.append(path)
     return tuple(found)

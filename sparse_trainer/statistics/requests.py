@@ -5,11 +5,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
-from torch import nn
-
-from patchers.units import BLOCK_KINDS, Group, Kind, Structure
+from patchers.units import BLOCK_KINDS, Group, Kind
 from sparse_trainer.errors import DataError
-from sparse_trainer.statistics.hooks import HookContext
+from sparse_trainer.statistics.calibration_pass import CalibrationPass
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -29,7 +27,7 @@ class Collector(Protocol[R_co]):
     def one_by_one(self) -> bool:
         """Whether every batch must hold one sequence, without padding."""
 
-    def attach(self, model: nn.Module) -> Iterable[AbstractContextManager[Any]]:
+    def attach(self) -> Iterable[AbstractContextManager[Any]]:
         """Register hooks, and return what takes them away again when the pass is over."""
 
     def results(self) -> "Mapping[Statistic[Any], Mapping[str, R_co]]":
@@ -55,9 +53,7 @@ class Statistic(Protocol[R_co]):
         """Return the key of what belongs to a group: a module path, or the group's name for numbers per unit."""
 
     @classmethod
-    def collector(
-        cls, requests: Sequence[Self], model: nn.Module, structure: Structure, context: HookContext
-    ) -> Collector[R_co]:
+    def collector(cls, requests: Sequence[Self], run: CalibrationPass) -> Collector[R_co]:
         """Return what collects all requests of this class in one pass."""
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from patchers.units import Group, Kind, Structure
-from sparse_trainer.statistics.hooks import HookContext, before_gates, precise, wide
+from patchers.units import Group, Kind
+from sparse_trainer.statistics.calibration_pass import CalibrationPass, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: B = sequences, T = tokens, I = input features of a consumer.
@@ -29,11 +29,9 @@ class SequenceMeans:
         return group.consumer
 
     @classmethod
-    def collector(
-        cls, requests: Sequence["SequenceMeans"], model: nn.Module, structure: Structure, context: HookContext
-    ) -> "SequenceMeanCollector":
+    def collector(cls, requests: Sequence["SequenceMeans"], run: CalibrationPass) -> "SequenceMeanCollector":
         """Return a collector for the consumers of all groups."""
-        return SequenceMeanCollector([group.consumer for group in structure.groups], context)
+        return SequenceMeanCollector(run)
 
 
 @final
@@ -42,23 +40,24 @@ class SequenceMeanCollector:
 
     one_by_one: ClassVar[bool] = False
 
-    def __init__(self, paths: Sequence[str], context: HookContext) -> None:
-        self.paths, self.context = tuple(dict.fromkeys(paths)), context
+    def __init__(self, run: CalibrationPass) -> None:
+        self.run = run
+        self.paths = tuple(dict.fromkeys(group.consumer for group in run.structure.groups))
         self._sums: dict[str, Tensor] = {}
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+    def attach(self) -> list[RemovableHandle]:
         """Register the hooks."""
-        return before_gates(model, self.paths, self._see)
+        return self.run.show_inputs(self.paths, self._see)
 
     def _see(self, path: str, x: Tensor) -> None:
-        x_BTI, real_BT = self.context.sequences(x, path)
+        x_BTI, real_BT = self.run.sequences(x, path)
         size_BTI = precise(x_BTI).abs()
         length: int | Tensor = x_BTI.shape[1]
         if real_BT is not None:
             size_BTI = size_BTI.masked_fill(~real_BT.unsqueeze(-1), 0.0)
             length = real_BT.sum(1).clamp_min(1).unsqueeze(-1)
         mean_BI = size_BTI.sum(1) / length
-        self.context.watch(path, mean_BI)
+        self.run.watch(path, mean_BI)
         if path not in self._sums:
             self._sums[path] = torch.zeros(mean_BI.shape[-1], dtype=wide(x_BTI.device), device=x_BTI.device)
         self._sums[path] += mean_BI.square().sum(0)

@@ -6,17 +6,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from patchers.discovery.discover import discover
-from patchers.units import CHANNELS, HEADS, Group, Kind, Structure
+from patchers.units import CHANNELS, HEADS, Group, Kind
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
 from sparse_trainer.errors import DataError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.block_states import BlockStates
+from sparse_trainer.statistics.calibration_pass import CalibrationPass
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.hooks import HookContext, before_gates
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
 from tests.oneshot_models import calibration, model_of, padded, sequences, widths
@@ -36,24 +36,23 @@ class Largest:
         return group.consumer
 
     @classmethod
-    def collector(
-        cls, requests: Sequence["Largest"], model: nn.Module, structure: Structure, context: HookContext
-    ) -> "LargestCollector":
-        return LargestCollector([group.consumer for group in structure.groups], context)
+    def collector(cls, requests: Sequence["Largest"], run: CalibrationPass) -> "LargestCollector":
+        return LargestCollector(run)
 
 
 class LargestCollector:
     one_by_one: ClassVar[bool] = False
 
-    def __init__(self, paths: Sequence[str], context: HookContext) -> None:
-        self.paths, self.context = paths, context
+    def __init__(self, run: CalibrationPass) -> None:
+        self.run = run
+        self.paths = [group.consumer for group in run.structure.groups]
         self.found: dict[str, Tensor] = {}
 
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        return before_gates(model, self.paths, self.see)
+    def attach(self) -> list[RemovableHandle]:
+        return self.run.show_inputs(self.paths, self.see)
 
     def see(self, path: str, x: Tensor) -> None:
-        x_BTI, real_BT = self.context.sequences(x.abs(), path)
+        x_BTI, real_BT = self.run.sequences(x.abs(), path)
         if real_BT is not None:
             x_BTI = x_BTI.masked_fill(~real_BT.unsqueeze(-1), 0.0)
         largest_I = x_BTI.amax((0, 1))

@@ -18,9 +18,9 @@ from patchers.patching.patch import patch, unpatch
 from patchers.units import Group, Slice, Structure
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.calibration_pass import CalibrationPass
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.elements import Elements
-from sparse_trainer.statistics.hooks import HookContext
 from sparse_trainer.statistics.mask_gradients import MaskGradients
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistics
@@ -281,17 +281,17 @@ def test_moments_of_large_means_keep_their_digits() -> None:
     structure = widths(model)
     group = structure.groups[0]
     batches = Batches(model, sequences(model, (20,) * 8))
-    context = HookContext(is_encoder_decoder=False)
-    collector = Moments.collector([Moments()], model, structure, context)
-    handles = collector.attach(model)
+    run = CalibrationPass(model, structure)
+    collector = Moments.collector([Moments()], run)
+    handles = collector.attach()
     handles.append(
         model.get_submodule(group.consumer).register_forward_pre_hook(
             lambda _, args: (args[0] * 1e-3 + 100.0,), prepend=True
         )
     )
     with torch.no_grad():
-        for context.batch in batches.read(labelled=False):
-            model(**context.batch.inputs)
+        for run.batch in batches.read(labelled=False):
+            model(**run.batch.inputs)
     for handle in handles:
         handle.remove()
     variance_I = collector.results()[Moments()][group.consumer].variance_I

@@ -1,6 +1,5 @@
-"""What the hooks of one calibration pass share: the batch at hand, losses that they add, and a watch for NaN."""
+"""What one calibration pass is about, and what its hooks share: the batch at hand, losses, a watch for NaN."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from patchers.units import Structure
 from sparse_trainer.errors import NonFiniteError, UnsupportedModelError
 from sparse_trainer.statistics.batch import Batch
 
@@ -18,22 +18,21 @@ LABELS: Final = "labels"
 """Name of the model's own loss, summed over the labels that count."""
 
 
-_READS_ENCODER: Final = re.compile(
-    r"(encoder_attn|encdecattention|cross_?att\w*)\.(.*\.)?(k|v|key|value|[kv]+_proj)$", re.I
-)
-"""Linears of a decoder that read what the encoder says: the keys and values of cross-attention."""
+class CalibrationPass:
+    """One run of a calibration set through a model; knows the batch at hand, so that hooks can leave its padding out.
 
+    Args:
+        model: The model that runs.
+        structure: Its groups and lists of blocks whose statistics are asked for.
+    """
 
-class HookContext:
-    """Shared by all hooks of one pass; knows the batch that runs, so that hooks can leave its padding out."""
-
-    def __init__(self, *, is_encoder_decoder: bool) -> None:
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        self.model, self.structure = model, structure
         self.batch: Batch | None = None
         self.loss = LABELS
         """Name of the loss whose backward pass is running."""
         self.after_batch: list[Callable[[], None]] = []
         """Called when the forward and backward passes of a batch are done."""
-        self._is_encoder_decoder = is_encoder_decoder
         self._losses: dict[str, Tensor] = {}
         self._first_bad: dict[str, Tensor] = {}
 
@@ -70,10 +69,25 @@ class HookContext:
                 "Calibrate with one sequence per batch, without padding.",
             )  # fmt: skip
         x_BTI = x.reshape(rows, -1, x.shape[-1])
-        in_decoder = self._is_encoder_decoder and "decoder" in path and not _READS_ENCODER.search(path)
-        real_BT = self.batch.decoder_real_BT if in_decoder else self.batch.real_BT
+        real_BT = self.batch.real_at(path)
         fits = real_BT is not None and real_BT.shape == x_BTI.shape[:2]
         return x_BTI, real_BT.to(x.device) if real_BT is not None and fits else None
+
+    def show_inputs(self, paths: Iterable[str], see: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+        """Register hooks that show `see(path, activations)` what these modules read.
+
+        They stand in front of gates: what closed units say counts.
+        """
+
+        def hook(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with torch.no_grad():
+                see(path, first_tensor(args, kwargs).detach())
+
+        modules = {path: self.model.get_submodule(path) for path in paths}
+        return [
+            module.register_forward_pre_hook(partial(hook, path), with_kwargs=True, prepend=True)
+            for path, module in modules.items()
+        ]
 
     def watch(self, key: str, values: Tensor) -> None:
         """Remember the first batch that brings NaN or infinity, without waiting for the device."""
@@ -96,23 +110,6 @@ class HookContext:
                 names.get(key, key), f"NaN or infinity in calibration batch {number}.",
                 "Look for NaN weights and for rows without a label that counts; or calibrate in float32.",
             )  # fmt: skip
-
-
-def before_gates(
-    model: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor], None]
-) -> list[RemovableHandle]:
-    """Show what these modules read to `see(path, activations)`, in front of gates: what closed units say counts."""
-
-    def hook(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with torch.no_grad():
-            see(path, first_tensor(args, kwargs).detach())
-
-    return [
-        model.get_submodule(path).register_forward_pre_hook(
-            partial(hook, path), with_kwargs=True, prepend=True
-        )
-        for path in paths
-    ]
 
 
 def precise(x: Tensor) -> Tensor:
