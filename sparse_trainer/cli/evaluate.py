@@ -130,7 +130,7 @@ def shared_tokenizer(sources: Sequence[SourceOptions]) -> Any:
         raise ArgumentError(
             "against",
             "its tokenizer has another vocabulary.",
-            "Perplexities compare on the same tokens only.",
+            "Compare with a model that has the same tokenizer.",
         )
     return found[0]
 

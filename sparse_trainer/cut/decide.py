@@ -136,7 +136,7 @@ def _keep_of_gates(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
         raise UnsupportedModelError(
             strangers[0],
             "is a gate of no group that the model has now.",
-            "Was the model changed after patching?",
+            "Patch the model as it is now, or undo changes made after patching.",
         )
     check_readable(next(iter(gates.values())).keep_U, "gates")
     return {name: (gate.keep_U > 0).cpu() for name, gate in gates.items()}

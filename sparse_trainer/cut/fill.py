@@ -36,7 +36,7 @@ def fill(model: nn.Module, *, noise: float = 0.01, seed: int = 42) -> int:
     """
     if is_patched(model):
         raise ArgumentError(
-            "model", "it is patched: what is closed would be filled.", "optimize_model it first."
+            "model", "it is patched: what is closed would be filled.", "Call optimize_model(model) first."
         )
     if not noise >= 0:
         raise ArgumentError("noise", f"{noise!r} is negative.", "Give a small number, e.g. 0.01.")

@@ -81,7 +81,7 @@ def check_same(expected: list[Tensor], model: Any, *, what: str, kept_K: Tensor 
             raise SelfCheckError(
                 type(model).__name__,
                 f"{what} differ: by {worst:.3g}, at outputs up to {scale:.3g}.",
-                "Mend weights that hold NaN or infinity; else please report it. In Python check=False skips this.",
+                "Restore weights that hold NaN or infinity; else please report it. In Python check=False skips this.",
             )
 
 

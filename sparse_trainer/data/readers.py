@@ -44,7 +44,7 @@ def read_table(path: Path, where: str) -> Dataset:
         loaded = load_dataset(reader, data_files={"rows": str(path)})
     except (DatasetsError, OSError, ValueError, EOFError, StopIteration) as error:
         reason = error.__cause__ or error
-        raise DataError(where, f"cannot be read: {reason}.", f"Is it really {reader}, and whole?") from error
+        raise DataError(where, f"cannot be read: {reason}.", f"Give a complete file of {reader}.") from error
     if "rows" not in loaded or len(loaded["rows"]) == 0:
         raise DataError(where, "is empty.", "Give a file with at least one example.")
     return loaded["rows"]
@@ -61,7 +61,7 @@ def read_text(path: Path, where: str) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(where, f"cannot be read: {error}.", "Is it really UTF-8 text, and whole?") from error
+        raise DataError(where, f"cannot be read: {error}.", "Give a complete file of UTF-8 text.") from error
 
 
 def read_hub(

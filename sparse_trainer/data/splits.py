@@ -62,7 +62,7 @@ class DataOptions:
         check_seed(self.seed)
         if self.label_column in self.text_columns:
             raise ArgumentError(
-                "label_column", f"{shown(self.label_column)} is a text column.", "Name another."
+                "label_column", f"{shown(self.label_column)} is a text column.", "Name another column."
             )
         given = self.train_file is not None or self.validation_file is not None
         for name, file in (("train_file", self.train_file), ("validation_file", self.validation_file)):
@@ -147,7 +147,7 @@ def label_ids(values: Sequence[object], names: Sequence[str], where: str) -> lis
             raise DataError(
                 where,
                 f"row {row} has the label {value!r}, which is not one of the {len(names)} classes.",
-                f"Labels may be 0 to {len(names) - 1} or {', '.join(names)}: mend the data or set task.labels.",
+                f"Label rows 0 to {len(names) - 1} or {', '.join(names)}, or set task.labels.",
             )
         ids.append(number)
     return ids

@@ -37,7 +37,7 @@ def parse_json(text: str, where: str, remedy: str, *, constants: bool = False) -
     Raises:
         CheckpointError: It is no JSON; says one thing twice; or holds a number or a text that cannot be meant.
 
-    >>> parse_json('{"a": [1, 2.5, null]}', "plan", "Mend it.")
+    >>> parse_json('{"a": [1, 2.5, null]}', "plan", "Write it again.")
     {'a': [1, 2.5, None]}
     """
     try:

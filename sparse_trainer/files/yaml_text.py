@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> object:
     """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise RecipeError(str(path), f"is larger than {MOST_BYTES} bytes.", "Is it really a recipe?")
+            raise RecipeError(str(path), f"is larger than {MOST_BYTES} bytes.", "Name a file with a recipe.")
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
@@ -58,7 +58,7 @@ def parse_yaml(text: str, where: str) -> object:
         mark = error.problem_mark or error.context_mark
         place = where if mark is None else f"{where}, line {mark.line + 1}"
         what = " ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(place, f"{what}.", "Mend the value, or quote it.") from error
+        raise RecipeError(place, f"{what}.", "Correct the value, or put it in quotes.") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
         raise RecipeError(

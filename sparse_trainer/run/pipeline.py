@@ -55,7 +55,7 @@ def run(
         if isinstance(recipe, OneShotRecipe):
             if resume:
                 raise ArgumentError(
-                    "resume", f"{recipe.name} trains nothing to go on with.", "Run it again without."
+                    "resume", f"{recipe.name} trains nothing to go on with.", "Leave resume out (--resume)."
                 )
             return run_one_shot(recipe, tell, overwrite=overwrite)
         return _run_training(recipe, tell, resume=resume, overwrite=overwrite)

@@ -71,7 +71,7 @@ def verify_reload(
         raise CheckpointError(
             str(folder),
             f"loading it imported {', '.join(facts['ours'])}.",
-            "It must load with transformers alone.",
+            "Please report this: the folder must load with transformers alone.",
         )
     reloaded = Reloaded(
         samples=here_C[..., 0].numel(),

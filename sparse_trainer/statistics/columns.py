@@ -41,7 +41,9 @@ class ColumnReader:
         for name in values:
             if name not in self.named and not self.takes_any:
                 raise DataError(
-                    where, f"{self.name} reads no column {name!r}.", f"It reads {sorted(self.named)}."
+                    where,
+                    f"{self.name} reads no column {name!r}.",
+                    f"Drop it, or give one of {sorted(self.named)}.",
                 )
         inputs = {name: _tensor(where, name, value) for name, value in values.items()}
         if self.main_input not in inputs and "inputs_embeds" not in inputs:

@@ -116,7 +116,9 @@ def _encoded(
     for column in data.text_columns:
         if not all(isinstance(text, str) for text in dataset[column]):
             raise DataError(
-                f"data: {where}, column {column!r}", "not every entry is text.", "Mend or drop those rows."
+                f"data: {where}, column {column!r}",
+                "not every entry is text.",
+                "Put text into those rows, or drop them.",
             )
     numbers = label_ids(dataset[data.label_column], labels, f"data: {where}, column {data.label_column!r}")
 

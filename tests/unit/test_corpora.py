@@ -225,7 +225,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         calibration_batches("boolq", tokenizer, file=tmp_path / "none.jsonl")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"cannot be read: .*Is it really UTF-8"):
+    with pytest.raises(DataError, match=r"cannot be read: .*Give a complete file of UTF-8"):
         calibration_batches(str(tmp_path / "latin.txt"), tokenizer)
 
 

@@ -82,7 +82,7 @@ class Corpus:
             raise DataError(
                 self.name,
                 f"answer {question.gold} to a question with {len(question.endings)} choices.",
-                f"Mend the row: {dict(row)}",
+                f"Correct or drop the row: {dict(row)}",
             )
         return question
 
@@ -100,5 +100,7 @@ def value(row: Row, *columns: str) -> Any:
         if row.get(column) is not None:
             return row[column]
     raise DataError(
-        "row", f"no column {' or '.join(map(repr, columns))}.", f"It has {', '.join(row) or 'no columns'}."
+        "row",
+        f"no column {' or '.join(map(repr, columns))}.",
+        f"Rename a column: it has {', '.join(row) or 'none'}.",
     )

@@ -82,6 +82,8 @@ def as_user_message(tokenizer: Any, text: str) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(message, tokenize=True, return_dict=True)["input_ids"]
     except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise DataError(
-            "chat_template", f"of the tokenizer cannot be applied ({error}).", "Calibrate without it, or mend it."
-        ) from error  # fmt: skip
+            "chat_template",
+            f"of the tokenizer cannot be applied ({error}).",
+            "Calibrate without it, or correct the template.",
+        ) from error
     return ids

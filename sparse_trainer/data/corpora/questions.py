@@ -36,7 +36,9 @@ def arc(row: Row) -> Question:
     labels: list[str] = list(choices["label"])
     key = str(row["answerKey"])
     if key not in labels:
-        raise DataError("row", f"the answer {key!r} is none of {labels}.", "Mend the row.")
+        raise DataError(
+            "row", f"the answer {key!r} is none of {labels}.", "Give one of them, or drop the row."
+        )
     return _question(context, choices["text"], labels.index(key))
 
 
@@ -85,7 +87,9 @@ def winogrande(row: Row) -> Question:
     """
     sentence = str(value(row, "sentence"))
     if "_" not in sentence:
-        raise DataError("row", f"no blank '_' in {sentence!r}.", "Mend the row.")
+        raise DataError(
+            "row", f"no blank '_' in {sentence!r}.", "Put '_' where the choice goes, or drop the row."
+        )
     before, _, after = sentence.partition("_")
     if "choices" in row:
         options, gold = _several(row, "choices"), int(value(row, "label"))

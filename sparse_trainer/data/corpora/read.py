@@ -115,5 +115,5 @@ def _naming(corpus: Corpus, number: int) -> Iterator[None]:
         raise DataError(
             f"{corpus.name}, row {number}",
             f"cannot be read: {error}.",
-            "Mend the row, or name another corpus.",
+            "Correct or drop the row, or name another corpus.",
         ) from error

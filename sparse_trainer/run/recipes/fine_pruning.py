@@ -195,7 +195,7 @@ def _training(section: dict[str, Any], name: str, where: str) -> TrainingArgumen
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise RecipeError(where, f"{error}", "Mend the option that is named.") from error
+        raise RecipeError(where, f"{error}", "Change the option that the message names.") from error
 
 
 def _check_dense(recipe: Recipe) -> None:

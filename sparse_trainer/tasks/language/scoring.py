@@ -48,7 +48,7 @@ class Scorer:
             raise UnsupportedModelError(
                 type(bare(model)).__name__,
                 "is no causal language model.",
-                "Only those say how likely the next token is.",
+                "Give a model that predicts the next token (AutoModelForCausalLM).",
             )
         if batch_size < 1:
             raise ArgumentError("batch_size", f"{batch_size} is not positive.", "Give 1 or more.")

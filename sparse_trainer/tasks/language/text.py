@@ -82,7 +82,9 @@ def perplexity(
     length = scorer.room(length, LENGTH)
     room = length - len(before)
     if room < 1:
-        raise ArgumentError("length", f"{length} tokens, {len(before)} of them special.", "Give more.")
+        raise ArgumentError(
+            "length", f"{length} tokens, {len(before)} of them special.", f"Give {len(before) + 1} or more."
+        )
     if stride is not None and stride > length:
         raise ArgumentError("stride", *beyond_window(stride, length))
     stride = room if stride is None else min(stride, room)  # as long as the window: no overlap

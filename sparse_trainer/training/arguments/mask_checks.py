@@ -133,10 +133,12 @@ def _check_part(name: str, part: PartOptions) -> None:
             raise ArgumentError(f"{name}_block_{option}", f"{size} is negative.", "Give a size, or 0.")
     for option, value in zip(_THRESHOLDS, (part.initial, part.final), strict=True):
         if part.method in BY_FRACTION and not 0 < value <= 1:
-            raise ArgumentError(option, f"{value!r}: {part.method} keeps a fraction in (0, 1].", "Mend it.")
+            raise ArgumentError(
+                option, f"{value!r}: {part.method} keeps a fraction in (0, 1].", "Give e.g. 0.5."
+            )
         if part.method == "sigmoid_threshold" and not 0 <= value < 1:
             raise ArgumentError(
-                option, f"{value!r} is not in [0, 1), where a sigmoid can be above it.", "Mend it."
+                option, f"{value!r} is not in [0, 1), where a sigmoid can be above it.", "Give e.g. 0.1."
             )
     if part.method in BY_FRACTION and part.initial < part.final:
         raise ArgumentError(
@@ -165,7 +167,7 @@ def _check_regularization(asked: Asked) -> None:
         return
     if not weight > 0:
         raise ArgumentError(
-            "regularization_final_lambda", f"{weight!r} makes {kind} do nothing.", "Raise it."
+            "regularization_final_lambda", f"{weight!r} makes {kind} do nothing.", "Give a weight above 0."
         )
     if asked.methods <= {"magnitude"} and asked.options["ampere_pruning_method"] in (DISABLED, "magnitude"):
         raise ArgumentError("regularization", "magnitude has no scores to keep small.", "Disable it.")
