@@ -1,6 +1,7 @@
 """Structured fine-pruning for Hugging Face Transformers: smaller models that are really faster."""
 
 from patchers import discover
+from sparse_trainer.criteria.register import register_criterion
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
@@ -22,5 +23,6 @@ __all__ = [
     "load_pruned",
     "optimize_model",
     "prune",
+    "register_criterion",
     "save_pruned",
 ]

@@ -30,7 +30,11 @@ class CheckpointError(SparseTrainerError):
     """A folder that cannot be loaded, or must not be written."""
 
 
-class NonFiniteError(SparseTrainerError):
+class CriterionError(SparseTrainerError):
+    """Scores that are not one number per unit."""
+
+
+class NonFiniteError(CriterionError):
     """NaN or infinite scores."""
 
 
@@ -90,6 +94,7 @@ __all__ = [
     "ArgumentError",
     "BudgetError",
     "CheckpointError",
+    "CriterionError",
     "DataError",
     "NonFiniteError",
     "RecipeError",

@@ -138,7 +138,19 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
     raise RecipeError(where, *_complaint(value, hint))
 
 
-def check_types(options: Any, cls: type) -> None:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field, made anew where there is a factory."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def changed_fields(options: object) -> frozenset[str]:
+    """Return the names of the fields of a dataclass instance that are not at their default."""
+    assert dataclasses.is_dataclass(options)
+    assert not isinstance(options, type)
+    return frozenset(f.name for f in dataclasses.fields(options) if getattr(options, f.name) != default_of(f))
+
+
+def check_types(options: object, cls: type) -> None:
     """Raise `ArgumentError` for a field of dataclass `cls` whose value in `options` is of the wrong type.
 
     Nothing is converted. For true and false 1 and 0 do, as old scripts write them.
@@ -158,6 +170,28 @@ def check_counts(least: int = 1, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < least:
             raise ArgumentError(name, f"{count} is too small.", f"Give {least} or more.")
+
+
+def check_positive(where: str, value: float) -> None:
+    """Raise `ArgumentError` for a number that is not above 0."""
+    if not value > 0:
+        raise ArgumentError(where, f"{value!r} is not positive.", "Give a positive number.")
+
+
+def check_not_negative(where: str, value: float) -> None:
+    """Raise `ArgumentError` for a number below 0."""
+    if not value >= 0:
+        raise ArgumentError(where, f"{value!r} is negative.", "Give 0 or more.")
+
+
+def check_share(where: str, value: float, interval: str, remedy: str) -> None:
+    """Raise `ArgumentError` for a number outside an interval from 0 to 1; brackets tell which ends belong to it.
+
+    >>> check_share("cooldown_ratio", 0.3, "[0, 1)", "Give a fraction of training.")
+    """
+    inside = 0 < value < 1 or (value == 0 and interval[0] == "[") or (value == 1 and interval[-1] == "]")
+    if not inside:
+        raise ArgumentError(where, f"{value!r} is not in {interval}.", remedy)
 
 
 def check_seed(seed: int) -> None:

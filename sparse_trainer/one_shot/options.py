@@ -14,10 +14,9 @@ from patchers.units import WIDTH_KINDS, Kind, Structure
 from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.criteria.calibration.mixture import CriterionLike, criterion_of, name_of
-from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
+from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
 from sparse_trainer.errors import ArgumentError, BudgetError, one_of
 from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
-from sparse_trainer.statistics.requests import collectable_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -92,22 +91,18 @@ class Options:
 
     def _check_criterion(self, where: str, asked: CriterionLike) -> None:
         try:
-            requests = criterion_of(asked, self.normalize).requests()
+            criterion = criterion_of(asked, self.normalize)
+            requests, scored = criterion.requests(), scored_kinds(criterion)
         except TypeError as error:
             raise ArgumentError(
                 where, str(error), "Give a name, an instance or names with weights."
             ) from error
-        unscored = [kind for kind in self.kinds if kind not in collectable_kinds(requests)]
+        unscored = [kind for kind in self.kinds if kind not in scored]
         if unscored:
-            able = [
-                n
-                for n, known in WIDTH_CRITERIA.items()
-                if set(self.kinds) <= set(collectable_kinds(known().requests()))
-            ]
             raise ArgumentError(
                 where,
                 f"{name_of(asked)} does not score {unscored[0]}.",
-                f"Take {', '.join(able)}; or other units.",
+                f"Take {', '.join(criteria_for(self.kinds))}; or other units.",
             )
         if not self.by_block:
             return

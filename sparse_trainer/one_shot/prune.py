@@ -182,8 +182,7 @@ def _check_structure(structure: Structure, options: Options) -> None:
     """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
     for asked in (options.criterion, options.allocation):
         if asked is not None:
-            requests = criterion_of(asked, options.normalize).requests()
-            check_scorable(structure.groups, requests, name_of(asked))
+            check_scorable(structure.groups, criterion_of(asked, options.normalize), name_of(asked))
     for group in structure.groups if options.reconstruct is not None else ():
         reason = unsupported_reason(group, [Moments()])
         if reason is not None:

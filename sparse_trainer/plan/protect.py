@@ -1,7 +1,7 @@
 """Units that a second run may not close: the survivors of a first one, by its plan."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +18,42 @@ _FIRST = 1e30
 """Above every score, and small enough that sums of it stay finite."""
 
 
-def survivors(args: Any, model: nn.Module, structure: Structure, selector: AnySelector) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """Whose survivors may not close."""
+
+    plan: str
+    """Of the first run: a file, or a folder with a plan in it."""
+    kinds: tuple[str, ...]
+    """Kinds of unit that are protected."""
+
+
+def survivors(
+    protection: Protection | None, model: nn.Module, structure: Structure, selector: AnySelector
+) -> dict[str, Tensor]:
     """Return the protected units, as `protected_units` does, once the budget pays for all of them.
 
     Raises:
         BudgetError: it does not.
     """
-    kept = protected_units(args, model, structure)
+    kept = protected_units(protection, model, structure)
     if kept:
         _check_affordable(selector, structure, kept)
     return kept
 
 
-def protected_units(args: Any, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
-    """Return what the plan of a first run kept, shape [U], by name, for the groups of `args.protect_kinds`.
+def protected_units(
+    protection: Protection | None, model: nn.Module, structure: Structure
+) -> dict[str, Tensor]:
+    """Return what the plan of a first run kept, shape [U], by name, for the groups of the protected kinds.
 
     Raises:
         CheckpointError: the plan is damaged, or was made for another model.
     """
-    if args.first_plan is None:
+    if protection is None:
         return {}
-    keep = Plan.load(args.first_plan).keep_for(discover(model, KINDS))
-    return {g.name: keep[g.name] for g in structure.of(args.protect_kinds) if g.name in keep}
+    keep = Plan.load(protection.plan).keep_for(discover(model, KINDS))
+    return {g.name: keep[g.name] for g in structure.of(protection.kinds) if g.name in keep}
 
 
 def put_first(scores: Mapping[str, Tensor], protected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -138,9 +138,9 @@ def rehearse(
     model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
 ) -> None:
     """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
-    check_distillation(model, pruning, None)
+    check_distillation(model, pruning.distillation, None)
     if teacher is not None:
-        check_teacher(model, teacher, pruning)
+        check_teacher(model, teacher, pruning.distillation)
     unpatch(ModelPatchingCoordinator(pruning).restore(model))
     unblend(model)
 

@@ -57,12 +57,6 @@ class Statistic(Protocol[R_co]):
         """Return what collects all requests of this class in one pass."""
 
 
-def collectable_kinds(requests: Iterable[Statistic[Any]]) -> tuple[Kind, ...]:
-    """Return the kinds of unit for which all of this can be collected; all of them, where nothing is asked for."""
-    wanted = tuple(requests)
-    return tuple(kind for kind in BLOCK_KINDS if all(kind in request.kinds for request in wanted))
-
-
 def unsupported_reason(group: Group, requests: Iterable[Statistic[Any]]) -> str | None:
     """Return why something cannot be collected for the units of a group, None where all can."""
     for request in requests:

@@ -13,8 +13,9 @@ from patchers.patching.blends import BlendedNorm, blend_gelus, blend_norms, blen
 from patchers.patching.patch import is_patched
 from sparse_trainer.cut.fold_blends import fold_cheaper, gelus_of_config
 from sparse_trainer.cut.model_class import adopt
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError, one_of
-from sparse_trainer.training.arguments.cheaper import LAYERS, CheaperArguments
+from sparse_trainer.errors import UnsupportedModelError, one_of
+from sparse_trainer.fields import check_share
+from sparse_trainer.training.options import LAYERS, BlendingOptions
 
 
 def cheapen(model: Any, layers: tuple[str, ...] = ("relu",), *, decay: float = 0.99) -> int:
@@ -71,24 +72,21 @@ def finish(model: Any) -> None:
 class Blending:
     """Moves the blends of one model over a training. All state that a restart needs lives in the model.
 
-    Args:
-        args: What is asked for; nothing is fine too.
-
     Raises:
         UnsupportedModelError: the model has no layer of a kind that is asked for.
     """
 
-    def __init__(self, model: nn.Module, args: CheaperArguments) -> None:
-        self.args = args
-        if args.cheaper_layers:
-            cheapen(model, args.cheaper_layers, decay=args.statistics_decay)
-        self._layers = [layer for layer in blended(model) if layer.layer in args.cheaper_layers]
+    def __init__(self, model: nn.Module, options: BlendingOptions) -> None:
+        self.options = options
+        if options.layers:
+            cheapen(model, options.layers, decay=options.decay)
+        self._layers = [layer for layer in blended(model) if layer.layer in options.layers]
         self._steps: dict[str, float] = {}
         self.finished = True
 
     def begin(self, total_steps: int, step: int) -> None:
         """Start, or go on at `step`."""
-        self._steps = self.args.blend_steps(total_steps)
+        self._steps = self.options.blend_steps(total_steps)
         self.step(step)
 
     def step(self, step: int) -> None:
@@ -121,10 +119,7 @@ class Cheapening(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, until: float = 0.7) -> None:
-        if not 0 < until <= 1:
-            raise ArgumentError(
-                "until", f"{until!r} is not in (0, 1].", "Give a fraction of training, e.g. 0.7."
-            )
+        check_share("until", until, "(0, 1]", "Give a fraction of training, e.g. 0.7.")
         self.model, self.until = model, until
 
     def on_train_begin(

@@ -16,13 +16,12 @@ from patchers.units import HIDDEN, Kind, Structure
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.arguments.checks import check_on_model, check_scored
+from sparse_trainer.training.arguments.checks import check_on_model
 from sparse_trainer.training.blending import Blending
 from sparse_trainer.training.distillation.comparable import check_distillation
 from sparse_trainer.training.distillation.layer_map import LayerMap, hang_projection
 from sparse_trainer.training.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
-from sparse_trainer.training.gate_driver import Gating
-from sparse_trainer.training.mask_driver import Masking
+from sparse_trainer.training.drivers import Driver, make_driver
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +70,10 @@ class ModelPatchingCoordinator:
             given = type(self.args).__name__
             raise ArgumentError("sparse_args", f"is a {given}.", "Give SparseTrainingArguments(density=…).")
         self.args.check()
-        check_scored(self.args)
         self.teacher = teacher
         self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)
         self.distiller, self.teacher_context = None, nullcontext
-        self._hung: tuple[nn.Module, Gating | Masking] | None = None
+        self._hung: tuple[nn.Module, Driver] | None = None
         self._asked: dict[str, Any] = {}
         self.total_steps, self.current_step = 0, 0
         self._sums: dict[str, tuple[Tensor, int]] = {}
@@ -92,31 +90,33 @@ class ModelPatchingCoordinator:
         check_weights(model)
         if self.args.prunes_nothing:
             logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
-        check_distillation(model, self.args, self.teacher)
-        return self._hang(model, make_distiller(model, self.args, self.teacher, self._load_teacher))
+        asked = self.args.distillation
+        check_distillation(model, asked, self.teacher)
+        return self._hang(model, make_distiller(model, asked, self.teacher, self._load_teacher))
 
     def restore(self, model: nn.Module) -> nn.Module:
         """Hang what `patch_model` hangs, without a teacher, on a model that is about to load weights and gates."""
         return self._hang(model, None)
 
     def _hang(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
-        args, self.distiller = self.args, distiller
-        self.structure = discover(model, args.kinds, args.exclude, args.include)
-        _check_hidden(self.structure, args.kinds)
-        check_on_model(model, self.structure, args)
+        self.distiller = distiller
+        budget, options, asked = self.args.budget, self.args.driver_options, self.args.distillation
+        self.structure = discover(model, budget.kinds, budget.exclude, budget.include)
+        _check_hidden(self.structure, budget.kinds)
+        check_on_model(model, self.structure, budget, options)
         if not self.structure.groups:
             raise UnsupportedModelError(
                 type(model).__name__,
-                f"no prunable group of kind {', '.join(args.kinds)} is left.",
+                f"no prunable group of kind {', '.join(budget.kinds)} is left.",
                 "Exclude less, or name other units.",
             )
-        self.blending = Blending(base_model(model), args)
-        self._hung = (model, (Masking if args.uses_masks else Gating)(model, self.structure, args))
-        if args.learns_layer_map:
+        self.blending = Blending(base_model(model), self.args.blending)
+        self._hung = (model, make_driver(model, self.structure, options))
+        if asked.learns_layer_map:
             projection = hang_projection(model, self.gates)
             if distiller is not None:
-                distiller.layer_map = LayerMap(projection, in_order=args.distil_in_order)
-        self._asked = asdict(args)
+                distiller.layer_map = LayerMap(projection, in_order=asked.in_order)
+        self._asked = asdict(self.args)
         return model
 
     def follow_adapters(self, model: nn.Module) -> None:
@@ -140,7 +140,7 @@ class ModelPatchingCoordinator:
         for score in self.score_parameters():
             score.requires_grad_(True)
 
-    def _patched(self) -> tuple[nn.Module, Gating | Masking]:
+    def _patched(self) -> tuple[nn.Module, Driver]:
         if self._hung is None:
             raise ArgumentError(
                 type(self).__name__, "has patched no model.", "Call patch_model(model) before anything else."
@@ -153,7 +153,7 @@ class ModelPatchingCoordinator:
         return self._patched()[0]
 
     @property
-    def pruner(self) -> Gating | Masking:
+    def pruner(self) -> Driver:
         """What hangs on the model."""
         return self._patched()[1]
 

@@ -15,44 +15,66 @@ from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
-from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.criteria.scores import check_scores
+from sparse_trainer.criteria.training.base import (
+    Calibrates,
+    FollowsSchedule,
+    Observes,
+    OwnOptimizer,
+    Penalizes,
+    Penalty,
+)
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.plan.decision import Request
 from sparse_trainer.plan.protect import put_first, survivors
 from sparse_trainer.plan.record import remember_request
 from sparse_trainer.statistics.collect import collect
+from sparse_trainer.training.options import GateOptions
 
 
 @final
-class Gating:
+class GateDriver:
     """Drives the gates of one model; all state that a restart needs lives in the model.
-
-    Args:
-        args: `SparseTrainingArguments`.
 
     Raises:
         BudgetError: the budget cannot be met.
+        CriterionError: the criterion gives no score, or more than one, for a unit.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, args: Any) -> None:
-        self.model, self.structure, self.args = model, structure, args
-        target, length = args.target, args.sequence_length
+    def __init__(self, model: nn.Module, structure: Structure, options: GateOptions) -> None:
+        self.model, self.structure, self.options = model, structure, options
+        self.criterion, self.budget, self.schedule = options.criterion, options.budget, options.schedule
+        target, length = self.budget.target, self.budget.sequence_length
         self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
         per_feature = feature_costs(model, structure.groups, target)
         self.nesting = Nesting(structure.groups, self.costs, per_feature)
-        self.selector = make_selector(structure.groups, self.costs, args.budget, per_feature)
-        self.criterion = CRITERIA[args.scoring](args)
-        self.criterion.constrain(self.selector.constraints)
-        self.protected = survivors(args, model, structure, self.selector)
+        self.selector = make_selector(structure.groups, self.costs, self.budget, per_feature)
+        self.protected = survivors(options.protection, model, structure, self.selector)
         self.gates: dict[str, Gate] = patch(model, structure, self.criterion.make_gate)
         remember_request(model, self._request())
-        self.criterion.advance(self.gates, 0.0, False)
+        self.budget_penalty: Penalty | None = None
+        if isinstance(self.criterion, Penalizes):
+            self.budget_penalty = self.criterion.make_penalty(self.costs, self.selector.constraints)
+        parts: tuple[object, ...] = (self.criterion, self.budget_penalty)
+        self._observers = [part for part in parts if isinstance(part, Observes)]
         kinds = {g.kind for g in structure.groups}
-        self._normalizer = args.standardize or fitting(self.criterion.standardize, kinds)
-        self.progress, self._has_begun = 0.0, False
-        self.wants_calibration = bool(self.criterion.requests())
+        self._normalizer = self.budget.standardize or fitting(self.criterion.standardize, kinds)
+        self.progress = 0.0
+        self._follow()
+        self._scores()
+        self.wants_calibration = isinstance(self.criterion, Calibrates) and bool(self.criterion.requests())
         """Whether scores are still to be taken on a calibration set."""
         self._forget()
+
+    def _follow(self) -> None:
+        if isinstance(self.criterion, FollowsSchedule):
+            self.criterion.advance(self.gates, self.progress, self.schedule)
+
+    def _scores(self) -> dict[str, Tensor]:
+        """Return the scores as they are now, before any normaliser."""
+        scores = self.criterion.scores(self.model, self.structure, self.gates)
+        check_scores(scores, self.structure.groups, self.options.scoring)
+        return scores
 
     def _forget(self) -> None:
         self._finite: Tensor | None = None
@@ -63,11 +85,11 @@ class Gating:
     def _request(self) -> Request:
         """Return what plans and cards quote of the arguments."""
         return Request(
-            method=self.args.method,
-            target=self.args.target,
-            scope=self.args.scope,
-            density=self.args.budget.density_asked,
-            sequence_length=self.args.sequence_length,
+            method=self.options.method,
+            target=self.budget.target,
+            scope=self.budget.scope,
+            density=self.budget.density_asked,
+            sequence_length=self.budget.sequence_length,
         )
 
     def score_parameters(self) -> list[nn.Parameter]:
@@ -78,12 +100,14 @@ class Gating:
         """Return the optimizer group of the scores, if the criterion learns any."""
         if not self.criterion.learns:
             return []
-        rate = self.args.score_learning_rate
-        group = {"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0}
-        return [{**group, **self.criterion.optimizer_options}]
+        own = self.criterion.optimizer_options if isinstance(self.criterion, OwnOptimizer) else {}
+        rate = self.options.score_learning_rate
+        return [{"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0, **own}]
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
+        if not isinstance(self.criterion, Calibrates):
+            return
         statistics = collect(self.model, self.structure, batches, self.criterion.requests())
         self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
         self.wants_calibration = False
@@ -97,37 +121,38 @@ class Gating:
         if self.wants_calibration and step == 0:
             raise ArgumentError(
                 "scoring",
-                f"{self.args.scoring} scores on a calibration set, and has seen none.",
+                f"{self.options.scoring} scores on a calibration set, and has seen none.",
                 "Call calibrate(batches) before begin.",
             )
-        self.progress, self._has_begun = step / total_steps, True
+        self.progress = step / total_steps
         self._forget()
 
     @property
     def finished(self) -> bool:
         """Whether the structure is final."""
-        return self._has_begun and bool(self.args.schedule.frozen(self.progress))
+        return self.schedule.frozen(self.progress)
 
     def observe(self, loss_scale: Tensor | None = None) -> None:
-        """Read the mask gradients of one optimizer step; `loss_scale` as in `Criterion.observe`."""
-        self.criterion.observe(self.gates, loss_scale)
+        """Read the mask gradients of one optimizer step; `loss_scale` as in `Observes.observe`."""
+        for observer in self._observers:
+            observer.observe(self.gates, loss_scale)
 
     def step(self, progress: float, *, due: bool) -> None:
         """Move to the state after an optimizer step, and select anew where that is due."""
         was_finished, self.progress = self.finished, progress
         if (due or self.finished) and not was_finished:
             self.select()
-        self.criterion.advance(self.gates, progress, self.finished)
+        self._follow()
 
     @torch.no_grad()
     def select(self) -> None:
         """Open and close the gates by their scores as they are now, under the budget of this moment."""
-        raw = self.criterion.scores(self.model, self.structure, self.gates)
+        raw = self._scores()
         scores = STANDARDIZERS[self._normalizer](raw, self.costs, self.structure.kinds)
         scores = put_first(scores, self.protected) if self.protected else scores
         finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
         self._finite = finite if self._finite is None else self._finite & finite
-        remaining = self.args.schedule.remaining(self.progress)
+        remaining = self.schedule.remaining(self.progress)
         self._tied_G = tied(raw, self.structure.kinds) if remaining < 1.0 and not self._warned else None
         selection = self.selector.select(scores, remaining)
         self._threshold = selection.threshold
@@ -136,15 +161,15 @@ class Gating:
 
     def penalty(self) -> Tensor | None:
         """Return what the criterion adds to the loss at this moment."""
-        if self.finished:
+        if self.finished or self.budget_penalty is None:
             return None
-        remaining = self.args.schedule.remaining(self.progress)
-        return self.criterion.penalty(self.gates, self.costs, self.density_target, remaining)
+        remaining = self.schedule.remaining(self.progress)
+        return self.budget_penalty(self.gates, self.density_target, remaining)
 
     @property
     def density_target(self) -> float:
         """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
-        budget, remaining = self.args.budget, self.args.schedule.remaining(self.progress)
+        budget, remaining = self.budget, self.schedule.remaining(self.progress)
         # A single density is of the product already.
         gone = 1.0 - budget.density_of(HIDDEN) if budget.is_per_kind else 0.0
         own, shared = self.nesting.own, self.nesting.shared
@@ -168,7 +193,7 @@ class Gating:
     def check_finite(self, step: int) -> None:
         """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far; warn of ties."""
         if self._finite is not None and not bool(self._finite):
-            scores = self.criterion.scores(self.model, self.structure, self.gates)
+            scores = self._scores()
             bad = [name for name, score_U in scores.items() if not bool(score_U.isfinite().all())]
             raise NonFiniteError(
                 f"step {step}",
@@ -177,7 +202,7 @@ class Gating:
             )
 
         if self._tied_G is not None and not self._warned:
-            self._warned = warn_of_ties(self.gates, self._tied_G, f"scoring={self.args.scoring!r}")
+            self._warned = warn_of_ties(self.gates, self._tied_G, f"scoring={self.options.scoring!r}")
 
     def final(self) -> AbstractContextManager[None]:
         """Leave the gates as they are: evaluation sees what training multiplies by."""
@@ -185,17 +210,17 @@ class Gating:
 
     def end(self) -> None:
         """Say which groups escaped the budget; gates stay until `optimize_model`."""
-        if self.args.scope == "global":
+        if self.budget.scope == "global":
             keep = {name: gate.keep_U for name, gate in self.gates.items()}
             warn_of_whole_groups(keep, self.structure.kinds, self._normalizer)
 
     def report(self) -> dict[str, Any]:
         """Return what was asked and reached."""
         return {
-            "scoring": self.args.scoring,
-            "target": self.args.target,
-            "scope": self.args.scope,
-            "density_asked": self.args.budget.density_asked,
+            "scoring": self.options.scoring,
+            "target": self.budget.target,
+            "scope": self.budget.scope,
+            "density_asked": self.budget.density_asked,
             "density_reached": self.density(),
             "kept": {name: int(gate.keep_U.sum()) for name, gate in self.gates.items()},
         }

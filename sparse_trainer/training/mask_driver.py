@@ -15,40 +15,36 @@ from patchers.patching.masks import MaskFactor, WeightMask
 from patchers.patching.patch import masks_of
 from patchers.units import Structure
 from patchers.zeros import bake_all
+from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.plan.decision import Request
 from sparse_trainer.plan.protect import protected_units
 from sparse_trainer.plan.record import remember_request
-from sparse_trainer.training.mask_parts import DISABLED
+from sparse_trainer.training.mask_options import DISABLED, MaskOptions, Part
 from sparse_trainer.training.mask_placement import hang_masks
 from sparse_trainer.training.mask_selection import BY_FRACTION, Method, choose, n_of_m
 from sparse_trainer.training.mask_sites import Site, protected_blocks
-from sparse_trainer.training.schedule import Schedule
 
 # Shape legend: R x C = blocks, U = units.
 
 
 @final
-class Masking:
-    """Drives the masks of one model; all state that a restart needs lives in the model.
+class MaskDriver:
+    """Drives the masks of one model; all state that a restart needs lives in the model."""
 
-    Args:
-        args: `SparseTrainingArguments` that ask for masks.
-    """
-
-    def __init__(self, model: nn.Module, structure: Structure, args: Any) -> None:
-        self.model, self.structure, self.args = model, structure, args
-        self.sites: list[Site] = hang_masks(model, structure, args)
-        remember_request(model, Request(method=args.method_name))
+    def __init__(self, model: nn.Module, structure: Structure, options: MaskOptions) -> None:
+        self.model, self.structure, self.options = model, structure, options
+        self.sites: list[Site] = hang_masks(model, structure, options)
+        remember_request(model, Request(method=options.method))
         self.masks: dict[str, WeightMask] = masks_of(model)
         self._protected = self._find_protected()
         self.wants_calibration = False
-        self.schedule: Schedule = args.schedule
+        self.schedule: Schedule = options.schedule
         self.progress = 0.0
 
     def _find_protected(self) -> dict[int, Tensor]:
         """Return what may not close, by number of the site: of units that a first run left."""
-        units = protected_units(self.args, self.model, self.structure)
+        units = protected_units(self.options.protection, self.model, self.structure)
         found = {
             number: protected_blocks(self.model, site, units[site.group.name])
             for number, site in enumerate(self.sites)
@@ -72,12 +68,12 @@ class Masking:
     def score_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer group of the scores: a rate of their own, no decay."""
         scores = self.score_parameters()
-        rate = self.args.mask_scores_learning_rate
+        rate = self.options.learning_rate
         return [{"params": scores, "lr": rate, "weight_decay": 0.0}] if scores else []
 
     def begin(self, total_steps: int, step: int, warmup_steps: int) -> None:
         """Start, or go on at `step`: then the masks are those that came with the model."""
-        self.schedule = self.args.mask_schedule(total_steps, warmup_steps) or self.args.schedule
+        self.schedule = self.options.schedule_over(total_steps, warmup_steps)
         self.progress = step / total_steps
         if step == 0:
             self.select()
@@ -101,8 +97,8 @@ class Masking:
             # Values of 0 and 1 pass no gradient of the loss to the scores of l0: they have nothing to say any more.
             if fixed and site.method == "l0":
                 continue
-            draw = None if self.finished else f"{self.args.pruning_seed}/{self.progress}/{number}"
-            _rebuild(self.model, site, self.args, remaining, draw)
+            draw = None if self.finished else f"{self.options.seed}/{self.progress}/{number}"
+            _rebuild(self.model, site, self.options, remaining, draw)
             if number in self._protected:
                 keep = site.holder.keep_U if isinstance(site.holder, Gate) else site.holder.keep_RC
                 self._protected[number] = self._protected[number].to(keep.device)
@@ -144,29 +140,22 @@ class Masking:
 
         lambda rises from 0 with the schedule. Shared scores count once, those of a fixed structure nothing.
         """
-        kind = self.args.mask_option("regularization")
-        weight = self.args.mask_option("regularization_final_lambda") * (
-            1.0 - self.schedule.remaining(self.progress)
-        )
+        asked = self.options.regularization
+        weight = asked.weight * (1.0 - self.schedule.remaining(self.progress))
         fixed = "l0" if self.finished else None
         learning = any(site.score is not None and site.method != fixed for site in self.sites)
-        if kind == DISABLED or weight == 0 or not learning:
+        if asked.kind == DISABLED or weight == 0 or not learning:
             return None
-        sizes: dict[tuple[bool, str], list[Tensor]] = {}
+        sizes: dict[tuple[Part, bool], list[Tensor]] = {}
         for site in self.sites:
             if site.score is not None:
-                size = torch.sigmoid(site.score) if kind == "l1" else presence(site.score)
+                size = torch.sigmoid(site.score) if asked.kind == "l1" else presence(site.score)
                 # 0 instead of nothing: what is left keeps its share of the mean.
                 mean = size.mean() if site.method != fixed else site.score.new_zeros(())
-                sizes.setdefault((site.in_decoder, site.part), []).append(mean)
-        parts = [self._lambda(*key) * torch.stack(means).mean() for key, means in sizes.items()]
+                sizes.setdefault((site.part, site.in_decoder), []).append(mean)
+        parts = [asked.share(*key) * torch.stack(means).mean() for key, means in sizes.items()]
         total: Tensor = weight * torch.stack(parts).mean()
         return total
-
-    def _lambda(self, in_decoder: bool, part: str) -> float:
-        of_decoder: float | None = getattr(self.args, f"decoder_{part}_lambda") if in_decoder else None
-        share: float = self.args.mask_option(f"{part}_lambda")
-        return share if of_decoder is None else of_decoder
 
     def check_finite(self, step: int) -> None:
         """Raise `NonFiniteError` if a score is NaN or infinite."""
@@ -196,13 +185,12 @@ class Masking:
 
     def report(self) -> dict[str, Any]:
         """Return what was asked and reached."""
-        parts = {name: self.args.part(name) for name in ("dense", "attention")}
         return {
-            "scoring": self.args.method_name,
+            "scoring": self.options.method,
             "target": "weights",
             "scope": "matrix",
             "density_asked": None,
-            "thresholds": {name: part.final for name, part in parts.items() if part is not None},
+            "thresholds": {name: part.final for name, part in self.options.parts.items()},
             "density_reached": self.density(),
         }
 
@@ -212,12 +200,16 @@ class Masking:
             bake_all(self.model, self.structure, self.gates)
 
 
-def _rebuild(model: nn.Module, site: Site, args: Any, remaining: float, draw: str | None) -> None:
+def _rebuild(model: nn.Module, site: Site, asked: MaskOptions, remaining: float, draw: str | None) -> None:
     """Make one mask anew; `draw` names the noise of soft values, None = what training multiplies by is the mask."""
     score = site.norms(model) if site.score is None else site.score.detach()
     if site.options is None:
         keep = n_of_m(score).to(score.dtype)
-        fading = _fading(keep, args, remaining) if draw is not None and site.method == "annealing" else None
+        fading = (
+            _fading(keep, asked.temperatures, remaining)
+            if draw is not None and site.method == "annealing"
+            else None
+        )
         _set(site.holder, keep, fading)
         return
     options = site.options
@@ -225,9 +217,9 @@ def _rebuild(model: nn.Module, site: Site, args: Any, remaining: float, draw: st
     if options.method in BY_FRACTION:
         threshold = threshold**site.root
     if isinstance(site.holder, Gate):
-        keep = _in_runs(score, options.rows or 1, options.method, threshold, args.linear_min_parameters)
+        keep = _in_runs(score, options.rows or 1, options.method, threshold, asked.least)
     else:
-        keep = choose(options.method, score, threshold, args.linear_min_parameters)
+        keep = choose(options.method, score, threshold, asked.least)
     noise = None
     if draw is not None and options.method == "l0":
         noise = drawn(score.numel(), draw, score.device).view_as(score)
@@ -240,9 +232,9 @@ def _in_runs(score_U: Tensor, width: int, method: Method, threshold: float, leas
     return keep_R.repeat_interleave(width)
 
 
-def _fading(keep: Tensor, args: Any, remaining: float) -> Tensor:
+def _fading(keep: Tensor, temperatures: tuple[float, float], remaining: float) -> Tensor:
     """Return the factors of `annealing`: e^-temperature for what 2 of 4 leave out."""
-    first, last = args.initial_ampere_temperature, args.final_ampere_temperature
+    first, last = temperatures
     return keep + (1.0 - keep) * math.exp(-(last + (first - last) * remaining))
 
 

@@ -12,9 +12,8 @@ from patchers.patching.masks import MaskFactor, WeightMask
 from patchers.patching.patch import attach_mask, patch
 from patchers.units import CHANNELS, HEADS, Group, Structure
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.training.arguments.masks import MaskArguments
-from sparse_trainer.training.mask_parts import DISABLED, PartOptions
-from sparse_trainer.training.mask_sites import Part, Site
+from sparse_trainer.training.mask_options import DISABLED, MaskOptions, Part, PartOptions, Regularization
+from sparse_trainer.training.mask_sites import Site
 
 _TIE_BREAK: Final = 1e-4
 """Scores that start equal differ by this much: ties go to the larger weights, not to the first in memory."""
@@ -22,24 +21,24 @@ _L0_START: Final = 2.197
 """Nine of ten blocks are open (Sanh et al., arXiv 2005.07683, appendix)."""
 
 
-def hang_masks(model: nn.Module, structure: Structure, args: MaskArguments) -> list[Site]:
-    """Hang the masks that the arguments ask for, all open; channels of whole FFNs get gates.
+def hang_masks(model: nn.Module, structure: Structure, options: MaskOptions) -> list[Site]:
+    """Hang the masks that are asked for, all open; channels of whole FFNs get gates.
 
     Raises:
         ArgumentError: a block size that does not divide a matrix; nothing to mask; options of a decoder without one.
         UnsupportedModelError: a matrix that no mask fits.
     """
-    plan = _Plan(model, structure, args)
+    plan = _Plan(model, structure, options)
     for group in structure.of([HEADS]):
         plan.attention(group)
     for group in structure.of([CHANNELS]):
         plan.dense(group)
-    _check_sites(plan.sites, args)
+    _check_sites(plan.sites, options.regularization)
     plan.hang()
     with torch.no_grad():
         for site in plan.sites:
             if site.score is not None:
-                _start(site.score, args, site.norms(model), is_l0=site.method == "l0")
+                _start(site.score, options, site.norms(model), is_l0=site.method == "l0")
     return plan.sites
 
 
@@ -47,27 +46,26 @@ def hang_masks(model: nn.Module, structure: Structure, args: MaskArguments) -> l
 class _Plan:
     """Collects the factors of every linear first, for one linear may have several."""
 
-    def __init__(self, model: nn.Module, structure: Structure, args: MaskArguments) -> None:
-        self.model, self.structure, self.args = model, structure, args
+    def __init__(self, model: nn.Module, structure: Structure, asked: MaskOptions) -> None:
+        self.model, self.structure, self.asked = model, structure, asked
         self.sites: list[Site] = []
         self.factors: dict[tuple[str, ...], list[MaskFactor]] = {}
         self.gates: dict[str, Gate] = {}
-        self.options = {"attention": args.part("attention"), "dense": args.part("dense")}
 
     def attention(self, group: Group) -> None:
         """Take in the matrices of one attention."""
         widths = {s.path: s.width for s in group.slices if s.axis == "out"}
         inputs, output = tuple(widths), group.consumer
-        options = self.options["attention"]
+        options = self.asked.parts.get("attention")
         if options is not None and options.shape == "joint":
             self._check_joint(inputs)
             self._blocks("attention", group, options, inputs, widths[inputs[0]])
         elif options is not None:
             for path in inputs:
                 self._blocks("attention", group, options, (path,), widths[path])
-        with_dense = bool(self.args.mask_option("attention_output_with_dense"))
+        with_dense = self.asked.output_with_dense
         part: Part = "dense" if with_dense else "attention"
-        behind = self.options[part]
+        behind = self.asked.parts.get(part)
         if behind is not None and behind.shape == "1d_alt":
             self._add(
                 part, group, behind, (output,), (1, self._count(output, 1, "rows", behind.rows or 1, part))
@@ -78,7 +76,7 @@ class _Plan:
 
     def dense(self, group: Group) -> None:
         """Take in the matrices of one feed-forward module."""
-        options = self.options["dense"]
+        options = self.asked.parts.get("dense")
         paths = tuple(dict.fromkeys(s.path for s in group.slices))
         if options is not None and options.shape == "1d_alt":
             self._channels(group, options, paths)
@@ -108,7 +106,7 @@ class _Plan:
         """Put masks on the model, then gates."""
         for paths, factors in self.factors.items():
             outputs = features(linear_at(self.model, paths[0]))[0]
-            attach_mask(self.model, paths, WeightMask(factors, outputs, masks_bias=bool(self.args.bias_mask)))
+            attach_mask(self.model, paths, WeightMask(factors, outputs, masks_bias=self.asked.masks_bias))
         chosen = tuple(g for g in self.structure.groups if g.name in self.gates)
         if chosen:
             patch(
@@ -161,7 +159,7 @@ class _Plan:
         self._site(part, group, options, paths, factor, root)
 
     def _two_of_four(self, part: Part, group: Group, paths: tuple[str, ...]) -> None:
-        method = self.args.ampere_pruning_method
+        method = self.asked.ampere
         for path in paths if method != DISABLED else ():
             linear = linear_at(self.model, path)
             outputs, inputs = features(linear)
@@ -185,7 +183,7 @@ class _Plan:
         site = Site(
             part=part,
             in_decoder=_in_decoder(self.structure, group),
-            method=self.args.ampere_pruning_method if options is None else options.method,
+            method=self.asked.ampere if options is None else options.method,
             options=options,
             paths=paths,
             holder=holder,
@@ -195,7 +193,7 @@ class _Plan:
         self.sites.append(site)
 
     def _check_joint(self, paths: tuple[str, ...]) -> None:
-        if self.args.ampere_pruning_method != DISABLED:
+        if self.asked.ampere != DISABLED:
             raise ArgumentError(
                 "attention_pruning_method, ampere_pruning_method",
                 "joint scores leave no place for 2 of 4.",
@@ -210,7 +208,7 @@ class _Plan:
             )
 
 
-def _check_sites(sites: list[Site], args: MaskArguments) -> None:
+def _check_sites(sites: list[Site], penalty: Regularization) -> None:
     """Refuse to train where nothing would be masked, or where an option has nothing to act on."""
     if not sites:
         raise ArgumentError(
@@ -218,12 +216,13 @@ def _check_sites(sites: list[Site], args: MaskArguments) -> None:
             "mask nothing of this model.",
             "Set one of them, or exclude less; where nothing is to be pruned, a plain Trainer does.",
         )
-    for part in ("attention", "dense"):
-        option = f"decoder_{part}_lambda"
+    for part, share in penalty.decoder_shares.items():
         has_one = any(site.in_decoder and site.part == part for site in sites)
-        if getattr(args, option) is not None and not has_one:
+        if share is not None and not has_one:
             raise ArgumentError(
-                option, "no mask of its kind is in a decoder behind an encoder.", f"Set {part}_lambda."
+                f"decoder_{part}_lambda",
+                "no mask of its kind is in a decoder behind an encoder.",
+                f"Set {part}_lambda.",
             )
 
 
@@ -253,11 +252,11 @@ def _in_decoder(structure: Structure, group: Group) -> bool:
     return any("encoder" in parts for parts in names) and "decoder" in group.stack.split(".")
 
 
-def _start(score: Tensor, args: MaskArguments, norms: Tensor, *, is_l0: bool) -> None:
-    scale = args.mask_scale if args.mask_scale is not None else (_L0_START if is_l0 else 0.0)
-    if args.mask_init == "uniform":
+def _start(score: Tensor, asked: MaskOptions, norms: Tensor, *, is_l0: bool) -> None:
+    scale = asked.scale if asked.scale is not None else (_L0_START if is_l0 else 0.0)
+    if asked.init == "uniform":
         nn.init.uniform_(score, -scale, scale)
-    elif args.mask_init == "kaiming":
+    elif asked.init == "kaiming":
         nn.init.kaiming_uniform_(score if score.dim() > 1 else score.unsqueeze(0), a=5**0.5)
     else:
         nn.init.constant_(score, scale)

@@ -1,7 +1,6 @@
 """Where masks go: which matrices share which scores, and how their blocks lie."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +9,10 @@ from patchers.layers import features, linear_at, weight_OI
 from patchers.patching.gates import Gate
 from patchers.patching.masks import MaskFactor, block_sum
 from patchers.units import Group
-from sparse_trainer.criteria.magnitude import magnitude
-from sparse_trainer.training.mask_parts import PartOptions
+from sparse_trainer.criteria.calibration.magnitude import magnitude
+from sparse_trainer.training.mask_options import Part, PartOptions
 
 # Shape legend: R x C = blocks, O x I = weights, U = units.
-
-Part = Literal["attention", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ from patchers.patching.gates import Gate, GatedForward
 from patchers.patching.patch import gated, gates_by_group, patch, unpatch
 from patchers.surgery import cut
 from patchers.units import BLOCK_KINDS, Kind, Structure
-from sparse_trainer.criteria.training.registry import CRITERIA
-from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.criteria.training.registry import read_scoring, scorings
 from tests.architectures.tiny import tiny_model
 from tests.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
 from tests.same import assert_same, assert_same_answer
@@ -39,10 +38,10 @@ def test_open_gates_are_the_identity(family: str, kinds: tuple[Kind, ...]) -> No
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = tiny(family, dtype)
         before = logits(model)
-        for name in CRITERIA:
+        for name in scorings():
             if name == "layer_gate":  # a soft gate is open only once it is hard
                 continue
-            criterion = CRITERIA[name](SparseTrainingArguments())
+            criterion = read_scoring(name)
             patch(model, discover(model, kinds), criterion.make_gate)
             assert torch.equal(logits(model), before), name
             unpatch(model)
@@ -103,9 +102,7 @@ def test_unpatch_returns_the_very_same_tensors(family: str) -> None:
     model = tiny(family)
     tensors, modules = dict(model.named_parameters()), dict(model.named_modules())
     keys = list(model.state_dict())
-    patch(
-        model, discover(model, ["heads", "channels"]), CRITERIA["taylor"](SparseTrainingArguments()).make_gate
-    )
+    patch(model, discover(model, ["heads", "channels"]), read_scoring("taylor").make_gate)
     assert list(model.state_dict()) != keys
     unpatch(model)
     assert all(tensor is tensors[name] for name, tensor in model.named_parameters())
@@ -119,7 +116,7 @@ def test_unpatch_returns_the_very_same_tensors(family: str) -> None:
 def test_a_copy_of_a_patched_model_is_independent() -> None:
     model = tiny()
     structure = discover(model, ["heads", "channels"])
-    patch(model, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    patch(model, structure, read_scoring("movement").make_gate)
     twin = copy.deepcopy(model)
     before = logits(model)
     for gate in gates_by_group(twin, structure).values():
@@ -136,7 +133,7 @@ def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object, kind
     patch(
         model,
         discover(model, kinds),
-        CRITERIA["movement"](SparseTrainingArguments(units=list(kinds))).make_gate,
+        read_scoring("movement").make_gate,
     )
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
@@ -145,7 +142,7 @@ def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object, kind
     patch(
         again,
         discover(again, kinds),
-        CRITERIA["movement"](SparseTrainingArguments(units=list(kinds))).make_gate,
+        read_scoring("movement").make_gate,
     )
     again.load_state_dict(model.state_dict())
     assert_same(again, model, logits)
@@ -161,7 +158,7 @@ def test_gates_compose_with_lora() -> None:
     structure = discover(adapted, ["heads", "channels"])
     names = [g.name for g in structure.groups]
     keep = {g.name: torch.rand(g.num_units) > 0.5 for g in structure.groups}
-    patch(adapted, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    patch(adapted, structure, read_scoring("movement").make_gate)
     for name, gate in gates_by_group(adapted, structure).items():
         gate.set_keep(keep[name])
     masked = adapted(**batch(model)).logits

@@ -25,9 +25,8 @@ from patchers.patching.gates import Gate
 from patchers.patching.patch import gated, gates_by_group, gates_of, patch, unpatch
 from patchers.surgery import cut
 from patchers.units import KINDS, Kind
-from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.criteria.training.registry import read_scoring
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.architectures.tiny import tiny_model
 from tests.compact_models import tiny
 from tests.hidden_models import NAMES, hidden_model, outputs, some, tolerance
@@ -48,7 +47,7 @@ def test_open_gates_are_the_identity(name: str) -> None:
         structure = discover(model, ["hidden"])
         assert len(structure.groups) == 1
         for criterion in ("l0", "movement"):
-            patch(model, structure, CRITERIA[criterion](SparseTrainingArguments()).make_gate)
+            patch(model, structure, read_scoring(criterion).make_gate)
             assert torch.equal(outputs(model), before), criterion
             unpatch(model)
 
@@ -159,7 +158,7 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(name: str, closed: bool
 def test_unpatch_returns_the_very_same_tensors(name: str) -> None:
     model = hidden_model(name)
     tensors, keys = dict(model.named_parameters()), list(model.state_dict())
-    patch(model, discover(model, KINDS), CRITERIA["taylor"](SparseTrainingArguments()).make_gate)
+    patch(model, discover(model, KINDS), read_scoring("taylor").make_gate)
     assert list(model.state_dict()) != keys
     unpatch(model)
     assert all(tensor is tensors[key] for key, tensor in model.named_parameters())
@@ -179,7 +178,7 @@ def test_shared_parameters_stay_shared() -> None:
 def test_a_copy_of_a_patched_model_is_independent() -> None:
     model = tiny()
     structure = discover(model, ["hidden"])
-    patch(model, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    patch(model, structure, read_scoring("movement").make_gate)
     twin = copy.deepcopy(model)
     before = outputs(model)
     (gate,) = gates_by_group(twin, structure).values()
@@ -193,12 +192,12 @@ def test_a_copy_of_a_patched_model_is_independent() -> None:
 def test_a_patched_checkpoint_is_refused_by_stock_loaders(tmp_path: object) -> None:
     model = tiny("bert", torch.float32)
     structure = discover(model, ["hidden"])
-    patch(model, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    patch(model, structure, read_scoring("movement").make_gate)
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         type(model).from_pretrained(tmp_path)
     again = tiny("bert", torch.float32)
-    patch(again, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    patch(again, structure, read_scoring("movement").make_gate)
     again.load_state_dict(model.state_dict())
     assert_same(again, model, outputs)
 

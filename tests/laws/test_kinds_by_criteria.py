@@ -22,7 +22,7 @@ from transformers import (
 
 from patchers.units import BLOCK_KINDS
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.criteria.training.registry import scorings
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -168,7 +168,7 @@ def test_one_shot_block_by_block(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fine_pruning(family: str) -> None:
-    found = {(kind, name): fine_pruning(family, name, kind) for kind in BLOCK_KINDS for name in CRITERIA}
+    found = {(kind, name): fine_pruning(family, name, kind) for kind in BLOCK_KINDS for name in scorings()}
     deep = ("movement", "layer_gate", "l0", "taylor", "magnitude", "random", "fisher")
     for (kind, name), works in found.items():
         if kind in DEEP:

@@ -129,7 +129,7 @@ def test_each_kind_and_layer_has_its_own_expected_size() -> None:
         gate.score_U.data.copy_(
             torch.randn(gate.score_U.shape, generator=torch.Generator().manual_seed(len(name)))
         )
-    expected = coordinator.pruner.criterion.expected(coordinator.gates)
+    expected = coordinator.pruner.budget_penalty.expected(coordinator.gates)
     share_C = expected(alphas(coordinator))
     assert len(expected.firsts) == len(coordinator.gates) == 6
     for share, name in zip(share_C, expected.firsts, strict=True):
@@ -148,10 +148,10 @@ def test_gradient_of_the_penalty(units: list[str]) -> None:
         gate.multipliers_2.copy_(torch.tensor([2.0, 3.0]))
 
     def penalty() -> torch.Tensor:
-        return coordinator.pruner.criterion.penalty(gates, coordinator.pruner.costs, 0.4, 0.0)
+        return coordinator.pruner.budget_penalty(gates, 0.4, 0.0)
 
     penalty().backward()
-    over = number(coordinator.pruner.criterion.expected(gates)(alphas(coordinator))) - 0.4
+    over = number(coordinator.pruner.budget_penalty.expected(gates)(alphas(coordinator))) - 0.4
     assert number(penalty()) == pytest.approx(2 * over + 3 * over**2, rel=1e-4)
     for name in list(gates)[:2] + list(gates)[-2:]:
         alpha_U, gradient = gates[name].score_U, gates[name].score_U.grad
@@ -165,12 +165,12 @@ def test_gradient_of_the_penalty(units: list[str]) -> None:
 
 def test_multipliers_climb_and_gates_descend() -> None:
     _, coordinator = patched(density=0.4)
-    gates, criterion = coordinator.gates, coordinator.pruner.criterion
+    gates, lagrangian = coordinator.gates, coordinator.pruner.budget_penalty
     coordinator.begin(100, 60)
     first = next(iter(gates.values()))
     before = first.multipliers_2.clone()
-    over = number(criterion.expected(gates)(alphas(coordinator))) - 0.4
-    criterion.penalty(gates, coordinator.pruner.costs, 0.4, 0.0).backward()
+    over = number(lagrangian.expected(gates)(alphas(coordinator))) - 0.4
+    lagrangian(gates, 0.4, 0.0).backward()
     assert all(bool((gate.score_U.grad > 0).all()) for gate in gates.values())
     coordinator.observe()
     rate = coordinator.args.l0_multiplier_rate
@@ -205,7 +205,7 @@ def test_noise_follows_seed_and_step_and_leaves_the_global_generator_alone() -> 
     state = torch.get_rng_state()
 
     def draw(progress: float) -> torch.Tensor:
-        coordinator.pruner.criterion.advance(gates, progress, False)
+        coordinator.pruner.criterion.advance(gates, progress, coordinator.args.schedule)
         return torch.cat([gate.noise_U for gate in gates.values()])
 
     first, again, other = draw(0.3), draw(0.3), draw(0.4)
@@ -279,7 +279,7 @@ def _outer(coordinator: ModelPatchingCoordinator) -> tuple[Group, ...]:
 
 def test_expected_size_is_at_the_budget_when_the_structure_is_fixed() -> None:
     _, coordinator = _train(steps=200, units=NESTED, density=0.4)
-    share = number(coordinator.pruner.criterion.expected(coordinator.gates)(alphas(coordinator)))
+    share = number(coordinator.pruner.budget_penalty.expected(coordinator.gates)(alphas(coordinator)))
     assert share == pytest.approx(0.4, abs=0.05)
 
 

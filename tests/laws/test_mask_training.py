@@ -13,7 +13,7 @@ from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
 from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.mask_driver import Masking
+from sparse_trainer.training.mask_driver import MaskDriver
 from sparse_trainer.training.trainer import PruningTrainer
 from tests.compact_models import logits, tiny
 from tests.laws.training import CHECKPOINTING, quiet_model, state, trainer
@@ -31,8 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def masking_of(run: PruningTrainer) -> Masking:
-    assert isinstance(run.coordinator.pruner, Masking)
+def masking_of(run: PruningTrainer) -> MaskDriver:
+    assert isinstance(run.coordinator.pruner, MaskDriver)
     return run.coordinator.pruner
 
 
@@ -121,7 +121,7 @@ def test_l0_keeps_its_structure_in_the_final_stretch() -> None:
     )
     model = coordinator.patch_model(tiny().train())
     masking = coordinator.pruner
-    assert isinstance(masking, Masking)
+    assert isinstance(masking, MaskDriver)
     generator = torch.Generator().manual_seed(5)
     for score in masking.score_parameters():
         score.data.copy_(torch.randn(score.shape, generator=generator))
@@ -146,7 +146,7 @@ def test_the_penalty_of_a_fixed_structure_is_gone_and_the_others_keep_their_shar
     )  # fmt: skip
     coordinator.patch_model(tiny())
     masking = coordinator.pruner
-    assert isinstance(masking, Masking)
+    assert isinstance(masking, MaskDriver)
     coordinator.begin(10)
     gradients = {}
     for step in (6, 7):
@@ -179,7 +179,7 @@ def test_the_density_of_a_fraction_is_exact(shape: str, fraction: float) -> None
     coordinator.begin(10)
     assert coordinator.density_reached() == 1.0
     coordinator.step(10)
-    assert isinstance(coordinator.pruner, Masking)
+    assert isinstance(coordinator.pruner, MaskDriver)
     for site in coordinator.pruner.sites:
         keep = next(tensor for name, tensor in site.holder.named_buffers() if "keep" in name)
         assert int(keep.sum()) == int(fraction * keep.numel() + 1e-6)

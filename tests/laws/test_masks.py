@@ -17,7 +17,7 @@ from patchers.patching.patch import gates_of, masks_of, unpatch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.mask_driver import Masking
+from sparse_trainer.training.mask_driver import MaskDriver
 from tests.architectures.tiny import tiny_model
 from tests.compact_models import batch, logits, tiny
 from tests.same import assert_same
@@ -53,7 +53,7 @@ def masked(model: PreTrainedModel, *, half: bool, **options: Any) -> ModelPatchi
     """Hang masks, and close about half of each at random."""
     coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**options))
     coordinator.patch_model(model)
-    assert isinstance(coordinator.pruner, Masking)
+    assert isinstance(coordinator.pruner, MaskDriver)
     if half:
         generator = torch.Generator().manual_seed(5)
         for parameter in coordinator.score_parameters():
@@ -66,7 +66,7 @@ def masked(model: PreTrainedModel, *, half: bool, **options: Any) -> ModelPatchi
 def reference(model: PreTrainedModel, coordinator: ModelPatchingCoordinator) -> PreTrainedModel:
     """Return a plain copy whose weights are multiplied by what the masks and gates say."""
     masking = coordinator.pruner
-    assert isinstance(masking, Masking)
+    assert isinstance(masking, MaskDriver)
     keeps = {
         path: mask.keep_OI(weight_OI(linear_at(model, path)).shape[1]) for path, mask in masking.masks.items()
     }
@@ -144,7 +144,7 @@ def test_gradients_are_those_of_a_plain_product(family: str, name: str) -> None:
     model = model_of(family).train(False)
     coordinator = masked(model, half=True, **ASKED[name])
     masking = coordinator.pruner
-    assert isinstance(masking, Masking)
+    assert isinstance(masking, MaskDriver)
     weights = torch.randn_like(logits(model))
     (model(**batch(model)).logits * weights).sum().backward()
     plain = reference(model, coordinator)
@@ -177,7 +177,7 @@ def test_biases_follow_the_mask_in_the_gradient_too() -> None:
     model = tiny()
     coordinator = masked(model, half=True, attention_pruning_method="topK", attention_block_rows=8,
                          attention_block_cols=0, attention_output_with_dense=False)  # fmt: skip
-    assert isinstance(coordinator.pruner, Masking)
+    assert isinstance(coordinator.pruner, MaskDriver)
     model(**batch(model)).logits.sum().backward()
     value = model.bert.encoder.layer[0].attention.self.value
     closed = coordinator.pruner.masks["bert.encoder.layer.0.attention.self.value"].keep_O == 0
@@ -196,7 +196,7 @@ def test_hard_concrete_values_have_the_gradient_of_their_formula(shape: str) -> 
     columns = {} if shape else {"dense_block_cols": 4}
     coordinator = masked(model, half=False, dense_pruning_method=f"l0{shape}", **options, **columns)
     masking = coordinator.pruner
-    assert isinstance(masking, Masking)
+    assert isinstance(masking, MaskDriver)
     torch.manual_seed(1)
     coordinator.begin(10)
     path = "bert.encoder.layer.0.output.dense"

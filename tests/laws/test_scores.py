@@ -6,8 +6,8 @@ import torch
 from patchers.discovery.discover import discover
 from patchers.patching.patch import patch, unpatch
 from patchers.units import Group, Structure
-from sparse_trainer.criteria.training.magnitude import magnitude
-from sparse_trainer.criteria.training.registry import CRITERIA
+from sparse_trainer.criteria.calibration.magnitude import magnitude
+from sparse_trainer.criteria.training.registry import read_scoring
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.compact_models import FAMILIES, batch, tiny
 
@@ -15,7 +15,7 @@ from tests.compact_models import FAMILIES, batch, tiny
 def gate_gradients(family: str) -> tuple[torch.nn.Module, Structure, dict[str, torch.Tensor]]:
     model = tiny(family)
     structure = discover(model, ["heads", "channels"])
-    gates = patch(model, structure, CRITERIA["movement"](SparseTrainingArguments()).make_gate)
+    gates = patch(model, structure, read_scoring("movement").make_gate)
     model(**batch(model), labels=torch.tensor([0, 1])).loss.backward()
     return model, structure, {name: gate.score_U.grad for name, gate in gates.items()}
 
@@ -60,7 +60,7 @@ def test_scores_ignore_padding_and_batch_split() -> None:
 def _summed_gradients(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     model = tiny()
     structure = discover(model, ["heads", "channels"])
-    gates = patch(model, structure, CRITERIA["taylor"](SparseTrainingArguments(scoring="taylor")).make_gate)
+    gates = patch(model, structure, read_scoring("taylor").make_gate)
     model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
     return {name: gate.score_U.grad for name, gate in gates.items()}
 
@@ -68,8 +68,7 @@ def _summed_gradients(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tenso
 @pytest.mark.parametrize("order", [1, 2])
 def test_taylor_keeps_a_running_mean_and_clears_the_gradient(order: int) -> None:
     model = tiny()
-    args = SparseTrainingArguments(scoring="taylor", taylor_order=order, taylor_decay=0.75)
-    criterion = CRITERIA["taylor"](args)
+    criterion = SparseTrainingArguments(scoring="taylor", taylor_order=order, taylor_decay=0.75).criterion
     gates = patch(model, discover(model, ["heads"]), criterion.make_gate)
     gate = next(iter(gates.values()))
     gate.score_U.grad = torch.tensor([1.0, -2.0, 0.0, 4.0])
@@ -109,7 +108,7 @@ def test_random_scores_follow_seed_and_place() -> None:
     structure = discover(model, ["heads"])
 
     def draw(seed: int) -> dict[str, torch.Tensor]:
-        criterion = CRITERIA["random"](SparseTrainingArguments(scoring="random", pruning_seed=seed))
+        criterion = read_scoring(f"random(seed={seed})")
         gates = patch(model, structure, criterion.make_gate)
         scores = criterion.scores(model, structure, gates)
         unpatch(model)

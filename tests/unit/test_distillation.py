@@ -90,7 +90,7 @@ def test_own_copy_as_teacher_costs_nothing_while_gates_are_open(family: str) -> 
 
 def test_teacher_is_frozen_and_in_evaluation_mode() -> None:
     teacher = tiny().train()
-    distiller = Distiller(teacher, distil_args(), student=tiny(), shifted=False)
+    distiller = Distiller(teacher, distil_args().distillation, student=tiny(), shifted=False)
     assert not distiller.teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
 

@@ -9,7 +9,7 @@ from patchers.patching.patch import masks_of, unpatch
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.mask_driver import Masking
+from sparse_trainer.training.mask_driver import MaskDriver
 from tests.compact_models import batch, tiny
 
 CHANNELS = {"dense_pruning_method": "topK:1d_alt", "attention_output_with_dense": False}
@@ -118,14 +118,14 @@ def test_what_does_not_fit_the_model_is_refused(options: dict[str, Any], message
         ModelPatchingCoordinator(SparseTrainingArguments(**options)).patch_model(tiny())
 
 
-def masking_of(**options: Any) -> Masking:
+def masking_of(**options: Any) -> MaskDriver:
     coordinator = ModelPatchingCoordinator(SparseTrainingArguments(**options))
     coordinator.patch_model(tiny())
-    assert isinstance(coordinator.pruner, Masking)
+    assert isinstance(coordinator.pruner, MaskDriver)
     return coordinator.pruner
 
 
-def blocks_of(masking: Masking, name: str) -> list[tuple[int, ...]]:
+def blocks_of(masking: MaskDriver, name: str) -> list[tuple[int, ...]]:
     mask = masking.masks[f"bert.encoder.layer.0.{name}"]
     return [tuple(values.shape) for values in mask()]
 
@@ -196,7 +196,7 @@ def test_shared_scores_count_once_and_decoders_have_lambdas_of_their_own() -> No
         coordinator = ModelPatchingCoordinator(args)
         coordinator.patch_model(model)
         masking = coordinator.pruner
-        assert isinstance(masking, Masking)
+        assert isinstance(masking, MaskDriver)
         assert len(masking.sites) == 4 * 2  # q, k and v together, and the output, in four layers
         coordinator.begin(10)
         assert masking.penalty() is None  # lambda starts at 0

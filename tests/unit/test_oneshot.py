@@ -13,7 +13,7 @@ from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.mixture import criterion_of
 from sparse_trainer.criteria.calibration.random import Random
 from sparse_trainer.criteria.calibration.taylor import Taylor
-from sparse_trainer.criteria.training.random import Random as TrainingRandom
+from sparse_trainer.criteria.training.registry import read_scoring
 from sparse_trainer.errors import (
     ArgumentError,
     BudgetError,
@@ -231,9 +231,9 @@ def test_random_is_that_of_fine_pruning() -> None:
     model = model_of("llama")
     structure = widths(model)
     gates = {g.name: Gate(g.num_units, scored=False) for g in structure.groups}
-    trained = TrainingRandom(SparseTrainingArguments(scoring="random", pruning_seed=7)).scores(
-        model, structure, gates
-    )
+    args = SparseTrainingArguments(scoring="random", pruning_seed=7)
+    trained = args.criterion.scores(model, structure, gates)
+    assert args.criterion == read_scoring("random(seed=7)")
     found = Random(seed=7).scores(Evidence(model=model, structure=structure, statistics=Statistics()))
     assert all(torch.equal(found[name], trained[name]) for name in trained)
 

@@ -16,6 +16,7 @@ PUBLIC_NAMES = [
     "load_pruned",
     "optimize_model",
     "prune",
+    "register_criterion",
     "save_pruned",
 ]
 

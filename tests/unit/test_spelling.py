@@ -101,7 +101,13 @@ def test_plans_record_what_the_criterion_and_the_repair_were_told() -> None:
 
 
 def test_plans_of_trainings_record_the_options_of_the_criterion() -> None:
-    assert SparseTrainingArguments(scoring="taylor").method == "taylor"
-    assert SparseTrainingArguments(scoring="taylor", taylor_order=2).method == "taylor(taylor_order=2)"
-    assert SparseTrainingArguments(scoring="random", pruning_seed=7).method == "random(pruning_seed=7)"
-    assert SparseTrainingArguments(scoring="movement", taylor_order=2).method == "movement"
+    assert SparseTrainingArguments(scoring="taylor").driver_options.method == "taylor"
+    assert (
+        SparseTrainingArguments(scoring="taylor", taylor_order=2).driver_options.method
+        == "taylor(taylor_order=2)"
+    )
+    assert (
+        SparseTrainingArguments(scoring="random", pruning_seed=7).driver_options.method
+        == "random(pruning_seed=7)"
+    )
+    assert SparseTrainingArguments(scoring="movement", taylor_order=2).driver_options.method == "movement"

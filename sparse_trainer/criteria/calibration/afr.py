@@ -8,11 +8,12 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.refer_svd import ReferSvd
 from sparse_trainer.criteria.calibration.snip import Snip
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.statistics.requests import Statistic
 
 
@@ -21,6 +22,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Afr:
     """Sum of two standardised sensitivities: of the representations and of the loss."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "none"
     power: float = 2.0
     """Exponent of the loss's sensitivity."""
@@ -30,10 +32,7 @@ class Afr:
     """Normaliser of either part: zscore_global, over all units of a kind, or zscore_layer."""
 
     def __post_init__(self) -> None:
-        if self.within not in ("zscore_global", "zscore_layer"):
-            raise ArgumentError(
-                "afr.within", f"unknown value {self.within!r}.", "Known: zscore_global, zscore_layer."
-            )
+        one_of("afr.within", self.within, ("zscore_global", "zscore_layer"))
         if not 0 <= self.trim < 0.5:
             raise ArgumentError(
                 "afr.trim", f"{self.trim!r} is not in [0, 0.5).", "Give the share to leave out."

@@ -1,13 +1,13 @@
 """What a one-shot width criterion has to offer, and what most of them share."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from patchers.layers import linear_at, weight_OI
-from patchers.units import Features, Group, Structure
+from patchers.units import Features, Group, Kind, Structure
 from sparse_trainer.statistics.requests import R, Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
@@ -27,10 +27,18 @@ class Evidence:
 
 
 class WidthCriterion(Protocol):
-    """Scores heads and channels from what a calibration pass collected. Options are the fields of the class."""
+    """Scores units from their weights and from what a calibration pass collected.
 
-    standardize: ClassVar[str]
-    """Normaliser that suits its scores across layers when the user names none."""
+    Its options are its fields: a frozen dataclass, made by a name such as `obs(rounds=16)`.
+    """
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit whose score it knows, where what it requests can be collected."""
+
+    @property
+    def standardize(self) -> str:
+        """Normaliser that suits its scores across layers when the user names none."""
 
     def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what has to be collected; nothing, for a criterion that looks at weights only."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
@@ -12,6 +12,7 @@ from sparse_trainer.errors import ArgumentError, RecipeError, one_of
 from sparse_trainer.fields import checked
 from sparse_trainer.files.yaml_text import parse_yaml
 
+C = TypeVar("C")
 _TERM = re.compile(
     r"(?:(?P<weight>\d+\.?\d*|\.\d+)\s*\*?\s*)?(?P<name>[A-Za-z][\w-]*)\s*(?:\((?P<options>.*)\))?"
 )
@@ -26,10 +27,19 @@ def read_criterion(text: str) -> WidthCriterion:
     Raises:
         ArgumentError: an unknown name or option; the nearest known one is given.
     """
+    name, options = split_options(text)
+    one_of("criterion", name, WIDTH_CRITERIA)
+    return with_options(WIDTH_CRITERIA[name], options, f"criterion {name}")
+
+
+def with_options(cls: type[C], options: Mapping[str, Any], where: str) -> C:
+    """Return a criterion made of options.
+
+    Raises:
+        ArgumentError: an unknown option, or a value of the wrong type.
+    """
     try:
-        name, options = _split(text)
-        cls = WIDTH_CRITERIA[one_of("criterion", name, WIDTH_CRITERIA)]
-        return cls(**checked(cls, options, f"criterion {name}"))
+        return cls(**checked(cls, options, where))
     except RecipeError as error:
         raise ArgumentError(error.where, error.what, error.remedy) from error
 
@@ -77,8 +87,12 @@ def read_sum(text: str) -> str | Mapping[str, float]:
     return weights
 
 
-def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the name, and the options with their values read as YAML."""
+def split_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name, and the options with their values read as YAML.
+
+    >>> split_options("taylor-2nd(level=unit)")
+    ('taylor_2nd', {'level': 'unit'})
+    """
     term = _TERM.fullmatch(text.strip())
     if term is None or term["weight"] is not None:
         return text, {}
@@ -87,5 +101,8 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     for key, _, value in pairs:
         if key.strip() in options:
             raise ArgumentError(f"criterion {text}", f"{key.strip()!r} stands here twice.", "Drop one.")
-        options[key.strip()] = parse_yaml(value, f"criterion {text}: {key.strip()}")
+        try:
+            options[key.strip()] = parse_yaml(value, f"criterion {text}: {key.strip()}")
+        except RecipeError as error:
+            raise ArgumentError(error.where, error.what, error.remedy) from error
     return term["name"].replace("-", "_"), options

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import BLOCK_KINDS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.statistics.mask_gradients import MaskGradients
 from sparse_trainer.statistics.requests import Statistic
@@ -18,6 +19,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Fisher:
     """Squared mask gradients, summed over sequences."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = BLOCK_KINDS
     standardize: ClassVar[str] = "cost"
 
     def requests(self) -> tuple[Statistic[Any], ...]:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
@@ -15,6 +16,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Ifv:
     """Variance of the consumer's input."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
 
     def requests(self) -> tuple[Statistic[Any], ...]:

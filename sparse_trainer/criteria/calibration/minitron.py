@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
 from sparse_trainer.statistics.requests import Statistic
 from sparse_trainer.statistics.sequence_means import SequenceMeans
@@ -15,6 +16,7 @@ from sparse_trainer.statistics.sequence_means import SequenceMeans
 class Minitron:
     """sqrt(sum over sequences of (mean over tokens of |x|)^2); of a head, the L2 norm over its features."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
 
     def requests(self) -> tuple[Statistic[Any], ...]:

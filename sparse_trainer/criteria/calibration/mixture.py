@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
+from patchers.units import KINDS, Kind
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
 from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum, written
-from sparse_trainer.errors import ArgumentError, NonFiniteError, one_of, shown
+from sparse_trainer.criteria.scores import check_finite, check_scores
+from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: U = units of a group.
@@ -32,6 +33,11 @@ class Mixture:
     parts: tuple[tuple[WidthCriterion, float], ...]
     normalizer: str
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit that all parts score."""
+        return tuple(kind for kind in KINDS if all(kind in part.kinds for part, _ in self.parts))
+
     def requests(self) -> tuple[Statistic[Any], ...]:
         """Return what all parts need."""
         return tuple(need for part, _ in self.parts for need in part.requests())
@@ -41,7 +47,7 @@ class Mixture:
         total: dict[str, Tensor] = {}
         standardized = STANDARDIZERS[self.normalizer]
         for part, weight in self.parts:
-            raw = part.scores(evidence)
+            raw = scores_of(part, evidence)
             for name, score_U in standardized(raw, dict.fromkeys(raw, 1), evidence.structure.kinds).items():
                 total[name] = total[name] + weight * score_U if name in total else weight * score_U
         return total
@@ -94,10 +100,13 @@ def name_of(asked: CriterionLike) -> str:
     return written(meant)
 
 
-def check_finite(scores: Mapping[str, Tensor], name: str) -> None:
-    """Raise `NonFiniteError` where a score is NaN or infinite."""
-    for group, score_U in scores.items():
-        if not bool(torch.isfinite(score_U).all()):
-            raise NonFiniteError(
-                group, f"{name} gave NaN or infinite scores.", "Look for NaN weights in this layer."
-            )
+def scores_of(criterion: WidthCriterion, evidence: Evidence) -> dict[str, Tensor]:
+    """Return the scores of a criterion, once they are known to be one finite number per unit.
+
+    Raises:
+        CriterionError: they are not.
+    """
+    scores, name = criterion.scores(evidence), name_of(criterion)
+    check_scores(scores, evidence.structure.groups, name)
+    check_finite(scores, name)
+    return scores

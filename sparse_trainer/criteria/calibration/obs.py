@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.statistics.moments import Moments, MomentSums
@@ -22,6 +23,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Obs:
     """Exact increase of the consumer's squared error, the other columns refitted."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
     centred: bool = False
     """Use the covariance, for a repair with bias; else the second moments."""

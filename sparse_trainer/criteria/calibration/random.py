@@ -1,4 +1,4 @@
-"""Random: the control that shows what a criterion adds to repair alone."""
+"""Random: the control that shows what a criterion adds to repair, or to training, alone."""
 
 import zlib
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from patchers.units import KINDS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.statistics.requests import Statistic
 
@@ -14,8 +15,9 @@ from sparse_trainer.statistics.requests import Statistic
 @final
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """Uniform scores, fixed by the seed and the name of the group; the same as in fine-pruning."""
+    """Uniform scores, fixed by the seed and the name of the group."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
     standardize: ClassVar[str] = "none"
     seed: int = 42
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.statistics.elements import Elements
@@ -20,6 +21,7 @@ from sparse_trainer.statistics.requests import Statistic
 class ReferSvd:
     """|mean over hidden features of w dF/dw|, per sequence, where F is the sum of the output norms."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "cost"
     trim: float = 0.0
     """Share of the hidden features left out on either side."""

@@ -1,29 +1,41 @@
 """Which criterion can score which units of a model: asked before any work is done."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
-from patchers.units import Group
+from patchers.units import Group, Kind
+from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.statistics.requests import Statistic, unsupported_reason
+from sparse_trainer.statistics.requests import unsupported_reason
 
 
-def check_scorable(groups: Sequence[Group], requests: Sequence[Statistic[Any]], name: str) -> None:
+def scored_kinds(criterion: WidthCriterion) -> tuple[Kind, ...]:
+    """Return the kinds of unit that a criterion scores: those it knows a score for, and can get the statistics of."""
+    requests = criterion.requests()
+    return tuple(kind for kind in criterion.kinds if all(kind in request.kinds for request in requests))
+
+
+def criteria_for(kinds: Collection[Kind]) -> list[str]:
+    """Return the names of the criteria that score all of these kinds of unit."""
+    return [name for name, known in WIDTH_CRITERIA.items() if set(kinds) <= set(scored_kinds(known()))]
+
+
+def check_scorable(groups: Sequence[Group], criterion: WidthCriterion, name: str) -> None:
     """Raise `UnsupportedModelError` where a criterion cannot look at a group; names those that can.
 
     Args:
-        requests: What the criterion has to know.
-        name: What the user calls it.
+        name: What the user calls the criterion.
     """
     for group in groups:
-        reason = unsupported_reason(group, requests)
+        reason = _reason(group, criterion)
         if reason is not None:
-            able = [
-                n
-                for n, known in WIDTH_CRITERIA.items()
-                if not any(unsupported_reason(g, known().requests()) for g in groups)
-            ]
+            able = [n for n, known in WIDTH_CRITERIA.items() if not any(_reason(g, known()) for g in groups)]
             raise UnsupportedModelError(
                 group.name, f"{name} cannot score it: {reason}.", f"Take {', '.join(able)}; or leave it out."
             )
+
+
+def _reason(group: Group, criterion: WidthCriterion) -> str | None:
+    """Return why a criterion cannot score the units of a group, None where it can."""
+    reason = unsupported_reason(group, criterion.requests())
+    return f"it scores no {group.kind}" if reason is None and group.kind not in criterion.kinds else reason

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.statistics.elements import Elements
 from sparse_trainer.statistics.requests import Statistic
@@ -21,6 +22,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Snip:
     """Sensitivity of the loss, per sequence."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "cost"
     signed: bool = True
     """True = the structured form, with signs; False = absolute value of every weight, a share of the model's total."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, Literal, final, get_args
 
 from torch import Tensor
 
-from patchers.units import Group
+from patchers.units import BLOCK_KINDS, Group, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import one_of
 from sparse_trainer.statistics.elements import Elements
@@ -27,6 +27,7 @@ _DEFAULT: Final[dict[str, Aggregation]] = {"element": "sum", "vector": "first"}
 class Taylor:
     """Sum over sequences of sum |w g| (element) or |sum w g| (vector), per linear, aggregated over the linears."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = BLOCK_KINDS
     standardize: ClassVar[str] = "cost"
     form: TaylorForm = "element"
     aggregation: Aggregation | None = None

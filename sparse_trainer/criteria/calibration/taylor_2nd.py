@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import Tensor
 
+from patchers.units import BLOCK_KINDS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.errors import one_of
 from sparse_trainer.statistics.elements import Elements
@@ -25,6 +26,7 @@ Level = Literal["element", "unit"]
 class TaylorSecond:
     """Second-order change of the loss, per weight and summed, or of the unit's gate as a whole."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = BLOCK_KINDS
     standardize: ClassVar[str] = "cost"
     sign: Sign = "upper"
     """upper: |w g| + w^2 h / 2, no cancellation; removal: |w g - w^2 h / 2| per sequence; signed_removal:
@@ -34,11 +36,8 @@ class TaylorSecond:
     per sequence and means the absolute value of the sum."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("sign", self.sign, get_args(Sign)),
-            ("level", self.level, get_args(Level)),
-        ):
-            one_of(f"taylor_2nd.{name}", value, known)
+        one_of("taylor_2nd.sign", self.sign, get_args(Sign))
+        one_of("taylor_2nd.level", self.level, get_args(Level))
 
     def requests(self) -> tuple[Statistic[Any], ...]:
         """Return element sums, or mask gradients."""

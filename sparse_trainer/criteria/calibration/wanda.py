@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
@@ -19,6 +20,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Wanda:
     """Mean over outputs of |W| times rms(x), per token, so that it does not grow with the calibration set."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
 
     def requests(self) -> tuple[Statistic[Any], ...]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.wanda import Wanda
 from sparse_trainer.statistics.moments import Moments
@@ -19,6 +20,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Wifn:
     """Mean over outputs of |W| times the norm of the input feature."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
 
     def requests(self) -> tuple[Statistic[Any], ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from patchers.units import HEADS
+from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.criteria.calibration.base import Evidence, consumer_weight, per_unit
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
@@ -19,6 +19,7 @@ from sparse_trainer.statistics.requests import Statistic
 class Wifv:
     """Variance of what a unit feeds its consumer, weighted by the consumer's columns."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
     square_heads: bool = False
     """Square the column scores of heads before they are summed, as FLAP's code does."""

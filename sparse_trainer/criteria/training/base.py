@@ -1,52 +1,52 @@
-"""What a criterion for fine-pruning has to offer."""
+"""What a criterion of fine-pruning has to offer, and what it may offer beside.
+
+Its options are its fields: a frozen dataclass, made by a name such as `taylor(order=2)`. What must survive a restart it
+keeps in the gates (parameters and buffers), never in itself.
+"""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
-from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind, Structure
+from patchers.units import Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
+from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.statistics.requests import Statistic, Statistics
 
 Gates = Mapping[str, Gate]
 
 
-class Criterion(Protocol):
-    """Scores units while a model trains.
-
-    A criterion is built from the `SparseTrainingArguments`. What must survive a restart it keeps in the gates
-    (parameters and buffers), never in itself.
-    """
-
-    kinds: ClassVar[tuple[Kind, ...]]
-    """Kinds of unit it prunes when the user names none."""
-    scored: ClassVar[tuple[Kind, ...]]
-    """Kinds of unit it can score."""
-    standardize: ClassVar[str]
-    """Normaliser that suits its scores when the user names none."""
-    learns: ClassVar[bool]
-    """Whether `score_U` of the gates is trained by the optimizer."""
+class TrainingCriterion(Protocol):
+    """Scores units while a model trains."""
 
     @property
-    def optimizer_options(self) -> Mapping[str, Any]:
-        """Options of the scores' optimizer group that differ from `score_learning_rate` and no decay."""
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit it can score."""
 
-    def __init__(self, args: Any) -> None: ...
+    @property
+    def default_units(self) -> tuple[Kind, ...]:
+        """Kinds of unit to prune when the user names none."""
+
+    @property
+    def standardize(self) -> str:
+        """Normaliser that suits its scores when the user names none."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether `score_U` of the gates is trained by the optimizer."""
 
     def make_gate(self, group: Group) -> Gate:
         """Return the gate that the criterion needs on a group."""
 
-    def constrain(self, constraints: Sequence[Constraint]) -> None:
-        """Take note of what the budget demands, once, before training."""
+    def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
+        """Return the score of each unit, shape [U], higher = keep, by group name."""
 
-    def requests(self) -> tuple[Statistic[Any], ...]:
-        """Return what has to be collected on a calibration set before training, if anything."""
 
-    def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
-        """Read what was collected."""
+@runtime_checkable
+class Observes(Protocol):
+    """Reads the gradients of an optimizer step."""
 
     def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
         """Read what the backward passes of one optimizer step left in the gates.
@@ -55,51 +55,63 @@ class Criterion(Protocol):
             loss_scale: What a GradScaler has multiplied the gradients by, a scalar; None = nothing.
         """
 
-    def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
-        """Return the score of each unit, shape [U], higher = keep, by group name."""
 
-    def penalty(
-        self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float
-    ) -> Tensor | None:
-        """Return a scalar to add to the loss, or None.
+class Penalty(Protocol):
+    """A term of the loss that pulls gates towards the budget."""
+
+    def __call__(self, gates: Gates, density: float, remaining: float) -> Tensor:
+        """Return a scalar to add to the loss.
 
         Args:
             density: Fraction of the whole cost that is allowed now.
             remaining: Part of the way to the budget that is still to go, in [0, 1].
         """
 
-    def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
-        """Follow the schedule: `progress` in [0, 1]; `frozen` = the structure is final."""
+
+@runtime_checkable
+class Penalizes(Protocol):
+    """Adds a term to the loss."""
+
+    def make_penalty(self, costs: Mapping[str, int], constraints: Sequence[Constraint]) -> Penalty:
+        """Return the term, which may observe optimizer steps as well.
+
+        Args:
+            costs: Cost of one unit, by group name.
+            constraints: What the budget demands.
+        """
 
 
-class Plain:
-    """The parts of a criterion that most do not need."""
+@runtime_checkable
+class FollowsSchedule(Protocol):
+    """Changes its gates as training goes on."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
-    scored: ClassVar[tuple[Kind, ...]] = KINDS
-    optimizer_options: Mapping[str, Any] = MappingProxyType({})
+    def advance(self, gates: Gates, progress: float, schedule: Schedule) -> None:
+        """Move the gates to `progress` in [0, 1], after an optimizer step."""
 
-    def __init__(self, args: Any) -> None:
-        self.args = args
 
-    def constrain(self, constraints: Sequence[Constraint]) -> None:
-        """Leave the budget to the selector."""
+@runtime_checkable
+class OwnSchedule(Protocol):
+    """Tightens the budget in a way of its own."""
+
+    def make_schedule(self, warmup: float, cooldown: float) -> Schedule:
+        """Return the schedule between a dense start and a final structure, as fractions of training."""
+
+
+@runtime_checkable
+class OwnOptimizer(Protocol):
+    """Has its scores trained with options of its own."""
+
+    @property
+    def optimizer_options(self) -> Mapping[str, Any]:
+        """Options of the scores' optimizer group that differ from `score_learning_rate` and no decay."""
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """Scores on a calibration set, before training."""
 
     def requests(self) -> tuple[Statistic[Any], ...]:
-        """Ask for no calibration set."""
-        return ()
+        """Return what has to be collected; nothing, for a criterion that looks at weights only."""
 
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
-        """Read nothing."""
-
-    def observe(self, gates: Gates, loss_scale: Tensor | None = None) -> None:
-        """Read nothing."""
-
-    def penalty(
-        self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float
-    ) -> Tensor | None:
-        """Add nothing to the loss."""
-        return None
-
-    def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
-        """Follow no schedule."""
+        """Read what was collected."""

@@ -8,6 +8,7 @@ budget of its own there is one such term for each, as in Sheared LLaMA (Xia et a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.hard_concrete import SHIFT, ConcreteGate, drawn, presence
-from patchers.units import EXPERTS, KINDS, Group, Kind, Structure
+from patchers.units import CHANNELS, EXPERTS, HEADS, KINDS, Group, Kind, Structure
 from sparse_trainer.budget.nesting import Constraint
-from sparse_trainer.criteria.training.base import Gates, Plain
+from sparse_trainer.budget.schedule import LinearSchedule, Schedule
+from sparse_trainer.criteria.training.base import Gates
+from sparse_trainer.fields import check_positive, check_share
 
 # Shape legend: N = units of the model, C = constraints, U = units of a group.
 
@@ -86,34 +89,17 @@ class ExpectedSize:
 
 
 @final
-class L0(Plain):
-    """Learned random gates; the budget decides how many close, the loss which."""
+class Lagrangian:
+    """The penalty of the budget, and its multipliers, which climb up the violation of every optimizer step.
 
-    # A router chooses among experts that are there or not: it cannot read a soft gate.
-    scored: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != EXPERTS)
-    standardize: ClassVar[str] = "none"
-    learns: ClassVar[bool] = True
+    Args:
+        rate: Step of the multipliers.
+    """
 
-    def __init__(self, args: Any) -> None:
-        super().__init__(args)
-        # A short memory of squared gradients: what the multipliers ask for changes sign within a few hundred steps.
-        # A single channel of many has a tiny share of the cost, so that its gradient is near Adam's default epsilon.
-        self.optimizer_options = {
-            "lr": args.l0_learning_rate,
-            "betas": (0.9, 0.99),
-            "eps": 1e-12,
-        }
+    def __init__(self, constraints: Sequence[Constraint], rate: float) -> None:
+        self._constraints, self._rate = constraints, rate
         self._expected: ExpectedSize | None = None
         self._violation_C: Tensor | None = None
-
-    def make_gate(self, group: Group) -> Gate:
-        """Return a gate that is open until the dense start is over."""
-        return ConcreteGate(group.num_units)
-
-    def constrain(self, constraints: Sequence[Constraint]) -> None:
-        """Take note of what the budget demands."""
-        self._constraints = constraints
-        self._expected = None
 
     def expected(self, gates: Gates) -> ExpectedSize:
         """Return the expected size of these gates under the constraints."""
@@ -122,7 +108,7 @@ class L0(Plain):
             self._expected = ExpectedSize(self._constraints, sizes)
         return self._expected
 
-    def penalty(self, gates: Gates, costs: Mapping[str, int], density: float, remaining: float) -> Tensor:
+    def __call__(self, gates: Gates, density: float, remaining: float) -> Tensor:
         """Return the Lagrangian; `remaining` is the part of the way to the budget still to go."""
         expected = self.expected(gates)
         share_C = expected({name: gate.score_U for name, gate in gates.items() if gate.score_U is not None})
@@ -138,27 +124,73 @@ class L0(Plain):
         if self._expected is None or self._violation_C is None:
             return
         over_C = self._violation_C
-        step_C2 = torch.stack([over_C, over_C.square()], dim=1) * self.args.l0_multiplier_rate
+        step_C2 = torch.stack([over_C, over_C.square()], dim=1) * self._rate
         for name, step_2 in zip(self._expected.firsts, step_C2, strict=True):
             _concrete(gates[name]).multipliers_2.add_(step_2)
         self._violation_C = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class L0:
+    """Learned random gates; the budget decides how many close, the loss which."""
+
+    # A router chooses among experts that are there or not: it cannot read a soft gate.
+    kinds: ClassVar[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != EXPERTS)
+    default_units: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
+    standardize: ClassVar[str] = "none"
+    learns: ClassVar[bool] = True
+    learning_rate: float = 0.1
+    """Of the gates."""
+    multiplier_rate: float = 0.3
+    """Step of the Lagrange multipliers, up the violation of the budget."""
+    warmup: float = 0.5
+    """Part of the time between dense start and cool-down in which the budget falls, linearly, in [0, 1]."""
+    seed: int = 42
+    """Of the noise."""
+
+    def __post_init__(self) -> None:
+        check_positive("l0.learning_rate", self.learning_rate)
+        check_positive("l0.multiplier_rate", self.multiplier_rate)
+        check_share("l0.warmup", self.warmup, "[0, 1]", "Give a fraction, e.g. 0.5.")
+
+    @property
+    def optimizer_options(self) -> Mapping[str, Any]:
+        """Return Adam's options for the gates.
+
+        A short memory of squared gradients: what the multipliers ask for changes sign within a few hundred steps. A
+        single channel of many has a tiny share of the cost, so that its gradient is near Adam's default epsilon.
+        """
+        return {"lr": self.learning_rate, "betas": (0.9, 0.99), "eps": 1e-12}
+
+    def make_gate(self, group: Group) -> Gate:
+        """Return a gate that is open until the dense start is over."""
+        return ConcreteGate(group.num_units)
+
+    def make_penalty(self, costs: Mapping[str, int], constraints: Sequence[Constraint]) -> Lagrangian:
+        """Return the Lagrangian of what the budget demands."""
+        return Lagrangian(constraints, self.multiplier_rate)
+
+    def make_schedule(self, warmup: float, cooldown: float) -> LinearSchedule:
+        """Return a budget that falls linearly, then waits until the multipliers have settled."""
+        return LinearSchedule(warmup=warmup, cooldown=cooldown, ramp=self.warmup)
 
     def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
         """Return the log-odds that a gate is not closed: below 0 it would rather be."""
         return {name: gate.score_U + SHIFT for name, gate in gates.items() if gate.score_U is not None}
 
     @torch.no_grad()
-    def advance(self, gates: Gates, progress: float, frozen: bool) -> None:
+    def advance(self, gates: Gates, progress: float, schedule: Schedule) -> None:
         """Draw the noise of the next step; keep gates open before, and as selected after, the time of learning."""
         concrete = [_concrete(gate) for gate in gates.values()]
         for gate in concrete:
             gate.clamp()
-        if frozen:
+        if schedule.frozen(progress):
             for gate in concrete:
                 gate.hold()
-        elif progress >= self.args.pruning_warmup_ratio:
+        elif progress >= schedule.warmup:
             sizes = [gate.noise_U.numel() for gate in concrete]
-            noise_N = drawn(sum(sizes), f"{self.args.pruning_seed}/{progress}", concrete[0].noise_U.device)
+            noise_N = drawn(sum(sizes), f"{self.seed}/{progress}", concrete[0].noise_U.device)
             for gate, noise_U in zip(concrete, noise_N.split(sizes), strict=True):
                 gate.noise_U.copy_(noise_U)
 

@@ -5,19 +5,23 @@ score is a parameter; the mask is the top of the scores under the budget; the gr
 dL/dS_u = sum over the unit's consumer weights of W * dL/dW.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
-from patchers.units import Group, Structure
-from sparse_trainer.criteria.training.base import Gates, Plain
+from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind, Structure
+from sparse_trainer.criteria.training.base import Gates
 
 
 @final
-class Movement(Plain):
+@dataclass(frozen=True, kw_only=True)
+class Movement:
     """Learned scores, selected over the whole budget. Adam gives every score the same step, so none is rescaled."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
+    default_units: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
 

@@ -1,30 +1,57 @@
-"""Criteria of fine-pruning: a new one is one file here, one line below, one row in the law tests."""
+"""Criteria of fine-pruning by name: a new one is one file here, one line below, one row in the law tests."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from patchers.units import Kind
+from sparse_trainer.criteria.calibration.expressions import read_sum, split_options, with_options
+from sparse_trainer.criteria.calibration.mixture import criterion_of
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.criteria.training.base import Criterion, Gates
-from sparse_trainer.criteria.training.calibrated import Calibrated, calibrated
+from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.criteria.training.l0 import L0
 from sparse_trainer.criteria.training.layer_gate import LayerGate
-from sparse_trainer.criteria.training.magnitude import Magnitude
 from sparse_trainer.criteria.training.movement import Movement
-from sparse_trainer.criteria.training.random import Random
-from sparse_trainer.criteria.training.taylor import Taylor
+from sparse_trainer.criteria.training.one_shot import OneShot
+from sparse_trainer.criteria.training.running_taylor import RunningTaylor
+from sparse_trainer.errors import one_of
 
-CRITERIA: dict[str, type[Criterion]] = {
+TRAINING_CRITERIA: dict[str, type[TrainingCriterion]] = {
     "movement": Movement,
     "layer_gate": LayerGate,
     "l0": L0,
-    "taylor": Taylor,
-    "magnitude": Magnitude,
-    "random": Random,
+    "taylor": RunningTaylor,
 }
-# Those of one-shot pruning that are not among them: scored once, before training.
-CRITERIA |= {name: calibrated(width) for name, width in WIDTH_CRITERIA.items() if name not in CRITERIA}
 
 
-def is_calibrated(name: str) -> bool:
-    """Tell whether a criterion is one of one-shot pruning, which scores once, before training."""
-    return issubclass(CRITERIA[name], Calibrated)
+def scorings() -> list[str]:
+    """Return the names that fine-pruning can score by: its own criteria, then those of one-shot pruning."""
+    return list(TRAINING_CRITERIA | WIDTH_CRITERIA)
 
 
-__all__ = ["CRITERIA", "Criterion", "Gates", "is_calibrated"]
+def scorings_for(kinds: Collection[Kind]) -> list[str]:
+    """Return the names of the criteria that score all of these kinds of unit."""
+    return [name for name in scorings() if set(kinds) <= set(read_scoring(name).kinds)]
+
+
+def read_scoring(text: str, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingCriterion:
+    """Return the criterion of fine-pruning that a name means, options in brackets; or a sum of one-shot criteria.
+
+    Args:
+        defaults: Options by name of the criterion, for what the text leaves open.
+
+    >>> read_scoring("taylor(order=2)")
+    RunningTaylor(order=2, decay=0.99)
+    >>> read_scoring("magnitude", {"magnitude": {"norm": 1}})
+    OneShot(criterion=Magnitude(norm=1))
+
+    Raises:
+        ArgumentError: an unknown name or option; the nearest known one is given.
+    """
+    if not isinstance(read_sum(text), str):
+        return OneShot(criterion=criterion_of(text))
+    name, given = split_options(text)
+    one_of("scoring", name, scorings())
+    options = {**(defaults or {}).get(name, {}), **given}
+    if name in TRAINING_CRITERIA:
+        return with_options(TRAINING_CRITERIA[name], options, f"criterion {name}")
+    return OneShot(criterion=with_options(WIDTH_CRITERIA[name], options, f"criterion {name}"))

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from sparse_trainer.data.splits import DataOptions
-from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
+from sparse_trainer.errors import RecipeError, SparseTrainerError
 from sparse_trainer.fields import checked
 from sparse_trainer.run.prune_folder import CalibrationOptions, PruneOptions, SourceOptions
 from sparse_trainer.run.recipes.oneshot import (
@@ -41,7 +41,6 @@ from sparse_trainer.run.recipes.sections import (
 )
 from sparse_trainer.tasks.base import TaskOptions
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.arguments.checks import check_scored
 
 DENSE = "dense"
 """As `pruning.distil_teacher_name_or_path`: the dense model that the same run fine-tunes first."""
@@ -168,11 +167,6 @@ def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
         origin=origin,
     )
     _check_dense(recipe)
-    if recipe.pruning is not None:
-        try:
-            check_scored(recipe.pruning)
-        except ArgumentError as error:
-            raise RecipeError(f"{origin}: pruning.{error.where}", error.what, error.remedy) from error
     if recipe.pruning is not None and recipe.pruning.prunes_nothing:
         raise RecipeError(
             f"{origin}: pruning.density",

@@ -1,28 +1,24 @@
 """What a user can ask of fine-pruning, checked once, before any work is done."""
 
 from dataclasses import dataclass, field, fields
-from typing import Final
 
-from patchers.units import CHANNELS, HEADS, Kind
+from patchers.units import Kind
 from sparse_trainer.budget.options import Budget, keeps_all
-from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.criteria.training.registry import CRITERIA
-from sparse_trainer.errors import ArgumentError, nearest, one_of
-from sparse_trainer.fields import PerKind, check_types, understands_old_names
+from sparse_trainer.budget.schedule import CubicSchedule, Schedule
+from sparse_trainer.criteria.training.base import OwnSchedule, TrainingCriterion
+from sparse_trainer.errors import ArgumentError, nearest
+from sparse_trainer.fields import PerKind, changed_fields, check_positive, check_types, understands_old_names
 from sparse_trainer.training.arguments.cheaper import CheaperArguments
-from sparse_trainer.training.arguments.checks import check_ranges, check_units
+from sparse_trainer.training.arguments.checks import (
+    check_distillation_options,
+    check_schedule,
+    check_units,
+)
 from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.masks import MaskArguments
-from sparse_trainer.training.schedule import CubicSchedule, LinearSchedule, Schedule
-
-_OPTIONS_OF: Final = dict.fromkeys(WIDTH_CRITERIA, "calibration_") | {
-    "l0": "l0_",
-    "layer_gate": "gate_",
-    "magnitude": "magnitude_",
-    "random": "pruning_seed",
-    "taylor": "taylor_",
-}
-"""Criterion -> how the names of its options begin."""
+from sparse_trainer.training.arguments.scoring import check_scoring, criterion_asked, method_of
+from sparse_trainer.training.mask_options import MaskOptions
+from sparse_trainer.training.options import DistillationOptions, GateOptions
 
 
 # Renamed, so that HfArgumentParser reads them beside any TrainingArguments: `seed` is Trainer's, `warmup_ratio` that of
@@ -145,35 +141,28 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         check_types(self, SparseTrainingArguments)
         self.check_masks()
         self.check_cheaper()
-        one_of("scoring", self.scoring, CRITERIA)
-        one_of("taylor_order", self.taylor_order, (1, 2))
-        one_of("magnitude_norm", self.magnitude_norm, (1, 2))
-        check_units(self)
-        check_ranges(self)
-        self.check_l0()
-        self.check_protection(self._closable, self.method_name)
-        if self.uses_masks and self.learns_layer_map:
+        check_scoring(self.scoring, vars(self), changed_fields(self))
+        self._check_numbers()
+        options = self.driver_options
+        if isinstance(options, GateOptions):
+            check_units(options, self.blending)
+        elif self.distillation.learns_layer_map:
             raise ArgumentError(
                 "distil_layer_map", "'learned' goes with gates only.", "Take 'fixed' beside masks."
             )
+        self.check_protection(options.kinds, self.method_name)
+
+    def _check_numbers(self) -> None:
+        check_distillation_options(self.distillation)
+        check_schedule(self.pruning_warmup_ratio, self.cooldown_ratio)
+        for name in ("score_learning_rate", "update_every", "calibration_samples"):
+            check_positive(name, getattr(self, name))
 
     @property
     def method_name(self) -> str:
-        """What plans and cards call the method."""
-        if not self.uses_masks:
-            return self.scoring
-        return self.preset or f"masks: {self.dense_pruning_method}, {self.attention_pruning_method}"
-
-    @property
-    def method(self) -> str:
-        """What plans and cards say of how was pruned: the method, and its options that are not the default."""
-        prefix = _OPTIONS_OF.get("" if self.uses_masks else self.scoring)
-        changed = [
-            f"{f.name}={getattr(self, f.name)}"
-            for f in fields(self)
-            if prefix is not None and f.name.startswith(prefix) and getattr(self, f.name) != f.default
-        ]
-        return f"{self.method_name}({', '.join(changed)})" if changed else self.method_name
+        """What messages call the method."""
+        options = self.driver_options
+        return options.method if isinstance(options, MaskOptions) else self.scoring
 
     @property
     def prunes_nothing(self) -> bool:
@@ -186,13 +175,9 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         return self.budget.kinds
 
     @property
-    def _closable(self) -> tuple[Kind, ...]:
-        """Kinds of unit that gates, or masks, close."""
-        if not self.uses_masks:
-            return self.kinds
-        dense, attention = (self.part(name) is not None for name in ("dense", "attention"))
-        heads = attention or (dense and self.mask_option("attention_output_with_dense"))
-        return tuple(kind for kind in self.kinds if {HEADS: heads, CHANNELS: dense}.get(kind, False))
+    def criterion(self) -> TrainingCriterion:
+        """What scores units behind gates."""
+        return criterion_asked(self.scoring, vars(self))
 
     @property
     def budget(self) -> Budget:
@@ -202,7 +187,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             target=self.target,
             scope=self.scope,
             units=None if self.units is None else tuple(self.units),
-            default_units=CRITERIA[self.scoring].kinds,
+            default_units=self.criterion.default_units,
             multiple_of=self.multiple_of,
             min_keep=self.min_keep,
             standardize=self.standardize,
@@ -214,8 +199,34 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     @property
     def schedule(self) -> Schedule:
         """How the budget tightens."""
-        if self.scoring == "l0":
-            return LinearSchedule(
-                warmup=self.pruning_warmup_ratio, cooldown=self.cooldown_ratio, ramp=self.l0_warmup
-            )
-        return CubicSchedule(warmup=self.pruning_warmup_ratio, cooldown=self.cooldown_ratio)
+        own, warmup, cooldown = self.criterion, self.pruning_warmup_ratio, self.cooldown_ratio
+        if isinstance(own, OwnSchedule):
+            return own.make_schedule(warmup, cooldown)
+        return CubicSchedule(warmup=warmup, cooldown=cooldown)
+
+    @property
+    def distillation(self) -> DistillationOptions:
+        """What is learned from a teacher."""
+        return DistillationOptions(
+            teacher=self.distil_teacher_name_or_path,
+            alpha_task=self.distil_alpha_ce,
+            alpha_logits=self.distil_alpha_teacher,
+            alpha_hidden=self.distil_alpha_hidden,
+            temperature=self.distil_temperature,
+            layer_map=self.distil_layer_map,
+            in_order=self.distil_in_order,
+        )
+
+    @property
+    def driver_options(self) -> GateOptions | MaskOptions:
+        """What closes units: gates, or weight masks where they are asked for."""
+        masks = self.mask_options(schedule=self.schedule, seed=self.pruning_seed, protection=self.protection)
+        return masks or GateOptions(
+            scoring=self.scoring,
+            method=method_of(self.scoring, vars(self), changed_fields(self)),
+            criterion=self.criterion,
+            budget=self.budget,
+            schedule=self.schedule,
+            score_learning_rate=self.score_learning_rate,
+            protection=self.protection,
+        )

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, fields
 from typing import Final
 
 from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.fields import check_share
+from sparse_trainer.training.options import LAYERS, BlendingOptions
 
-LAYERS: Final = ("relu", "no_norm")
 _OF_LAYER: Final = {
     "gelu_patch_steps": "relu",
     "layer_norm_patch_steps": "no_norm",
@@ -59,47 +60,28 @@ class CheaperArguments:
         return tuple(name for name in LAYERS if name in self.cheaper or old[name])
 
     @property
-    def statistics_decay(self) -> float:
-        """Decay of the statistics of `no_norm`, in whichever words."""
+    def blending(self) -> BlendingOptions:
+        """Which cheaper layers are blended in, and how fast, in whichever words."""
         given = self.layer_norm_patch_start_delta
-        return self.cheaper_decay if given is None else given
-
-    def blend_steps(self, total_steps: int) -> dict[str, float]:
-        """Return the optimizer steps after which only the cheaper layer counts, by its name.
-
-        Raises:
-            ArgumentError: training ends before.
-        """
-        old = {"relu": self.gelu_patch_steps, "no_norm": self.layer_norm_patch_steps}
-        fields = {"relu": "gelu_patch_steps", "no_norm": "layer_norm_patch_steps"}
-        steps: dict[str, float] = {}
-        for name in self.cheaper_layers:
-            given = old[name]
-            if given is not None and given > total_steps:
-                raise ArgumentError(
-                    fields[name],
-                    f"{given} steps, but training has {total_steps}: the original layers would never be gone.",
-                    "Train longer, lower it, or leave it out: then `cheaper_until` of training counts.",
-                )
-            steps[name] = self.cheaper_until * total_steps if given is None else given
-        return steps
+        return BlendingOptions(
+            layers=self.cheaper_layers,
+            decay=self.cheaper_decay if given is None else given,
+            until=self.cheaper_until,
+            steps={
+                "relu": ("gelu_patch_steps", self.gelu_patch_steps),
+                "no_norm": ("layer_norm_patch_steps", self.layer_norm_patch_steps),
+            },
+        )
 
     def check_cheaper(self) -> None:
         """Raise `ArgumentError` for values that make no sense; also after `setattr`."""
         for name in self.cheaper:
             one_of("cheaper", name, LAYERS)
-        if not 0 < self.cheaper_until <= 1:
-            raise ArgumentError(
-                "cheaper_until", f"{self.cheaper_until!r} is not in (0, 1].", "Give a fraction, e.g. 0.7."
-            )
-        for name in ("gelu_patch_steps", "layer_norm_patch_steps"):
-            steps: int | None = getattr(self, name)
+        check_share("cheaper_until", self.cheaper_until, "(0, 1]", "Give a fraction, e.g. 0.7.")
+        for name, steps in self.blending.steps.values():
             if steps is not None and not steps > 0:
                 raise ArgumentError(name, f"{steps!r} is not positive.", "Give a number of optimizer steps.")
-        if not 0 <= self.statistics_decay < 1:
-            raise ArgumentError(
-                "cheaper_decay", f"{self.statistics_decay!r} is not in [0, 1).", "Give e.g. 0.99."
-            )
+        check_share("cheaper_decay", self.blending.decay, "[0, 1)", "Give e.g. 0.99.")
         self._check_idle_cheaper()
 
     def _check_idle_cheaper(self) -> None:

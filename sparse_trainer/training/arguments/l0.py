@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from patchers.units import HEADS, KINDS, Kind
 from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.plan.protect import Protection
 
-LAYER_MAPS = ("fixed", "learned")
 _PROTECTED: tuple[Kind, ...] = (HEADS,)
 
 
@@ -50,27 +50,10 @@ class L0Arguments:
     )
 
     @property
-    def learns_layer_map(self) -> bool:
-        """Whether hidden states are compared by a map that is found while training."""
-        return self.distil_layer_map == "learned" and self.distil_alpha_hidden > 0
-
-    @property
-    def first_plan(self) -> str | None:
-        """The plan whose survivors may not close, in whichever words."""
-        return self.protect_plan or self.rewind_model_name_or_path
-
-    def check_l0(self) -> None:
-        """Raise `ArgumentError` for values that make no sense."""
-        for name in ("l0_learning_rate", "l0_multiplier_rate"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(
-                    name, f"{getattr(self, name)!r} is not positive.", "Give a positive number."
-                )
-        one_of("distil_layer_map", self.distil_layer_map, LAYER_MAPS)
-        if not 0 <= self.l0_warmup <= 1:
-            raise ArgumentError(
-                "l0_warmup", f"{self.l0_warmup!r} is not in [0, 1].", "Give a fraction, e.g. 0.5."
-            )
+    def protection(self) -> Protection | None:
+        """Whose survivors may not close, in whichever words."""
+        plan = self.protect_plan or self.rewind_model_name_or_path
+        return None if plan is None else Protection(plan=plan, kinds=tuple(self.protect_kinds))
 
     def check_protection(self, pruned: Collection[Kind], method: str) -> None:
         """Raise `ArgumentError` where the protection asked for would come to nothing.
@@ -90,7 +73,7 @@ class L0Arguments:
             )
         for kind in self.protect_kinds:
             one_of("protect_kinds", kind, KINDS)
-        if self.first_plan is None:
+        if self.protection is None:
             if list(self.protect_kinds) != list(_PROTECTED):
                 raise ArgumentError(
                     "protect_kinds",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.training.mask_parts import DISABLED, PartOptions
+from sparse_trainer.fields import check_share
+from sparse_trainer.training.mask_options import DISABLED, PartOptions
 from sparse_trainer.training.mask_selection import BY_FRACTION
 
 _ASKERS: Final = ("preset", "dense_pruning_method", "attention_pruning_method", "ampere_pruning_method")
@@ -103,9 +104,7 @@ def _check_rivals(touched: frozenset[str]) -> None:
 
 
 def _check_ranges(options: Mapping[str, Any]) -> None:
-    least = options["linear_min_parameters"]
-    if not 0 <= least < 1:
-        raise ArgumentError("linear_min_parameters", f"{least!r} is not in [0, 1).", "Give a fraction.")
+    check_share("linear_min_parameters", options["linear_min_parameters"], "[0, 1)", "Give a fraction.")
     for name in _IN_STEPS:
         if options[name] is not None and not options[name] >= 0:
             raise ArgumentError(

@@ -4,11 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.fields import changed_fields
+from sparse_trainer.plan.protect import Protection
 from sparse_trainer.training.arguments.mask_checks import Asked, check
-from sparse_trainer.training.mask_parts import DISABLED, PartOptions, parse_method, spelled
+from sparse_trainer.training.mask_options import (
+    DISABLED,
+    PARTS,
+    MaskOptions,
+    Part,
+    PartOptions,
+    Regularization,
+    parse_method,
+    spelled,
+)
 from sparse_trainer.training.mask_selection import BY_FRACTION, METHODS, Method
-from sparse_trainer.training.schedule import CubicSchedule
 
 AMPERE: Final = (DISABLED, "topK", "threshold", "sigmoid_threshold", "magnitude", "annealing")
 INITS: Final = ("constant", "uniform", "kaiming")
@@ -119,10 +130,11 @@ class MaskArguments:
     def mask_option(self, name: str) -> Any:
         """Return an option, or what the preset says where the user said nothing."""
         value = getattr(self, name)
-        untouched = value == _default_of(type(self), name)
-        return PRESETS[self.preset].get(name, value) if untouched and self.preset is not None else value
+        if self.preset is None or name in changed_fields(self):
+            return value
+        return PRESETS[self.preset].get(name, value)
 
-    def part(self, name: str) -> PartOptions | None:
+    def part(self, name: Part) -> PartOptions | None:
         """Return how `dense` or `attention` matrices are masked, None = not at all."""
         method, shape = parse_method(f"{name}_pruning_method", self.mask_option(f"{name}_pruning_method"))
         if method == DISABLED:
@@ -139,24 +151,37 @@ class MaskArguments:
             final=(0.5 if by_fraction else 0.1) if final is None else final,
         )
 
-    def mask_schedule(self, total_steps: int, warmup_steps: int) -> CubicSchedule | None:
-        """Return the schedule in units of `warmup_steps`, None where it was asked for as fractions of training.
-
-        Raises:
-            ArgumentError: the stretches leave no step to prune in.
-        """
-        if self.initial_warmup is None and self.final_warmup is None:
+    def mask_options(
+        self, *, schedule: Schedule, seed: int, protection: Protection | None
+    ) -> MaskOptions | None:
+        """Return what is asked for, filled in by the preset; None where no masks are."""
+        if not self.uses_masks:
             return None
-        first = 1.0 if self.initial_warmup is None else self.initial_warmup
-        last = 2.0 if self.final_warmup is None else self.final_warmup
-        if (first + last) * warmup_steps >= total_steps:
-            raise ArgumentError(
-                "initial_warmup + final_warmup",
-                f"({first:g} + {last:g}) x {warmup_steps} warmup_steps leave none of {total_steps} steps to prune in.",
-                "Train longer, or lower them or warmup_steps.",
-            )
-        return CubicSchedule(
-            warmup=first * warmup_steps / total_steps, cooldown=last * warmup_steps / total_steps
+        parts = {name: self.part(name) for name in PARTS}
+        return MaskOptions(
+            method=self.preset or f"masks: {self.dense_pruning_method}, {self.attention_pruning_method}",
+            parts={name: part for name, part in parts.items() if part is not None},
+            output_with_dense=bool(self.mask_option("attention_output_with_dense")),
+            ampere=spelled(self.ampere_pruning_method),
+            temperatures=(self.initial_ampere_temperature, self.final_ampere_temperature),
+            init=self.mask_init,
+            scale=self.mask_scale,
+            learning_rate=self.mask_scores_learning_rate,
+            masks_bias=bool(self.bias_mask),
+            least=self.linear_min_parameters,
+            regularization=Regularization(
+                kind=self.mask_option("regularization"),
+                weight=self.mask_option("regularization_final_lambda"),
+                shares={name: self.mask_option(f"{name}_lambda") for name in PARTS},
+                decoder_shares={
+                    "attention": self.decoder_attention_lambda,
+                    "dense": self.decoder_dense_lambda,
+                },
+            ),
+            schedule=schedule,
+            stretches=(self.initial_warmup, self.final_warmup),
+            seed=seed,
+            protection=protection,
         )
 
     def check_masks(self) -> None:
@@ -168,11 +193,9 @@ class MaskArguments:
         if not self.uses_masks:
             self._check_idle()
             return
-        parts = {name: self.part(name) for name in ("dense", "attention")}
+        parts = {name: self.part(name) for name in PARTS}
         asked = Asked(
-            touched=frozenset(
-                f.name for f in fields(self) if getattr(self, f.name) != _default_of(type(self), f.name)
-            ),
+            touched=changed_fields(self),
             options={f.name: self.mask_option(f.name) for f in fields(MaskArguments)},
             parts={name: part for name, part in parts.items() if part is not None},
         )
@@ -187,9 +210,3 @@ class MaskArguments:
                     "is an option of weight masks, and no mask is asked for.",
                     "Set dense_pruning_method, attention_pruning_method or preset too.",
                 )
-
-
-def _default_of(cls: type, name: str) -> Any:
-    found = next(f for f in fields(cls) if f.name == name)
-    factory: Any = found.default_factory
-    return factory() if callable(factory) else found.default

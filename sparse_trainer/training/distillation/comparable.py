@@ -7,18 +7,18 @@ from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.answers import bare, is_encoder_decoder
+from sparse_trainer.training.options import DistillationOptions
 
 _TEACHER = "distil_teacher_name_or_path"
 
 
-def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -> None:
+def check_distillation(model: nn.Module, options: DistillationOptions, teacher: nn.Module | None) -> None:
     """Raise `ArgumentError` for options of distillation that cannot be followed.
 
     Args:
-        args: `SparseTrainingArguments`.
         teacher: One that was passed as a model.
     """
-    name = args.distil_teacher_name_or_path
+    name = options.teacher
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise ArgumentError("teacher", f"{teacher!r} is no model.", f"Give a name as {_TEACHER}.")
     if teacher is not None and name is not None:
@@ -26,20 +26,20 @@ def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -
             f"teacher, {_TEACHER}", f"both a model and {name!r} are to be the teacher.", "Give one of them."
         )
     if (teacher is not None or name is not None) and not (
-        args.distil_alpha_teacher > 0 or args.distil_alpha_hidden > 0
+        options.alpha_logits > 0 or options.alpha_hidden > 0
     ):
         raise ArgumentError(
             "distil_alpha_teacher, distil_alpha_hidden",
             "both are 0, and the teacher would teach nothing.",
             "Raise one of them, or train without a teacher.",
         )
-    if args.distil_layer_map == "learned" and not args.distil_alpha_hidden > 0:
+    if options.layer_map == "learned" and not options.alpha_hidden > 0:
         raise ArgumentError(
             "distil_layer_map",
             "'learned' maps hidden states, and distil_alpha_hidden is 0.",
             "Raise `distil_alpha_hidden`, or take 'fixed'.",
         )
-    if not args.distil_alpha_hidden > 0:
+    if not options.alpha_hidden > 0:
         return
     if teacher is None and name is None:
         raise ArgumentError(
@@ -55,12 +55,8 @@ def check_distillation(model: nn.Module, args: Any, teacher: nn.Module | None) -
         )
 
 
-def check_teacher(student: nn.Module, teacher: nn.Module, args: Any) -> None:
-    """Raise `ArgumentError` where the teacher's answers have another form than the student's.
-
-    Args:
-        args: `SparseTrainingArguments`.
-    """
+def check_teacher(student: nn.Module, teacher: nn.Module, options: DistillationOptions) -> None:
+    """Raise `ArgumentError` where the teacher's answers have another form than the student's."""
     student, teacher = bare(student), bare(teacher)
     if not isinstance(student, PreTrainedModel) or not isinstance(teacher, PreTrainedModel):
         return
@@ -69,9 +65,9 @@ def check_teacher(student: nn.Module, teacher: nn.Module, args: Any) -> None:
         _same("problem_type", student.config, teacher.config, "Take a teacher of the same task.")
     texts = _text_config(student), _text_config(teacher)
     _same("vocab_size", *texts, "Take a teacher with the same tokenizer.")
-    if args.distil_alpha_hidden > 0:
+    if options.alpha_hidden > 0:
         _same("hidden_size", *texts, "Take a teacher of the same width, or set distil_alpha_hidden=0.")
-        if not args.learns_layer_map:
+        if not options.learns_layer_map:
             _same(
                 "num_hidden_layers",
                 *texts,

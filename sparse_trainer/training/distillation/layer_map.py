@@ -102,7 +102,7 @@ def hang_projection(model: Any, gates: Mapping[str, Gate]) -> nn.Linear:
     return projection
 
 
-def _touch(gate: nn.Module, args: Any, value_U: Tensor) -> Tensor:
+def _touch(gate: nn.Module, inputs: tuple[Any, ...], value_U: Tensor) -> Tensor:
     """Add nothing, by way of W: DistributedDataParallel takes what the forward pass does not meet for unused."""
     weight = gate.get_submodule(_PROJECTION).get_parameter("weight")
     return value_U + 0.0 * weight[0, 0].to(value_U.dtype)

@@ -19,6 +19,7 @@ from sparse_trainer.inputs.answers import IGNORED, bare, shifts_labels, without_
 from sparse_trainer.training.distillation.comparable import check_teacher
 from sparse_trainer.training.distillation.divergences import Divergence, divergence_for
 from sparse_trainer.training.distillation.layer_map import LayerMap
+from sparse_trainer.training.options import DistillationOptions
 
 # Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, L = layers.
 
@@ -60,21 +61,22 @@ class Distiller:
 
     Args:
         teacher: Put into evaluation mode; its parameters stop asking for gradients.
-        args: `SparseTrainingArguments`.
         student: The model that learns: its task says how answers are compared.
         shifted: Whether it is causal (labels are shifted).
     """
 
-    def __init__(self, teacher: nn.Module, args: Any, *, student: nn.Module, shifted: bool) -> None:
+    def __init__(
+        self, teacher: nn.Module, options: DistillationOptions, *, student: nn.Module, shifted: bool
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.args, self.student, self.shifted = args, student, shifted
+        self.options, self.student, self.shifted = options, student, shifted
         self._divergences: dict[str, Divergence] = {}
         self.layer_map: LayerMap | None = None
 
     @property
     def needs_hidden_states(self) -> bool:
         """Whether the student has to return its hidden states."""
-        return bool(self.args.distil_alpha_hidden > 0)
+        return self.options.alpha_hidden > 0
 
     def loss(
         self,
@@ -92,7 +94,7 @@ class Distiller:
             open_L: 1 for the layers that are kept, 0 for closed ones, whose outputs are not compared; None = all are.
             context: In which the teacher is called.
         """
-        if self.args.distil_alpha_teacher > 0 and not carries_gradient(outputs):
+        if self.options.alpha_logits > 0 and not carries_gradient(outputs):
             raise ArgumentError(
                 "distil_alpha_teacher",
                 "the logits that compute_loss returned carry no gradient: they teach the student nothing.",
@@ -103,10 +105,10 @@ class Distiller:
                 **without_answers(self.teacher, inputs), output_hidden_states=self.needs_hidden_states
             )
         parts = []
-        if self.args.distil_alpha_teacher > 0:
-            parts.append(self.args.distil_alpha_teacher * self._logits(inputs, outputs, taught))
+        if self.options.alpha_logits > 0:
+            parts.append(self.options.alpha_logits * self._logits(inputs, outputs, taught))
         if self.needs_hidden_states:
-            parts.append(self.args.distil_alpha_hidden * self._hidden(inputs, outputs, taught, open_L))
+            parts.append(self.options.alpha_hidden * self._hidden(inputs, outputs, taught, open_L))
         return torch.stack(parts).sum()
 
     def _logits(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
@@ -129,7 +131,7 @@ class Distiller:
             if name not in self._divergences:
                 self._divergences[name] = divergence_for(self.student, name, student, inputs.get("labels"))
             counts = valid_distributions(student, inputs, shifted=self.shifted)
-            losses.append(self._divergences[name](student, teacher, self.args.distil_temperature, counts))
+            losses.append(self._divergences[name](student, teacher, self.options.temperature, counts))
         return torch.stack(losses).mean()
 
     def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
@@ -156,10 +158,10 @@ class TeacherSource:
 
 
 def make_distiller(
-    model: nn.Module, args: Any, teacher: nn.Module | None, source: TeacherSource
+    model: nn.Module, options: DistillationOptions, teacher: nn.Module | None, source: TeacherSource
 ) -> Distiller | None:
-    """Return what compares `model` with `teacher`, or with the one that the arguments name; None without either."""
-    name = args.distil_teacher_name_or_path
+    """Return what compares `model` with `teacher`, or with the one that is named; None without either."""
+    name = options.teacher
     if teacher is model:
         raise ArgumentError("teacher", "it is the student itself.", "Pass a copy, or 'self'.")
     if teacher is None and name == "self":
@@ -168,8 +170,8 @@ def make_distiller(
         teacher = _load(name, model, source)
     if teacher is None:
         return None
-    check_teacher(model, teacher, args)
-    return Distiller(teacher, args, student=model, shifted=shifts_labels(model))
+    check_teacher(model, teacher, options)
+    return Distiller(teacher, options, student=model, shifted=shifts_labels(model))
 
 
 def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:

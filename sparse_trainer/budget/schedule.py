@@ -7,6 +7,14 @@ from typing import Protocol
 class Schedule(Protocol):
     """How a budget tightens."""
 
+    @property
+    def warmup(self) -> float:
+        """Fraction of training in which all is kept."""
+
+    @property
+    def cooldown(self) -> float:
+        """Fraction of training, at its end, with the final structure."""
+
     def remaining(self, progress: float) -> float:
         """Return the part of the way still to go, 1 = dense."""
 
