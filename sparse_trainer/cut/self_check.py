@@ -9,7 +9,7 @@ from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.make import forward_outputs
-from sparse_trainer.inputs.probe import probe_batch, reads_tokens_only
+from sparse_trainer.inputs.sample import reads_tokens_only, sample_batch
 
 # Shape legend: B = rows, T = tokens, K = hidden features that are kept.
 
@@ -24,14 +24,14 @@ class SelfCheckError(SparseTrainerError):
 
 
 def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
-    """Return what the part below the task head says to the probe batch, or what the whole model says."""
+    """Return what the part below the task head says to the sample batch, or what the whole model says."""
     # The head of a language model multiplies by the whole vocabulary, and nothing of it is cut.
-    probed: Any = base_of(model) if reads_tokens_only(model) and not whole else model
-    batch = probe_batch(model)
+    part: Any = base_of(model) if reads_tokens_only(model) and not whole else model
+    batch = sample_batch(model)
     mask_BT = batch.get("attention_mask")
     try:
         with evaluating(model):
-            outputs = forward_outputs(probed, batch)
+            outputs = forward_outputs(part, batch)
     except Exception as error:  # a model may fail with any error, and then the check has nothing to say
         raise UnsupportedModelError(
             type(model).__name__,

@@ -18,7 +18,7 @@ from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.inputs.probe import tokens_for
+from sparse_trainer.inputs.sample import tokens_for
 
 # Shape legend: B = batch, T = tokens.
 

@@ -9,7 +9,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.placeholders import special_ids
-from sparse_trainer.inputs.probe import probe_batch
+from sparse_trainer.inputs.sample import sample_batch
 from tests.architectures.tiny import tiny_model
 
 
@@ -18,7 +18,7 @@ def test_the_probe_draws_no_special_ids(model_type: str) -> None:
     model = tiny_model(model_type)
     model.config.image_token_id, model.config.audio_token_index = 5, 7
     model.config.eos_token_id = [2, 9]
-    batch = probe_batch(model)
+    batch = sample_batch(model)
     words = set(batch["input_ids"][batch["attention_mask"] == 1].tolist())
     assert words
     assert words.isdisjoint(special_ids(model.config))
@@ -38,7 +38,7 @@ def test_made_up_words_are_no_placeholders(model_type: str) -> None:
 def test_a_vocabulary_of_nothing_but_special_ids_still_gives_text() -> None:
     model = tiny_model("llama")
     model.config.more_token_ids = list(range(99))
-    assert probe_batch(model)["input_ids"].shape == (3, 16)
+    assert sample_batch(model)["input_ids"].shape == (3, 16)
 
 
 def test_what_the_library_raises_in_the_self_check_is_told_with_a_remedy() -> None:

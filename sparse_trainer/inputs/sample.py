@@ -18,7 +18,7 @@ _ROWS: Final = 3
 _LONGEST: Final = 16
 
 
-def probe_batch(model: Any) -> dict[str, Tensor]:
+def sample_batch(model: Any) -> dict[str, Tensor]:
     """Return the batch on which a model is compared with its cut self.
 
     It is the same for every model of the same vocabulary and input size.
