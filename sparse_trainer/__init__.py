@@ -4,6 +4,7 @@ from patchers import discover
 from sparse_trainer.criteria.register import register_criterion
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.folders.exports import register_export
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
@@ -24,5 +25,6 @@ __all__ = [
     "optimize_model",
     "prune",
     "register_criterion",
+    "register_export",
     "save_pruned",
 ]

@@ -21,9 +21,9 @@ from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune
 from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.configs import read_config
+from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.load_shape import load_shape
-from sparse_trainer.folders.save import EXPORTS
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.latency import bench as run_bench

@@ -14,7 +14,7 @@ from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
-from sparse_trainer.folders.save import EXPORTS
+from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
 from sparse_trainer.run.prune_folder import (
     CalibrationOptions,

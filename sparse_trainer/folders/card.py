@@ -11,6 +11,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
+from sparse_trainer.folders.exports import Export
 from sparse_trainer.plan.document import Plan
 
 _TEMPLATE = """\
@@ -31,29 +32,10 @@ library_name: transformers
 {%- else -%}
 {{ plan.architecture }} cut down to {{ percent(plan.params.compact, plan.params.dense) }} of its parameters and \
 {{ percent(plan.macs.compact, plan.macs.dense) }} of its multiply-accumulates per token.
-{%- if form == "padded" %} Here zeros fill it up again to sizes that the stock class can build.
-{%- else %} What was removed is gone, not masked: the model is dense and needs no special kernel.
-{%- endif %}
 {%- endif %}
 {%- if norms %} Its blocks scale and shift where its class in transformers normalizes (NoNorm).{% endif %}
 
-```python
-from transformers import {{ loader }}
-
-model = {{ loader }}.from_pretrained("this-folder"{{ trust }})
-```
-
-{% if form == "native" -%}
-This is a stock checkpoint: no code comes with it.
-{%- elif form == "padded" -%}
-This is a stock checkpoint. Zeros pad its uneven layers to the widest one and to all heads, so it runs where only the \
-stock class is known, larger and slower than it has to be. Parameters and multiply-accumulates are counted without \
-the zeros.
-{%- else -%}
-Its layers are uneven, or of another sort than those of its class in transformers, so `modeling_pruned.py` comes \
-with it, which imports only torch and transformers. \
-`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.
-{%- endif %}
+{{ loading }}
 
 ## Measured
 
@@ -78,13 +60,13 @@ Made with {{ made_with }}.
 
 
 def model_card(
-    model: PreTrainedModel, plan: Plan, metrics: Mapping[str, Mapping[str, Any]], form: str
+    model: PreTrainedModel, plan: Plan, metrics: Mapping[str, Mapping[str, Any]], export: Export
 ) -> str:
     """Return the card as Markdown.
 
     Args:
         metrics: Rows of the table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
-        form: `native`, `padded` or `self-contained`.
+        export: The form in which the model is saved: it says how it is loaded.
     """
     autos = auto_classes_of(plan.architecture) or ("AutoModel",)
     base = _hub_name(model.config.name_or_path or "")
@@ -93,13 +75,11 @@ def model_card(
     )
     return environment.from_string(_TEMPLATE).render(
         plan=plan,
-        form=form,
         norms=bool(earlier_layout(model.config)["norms"]),
         title=f"{base or plan.model_type}, pruned",
         base=base,
         task=_task(autos),
-        loader=autos[0],
-        trust=", trust_remote_code=True" if form == "self-contained" else "",
+        loading=export.card(model, autos[0]),
         rows=_rows(plan, metrics),
         asked=_asked(plan),
         kinds=_kept(plan),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import selections_of, stock_class_of
 from patchers.surgery import cut
-from patchers.units import EXPERTS, HIDDEN, WIDTH_KINDS, Group
+from patchers.units import EXPERTS, HIDDEN, WIDTH_KINDS, Group, Structure
 from sparse_trainer.cut.config_fit import build, widest
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.cut.self_check import check_same, outputs_of
@@ -36,8 +36,7 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
     traced = build(model, config)
     trace(traced)
     whole = discover(traced)
-    _check(model, structure.of([EXPERTS]), whole.of([EXPERTS]))
-    _check(model, discover(model, [HIDDEN]).groups, discover(traced, [HIDDEN]).groups)
+    _check(model, structure, traced, whole)
     left = {group.name: group for group in structure.groups}
     keep = {g.name: _places(model, g, left.get(g.name)) for g in whole.of(WIDTH_KINDS)}
     cut(traced, whole, keep)
@@ -51,8 +50,19 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
     return target
 
 
-def _check(model: PreTrainedModel, left: tuple[Group, ...], whole: tuple[Group, ...]) -> None:
-    gone = [g.name for g, w in zip(left, whole, strict=False) if g.num_units != w.num_units]
+def check_paddable(model: PreTrainedModel) -> None:
+    """Raise `CheckpointError` where experts, hidden features or layers are gone, which zeros cannot stand for."""
+    structure = discover(model)
+    dense = build(model, widest(model, structure))
+    _check(model, structure, dense, discover(dense))
+
+
+def _check(model: PreTrainedModel, left: Structure, dense: PreTrainedModel, whole: Structure) -> None:
+    pairs = [
+        *zip(left.of([EXPERTS]), whole.of([EXPERTS]), strict=False),
+        *zip(discover(model, [HIDDEN]).groups, discover(dense, [HIDDEN]).groups, strict=False),
+    ]
+    gone = [group.name for group, before in pairs if group.num_units != before.num_units]
     if gone or earlier_layout(model.config)["layers"]:
         raise CheckpointError(
             gone[0] if gone else "export",

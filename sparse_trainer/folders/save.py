@@ -3,36 +3,21 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
-from patchers.modeling_pruned import stock_class_of
 from patchers.patching.blends import blended
 from patchers.patching.patch import is_patched
-from sparse_trainer.cut.layout import earlier_layout
-from sparse_trainer.errors import CheckpointError, one_of
+from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
-from sparse_trainer.folders.padded import padded
-from sparse_trainer.folders.replace import check_target, new_folder
+from sparse_trainer.folders.exports import find_export
+from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.plan.record import plan_of
 
-Export = Literal["auto", "native", "padded", "self-contained"]
-EXPORTS: tuple[Export, ...] = ("auto", "native", "padded", "self-contained")
 CARD_FILE = "README.md"
-
-__all__ = [
-    "CARD_FILE",
-    "EXPORTS",
-    "Export",
-    "Processor",
-    "check_target",
-    "export_form",
-    "least_bytes",
-    "save_pruned",
-]
 
 
 class Processor(Protocol):
@@ -49,7 +34,7 @@ def save_pruned(
     processor: Processor | None = None,
     plan: Plan | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
-    export: Export = "auto",
+    export: str = "auto",
     overwrite: bool = False,
     beside: Callable[[Path], object] | None = None,
 ) -> Path:
@@ -60,28 +45,28 @@ def save_pruned(
     Args:
         plan: The record of the cut; default: the one the model carries.
         metrics: Rows of the card's table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
-        export: `native` (a stock checkpoint, where the shapes allow it), `self-contained` (any shapes, with the file
-            that builds them), `padded` (a stock checkpoint with zeros: compatible, less gain); `auto` = the first that
-            fits.
+        export: A name in `EXPORTS`: `native` (a stock checkpoint, where the shapes allow it), `self-contained` (any
+            shapes, with the file that builds them), `padded` (a stock checkpoint with zeros: compatible, less gain);
+            `auto` = the first that fits; or one of your own (`register_export`).
         overwrite: Replace what `save_pruned` wrote there before; your own files beside it stay.
         beside: Called with the folder before it takes its place, to write further files.
 
     Raises:
+        ArgumentError: there is no such export.
         CheckpointError: the folder is not ours to replace or cannot be written, or the model is not finished or does
             not fit the export.
     """
-    export = export_form(export)
+    form = find_export(export)
     plan = plan or plan_of(model)
     if plan is None:
         raise CheckpointError(
             type(model).__name__, "carries no plan.", "Save the result of optimize_model, or pass plan=."
         )
-    form = _form(model, export)
-    check_target(directory, overwrite=overwrite)
-    saved = padded(model) if form == "padded" else model
-    card = model_card(saved, plan, metrics or {}, form)
-    with new_folder(directory, overwrite=overwrite, need=bytes_of(saved)) as folder:
-        saved.save_pretrained(folder)
+    _check_finished(model)
+    form.check(model)
+    card = model_card(model, plan, metrics or {}, form)
+    with new_folder(directory, overwrite=overwrite, need=bytes_of(model)) as folder:
+        form.write(model, folder)
         if processor is not None:
             processor.save_pretrained(str(folder))
         plan.save(folder / PLAN_FILE)
@@ -102,17 +87,8 @@ def least_bytes(model: PreTrainedModel, density: float | Mapping[str, float]) ->
     return int(bytes_of(model) * kept)
 
 
-def export_form(name: str) -> Export:
-    """Return the export of this name.
-
-    Raises:
-        ArgumentError: there is none; the nearest known one is given.
-    """
-    return one_of("export", name, EXPORTS)
-
-
-def _form(model: PreTrainedModel, export: Export) -> Export:
-    """Return the export that is meant, and check that the model fits it."""
+def _check_finished(model: PreTrainedModel) -> None:
+    """Raise `CheckpointError` for a model in the middle of pruning."""
     if is_patched(model):
         raise CheckpointError(
             type(model).__name__,
@@ -125,27 +101,3 @@ def _form(model: PreTrainedModel, export: Export) -> Export:
             "still has blended layers.",
             "Save optimize_model(model), or call sparse_trainer.cheaper.finish(model) first.",
         )
-    uneven = stock_class_of(model) is not type(model)
-    norms = earlier_layout(model.config)["norms"]
-    if norms and export in ("native", "padded"):
-        raise CheckpointError(
-            "export",
-            f"{export!r} is for {type(model).__name__} as it stands in transformers, which has LayerNorm where this "
-            "model has NoNorm.",
-            "Use 'self-contained'.",
-        )
-    if export == "native" and uneven:
-        raise CheckpointError(
-            "export",
-            f"'native' needs shapes that {type(model).__name__} can build, and the layers are uneven.",
-            "Use 'self-contained' or 'padded'; or prune with `scope='uniform'` and no heads.",
-        )
-    if export == "self-contained" and not uneven:
-        raise CheckpointError(
-            "export",
-            "'self-contained' is for uneven layers, and the stock class builds these.",
-            "Use 'native'.",
-        )
-    if export == "padded" and uneven:
-        return "padded"
-    return "self-contained" if uneven else "native"

@@ -23,6 +23,7 @@ from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.configs import CONFIG_FILE, config_values
+from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.folders.load import refuse_patched
 from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
@@ -181,9 +182,8 @@ def _write_beside(folder: Path, draft: Path, compact: PreTrainedModel) -> None:
     assert plan is not None
     compact.save_pretrained(draft, state_dict={})
     (draft / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
-    uneven = stock_class_of(compact) is not type(compact)
     plan.save(draft / PLAN_FILE)
-    write_text(draft / CARD_FILE, model_card(compact, plan, {}, "self-contained" if uneven else "native"))
+    write_text(draft / CARD_FILE, model_card(compact, plan, {}, EXPORTS["auto"]))
     for file in sorted(folder.iterdir()):
         ours = file.name in _OWN_FILES and file.name != GENERATION_CONFIG_NAME
         if (

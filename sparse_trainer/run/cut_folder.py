@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import resolve
+from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.load import is_patched_checkpoint, load_model
 from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.folders.replace import check_target
-from sparse_trainer.folders.save import export_form, save_pruned
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.plan.document import Plan
@@ -44,8 +45,8 @@ def compact_folder(
         ArgumentError: An unknown export.
         CheckpointError: `source` cannot be loaded or has nothing to cut; `folder` is not ours to replace.
     """
-    form = export_form(export)
-    if plan is not None and form == "auto" and os.path.isdir(resolve(source)):
+    find_export(export)
+    if plan is not None and export == "auto" and os.path.isdir(resolve(source)):
         made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
         return made, Plan.load(made)
     check_target(folder, overwrite=overwrite)
@@ -58,7 +59,7 @@ def compact_folder(
         raise CheckpointError(
             source, "has no gates and no removable zeros: nothing to cut.", "Fine-prune it first."
         )
-    return save_pruned(compact, folder, processor=processor, export=form, overwrite=overwrite), done
+    return save_pruned(compact, folder, processor=processor, export=export, overwrite=overwrite), done
 
 
 def _load(source: str, base_model: str | None) -> PreTrainedModel:

@@ -18,9 +18,11 @@ from sparse_trainer.data.corpora.read import check_source, find
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import read_config
+from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.load import load_model
+from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
-from sparse_trainer.folders.save import check_target, export_form, least_bytes, save_pruned
+from sparse_trainer.folders.save import least_bytes, save_pruned
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.options import Options, options_of
@@ -210,7 +212,7 @@ def prune_folder(
         DataError: Calibration is missing, too short, or does not fit the model.
     """
     check_target(folder, overwrite=overwrite)
-    form = export_form(export)
+    find_export(export)
     check_calibration(options, calibration)
     if draw:
         pictures.check_drawing()
@@ -227,7 +229,7 @@ def prune_folder(
             pruned.model,
             folder,
             processor=tokenizer,
-            export=form,
+            export=export,
             overwrite=overwrite,
             beside=pruned.draw if draw else None,
         )

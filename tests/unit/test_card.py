@@ -9,6 +9,7 @@ from patchers.discovery.discover import discover
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.card import model_card
+from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.plan.decision import Request
 from sparse_trainer.plan.record import plan_of, remember_request
 from tests.compact_models import patched, tiny, uneven_keep
@@ -27,7 +28,7 @@ def card(form: str, name: str = "", density: float | dict[str, float] | None = 0
         "accuracy": {"dense": 0.71234567, "pruned": 0.7},
         "file size": {"dense": "9 MB", "pruned": None},
     }
-    return model_card(compact, plan, metrics, form)
+    return model_card(compact, plan, metrics, EXPORTS[form])
 
 
 @pytest.mark.parametrize("form", ["native", "padded", "self-contained"])

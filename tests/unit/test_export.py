@@ -17,7 +17,8 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.padded import padded
-from sparse_trainer.folders.save import check_target, save_pruned
+from sparse_trainer.folders.replace import check_target
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.inputs.make import forward_outputs as run
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.plan.document import PLAN_FILE, Plan
@@ -134,7 +135,7 @@ def test_exports_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="'self-contained' is for uneven"):
         save_pruned(compact_model("even"), tmp_path / "out", export="self-contained")
     with pytest.raises(ArgumentError, match="Did you mean 'padded'"):
-        save_pruned(compact_model(), tmp_path / "out", export="paded")  # type: ignore[arg-type]
+        save_pruned(compact_model(), tmp_path / "out", export="paded")
     with pytest.raises(CheckpointError, match="carries no plan"):
         save_pruned(model, tmp_path / "out")
     with pytest.raises(CheckpointError, match="still has gates"):

@@ -119,7 +119,7 @@ def test_cutting_on_disk(source: Path, plan: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("export", ["padded", "self-contained"])
 def test_cutting_in_memory(source: Path, plan: Path, tmp_path: Path, export: str) -> None:
     model = load_pruned(source)
-    save_pruned(optimize_model(model, plan=plan), tmp_path / "out", export=export)  # type: ignore[arg-type]
+    save_pruned(optimize_model(model, plan=plan), tmp_path / "out", export=export)
     assert_clean(tmp_path / "out", tmp_path)
 
 

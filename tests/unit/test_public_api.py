@@ -17,6 +17,7 @@ PUBLIC_NAMES = [
     "optimize_model",
     "prune",
     "register_criterion",
+    "register_export",
     "save_pruned",
 ]
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, Spelling, nearest, shown
 from sparse_trainer.fields import check_counts, checked
 from sparse_trainer.files.yaml_text import MOST_DEPTH, parse_yaml, read_yaml
+from sparse_trainer.folders.exports import find_export
 
 Sections = dict[str, Any]
 T = TypeVar("T")
@@ -176,8 +177,8 @@ class ExportOptions:
 
     output_dir: str | None = None
     """Folder of the finished model; default: `pruned` (of a dense run: `model`) in the folder of the run."""
-    export: Literal["auto", "native", "padded", "self-contained"] = "auto"
-    """Form of the saved model; auto = native where the shapes allow it, else self-contained."""
+    export: str = "auto"
+    """Form of the saved model, by name; auto = native where the shapes allow it, else self-contained."""
     overwrite: bool = False
     """Replace the result of an earlier run; your own files beside it stay."""
     verify: bool = True
@@ -192,6 +193,7 @@ class ExportOptions:
     """Timed calls per model and batch size."""
 
     def __post_init__(self) -> None:
+        find_export(self.export)
         if self.output_dir == "":
             raise ArgumentError("output_dir", "is empty.", "Name a folder, or leave it out.")
         if not self.latency_batch_sizes:
