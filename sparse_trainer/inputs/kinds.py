@@ -49,12 +49,15 @@ class InputRequest:
 
     @property
     def accepted(self) -> frozenset[str]:
+        """Names of the arguments of its forward pass."""
         return frozenset(inspect.signature(self.model.forward).parameters)
 
     def noise(self, *shape: int) -> Tensor:
+        """Return normal numbers in the model's dtype."""
         return torch.randn(*shape, generator=self.generator).to(self.model.dtype)
 
     def whole(self, low: int, high: int, *shape: int) -> Tensor:
+        """Return whole numbers from `low` to below `high`."""
         return torch.randint(low, high, shape, generator=self.generator)
 
     def words(self, *shape: int) -> Tensor:
@@ -83,11 +86,8 @@ def part_of(config: PreTrainedConfig, *names: str) -> PreTrainedConfig:
     return value if isinstance(value, PreTrainedConfig) else config
 
 
-def only_accepted(request: InputRequest, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in inputs.items() if name in request.accepted}
-
-
 def words(request: InputRequest, length: int = TOKENS) -> tuple[Tensor, Tensor]:
+    """Return token ids and their mask, [B, T]; the last row ends in padding."""
     ids_BT = request.words(request.rows, length)
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[-1, -_PADDING:] = 0
@@ -95,12 +95,14 @@ def words(request: InputRequest, length: int = TOKENS) -> tuple[Tensor, Tensor]:
 
 
 def decoder_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return what a decoder beside an encoder reads; nothing, where there is none."""
     if "decoder_input_ids" not in request.accepted:
         return {}
     return {"decoder_input_ids": request.words(request.rows, TOKENS - 3)}
 
 
 def image_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return height and width in pixels."""
     size = field_of(config, "image_size", "img_size", "input_size", "crop_size")
     if isinstance(size, (list, tuple)):
         return int(size[0]), int(size[-1])
@@ -108,12 +110,14 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def text_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return text, [B, T]."""
     ids_BT, mask_BT = words(request)
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-    return only_accepted(request, {**inputs, **decoder_inputs(request)})
+    return {**inputs, **decoder_inputs(request)}
 
 
 def pixel_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return images or clips, [B, C, height, width], with more dimensions in front of C where rows hold several."""
     config = part_of(request.model.config, "vision_config", "encoder", "backbone_config")
     if "spatial_shapes" in request.accepted:
         return _natural_size(request, config)
@@ -127,7 +131,7 @@ def pixel_inputs(request: InputRequest) -> dict[str, Tensor]:
     inputs = {"pixel_values": request.noise(request.rows, *shape, height, width)}
     if model_type in _model_types()["sized_images"]:
         inputs["image_sizes"] = torch.tensor([[height, width]] * request.rows)
-    return only_accepted(request, {**inputs, **decoder_inputs(request)})
+    return {**inputs, **decoder_inputs(request)}
 
 
 def _natural_size(request: InputRequest, config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -154,20 +158,19 @@ def _patches(request: InputRequest) -> dict[str, Tensor]:
 
 
 def tower_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return patches, [N, P], as towers take them that stand alone."""
     patches_NP, grid = _patches(request).values()
-    return only_accepted(
-        request,
-        {
-            "hidden_states": patches_NP,
-            "pixel_values": patches_NP,
-            "grid_thw": grid,
-            "image_grid_thw": grid,
-            "merge_sizes": torch.ones(request.rows, dtype=torch.long),
-        },
-    )
+    return {
+        "hidden_states": patches_NP,
+        "pixel_values": patches_NP,
+        "grid_thw": grid,
+        "image_grid_thw": grid,
+        "merge_sizes": torch.ones(request.rows, dtype=torch.long),
+    }
 
 
 def image_text_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return images, and text with as many placeholders as they have features."""
     images = _patches(request) if "image_grid_thw" in request.accepted else pixel_inputs(request)
     if request.model.config.model_type in _model_types()["text_only"]:
         return text_inputs(request)
@@ -186,7 +189,7 @@ def image_text_inputs(request: InputRequest) -> dict[str, Tensor]:
         "token_type_ids": kinds_BT,
         "mm_token_type_ids": kinds_BT,
     }
-    return only_accepted(request, {**text, **images, **decoder_inputs(request)})
+    return {**text, **images, **decoder_inputs(request)}
 
 
 @torch.no_grad()
@@ -202,6 +205,7 @@ def _features_per_image(request: InputRequest, images: dict[str, Tensor]) -> int
 
 
 def series_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return the past of time series, and their future."""
     config = request.model.config
     lags = field_of(config, "lags_sequence") or [0]
     past = (field_of(config, "context_length") or 16) + max(lags)
@@ -211,27 +215,24 @@ def series_inputs(request: InputRequest) -> dict[str, Tensor]:
     past = field_of(config, "context_length") if series else past
     shape = (past, channels) if series or channels > 1 else (past,)
     times = field_of(config, "num_time_features") or 0
-    return only_accepted(
-        request,
-        {
-            "past_values": request.noise(request.rows, *shape),
-            "past_time_features": request.noise(request.rows, past, times),
-            "past_observed_mask": torch.ones(request.rows, *shape),
-            "past_values_padding": torch.zeros(request.rows, past),
-            "freq": torch.zeros(request.rows, 1, dtype=torch.long),
-            "future_values": request.noise(request.rows, future),
-            "future_time_features": request.noise(request.rows, future, times),
-        },
-    )
+    return {
+        "past_values": request.noise(request.rows, *shape),
+        "past_time_features": request.noise(request.rows, past, times),
+        "past_observed_mask": torch.ones(request.rows, *shape),
+        "past_values_padding": torch.zeros(request.rows, past),
+        "freq": torch.zeros(request.rows, 1, dtype=torch.long),
+        "future_values": request.noise(request.rows, future),
+        "future_time_features": request.noise(request.rows, future, times),
+    }
 
 
 def wave_inputs(request: InputRequest) -> dict[str, Tensor]:
-    return only_accepted(
-        request, {"input_values": request.noise(request.rows, WAVE), **decoder_inputs(request)}
-    )
+    """Return sound as samples, [B, samples]."""
+    return {"input_values": request.noise(request.rows, WAVE), **decoder_inputs(request)}
 
 
 def feature_inputs(request: InputRequest) -> dict[str, Tensor]:
+    """Return sound as spectrograms, [B, F, M]."""
     config = part_of(request.model.config, "audio_config", "encoder_config", "encoder")
     bins = field_of(config, "num_mel_bins", "feature_projection_input_dim", "input_dim", "n_mels") or 16
     mel_first = config.model_type in _model_types()["mel_first"]
@@ -241,4 +242,4 @@ def feature_inputs(request: InputRequest) -> dict[str, Tensor]:
         shape = (_FRAMES, field_of(config, "input_feat_per_channel") or bins)
     mask = torch.ones(request.rows, shape[-1] if mel_first else _FRAMES, dtype=torch.long)
     inputs = {"input_features": request.noise(request.rows, *shape), "input_features_mask": mask}
-    return only_accepted(request, {**inputs, **decoder_inputs(request)})
+    return {**inputs, **decoder_inputs(request)}

@@ -38,6 +38,7 @@ def inputs_for(model: PreTrainedModel, *, rows: int = 2, seed: int = 1) -> dict[
     return {
         name: value.to(place.device, place.dtype if value.is_floating_point() else value.dtype)
         for name, value in make(request).items()
+        if name in request.accepted
     }
 
 

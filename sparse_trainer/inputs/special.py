@@ -15,7 +15,6 @@ from sparse_trainer.inputs.kinds import (
     decoder_inputs,
     field_of,
     image_size,
-    only_accepted,
     part_of,
     pixel_inputs,
     text_inputs,
@@ -31,7 +30,7 @@ def _spectrogram(request: InputRequest) -> dict[str, Tensor]:
 
 
 def _mono(request: InputRequest) -> dict[str, Tensor]:
-    return only_accepted(request, {"input_values": request.noise(request.rows, 1, WAVE)})
+    return {"input_values": request.noise(request.rows, 1, WAVE)}
 
 
 def _without_padding(request: InputRequest) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ def _videos(request: InputRequest) -> dict[str, Tensor]:
     height, width = image_size(config)
     frames = field_of(config, "num_frames", "frames_per_clip") or 2
     videos = request.noise(request.rows, frames, field_of(config, "num_channels") or 3, height, width)
-    return only_accepted(request, {**text_inputs(request), "pixel_values_videos": videos})
+    return {**text_inputs(request), "pixel_values_videos": videos}
 
 
 def _image_pairs(request: InputRequest) -> dict[str, Tensor]:
