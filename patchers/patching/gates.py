@@ -10,6 +10,10 @@ from torch.overrides import TorchFunctionMode
 # Shape legend: B = batch, T = tokens, D = hidden features, I = features of a consumer's input, U = units.
 
 Place = Literal["input", "output", "block"]
+GATE_SUFFIX = "_gate"
+"""Gates are children named `heads_gate`, `channels_gate`, … of the module they act on."""
+SCORE_ENTRIES = (f"{GATE_SUFFIX}.score_U", ".score_RC")
+"""How the names of learned scores, of gates and of masks, end: parameters, but not of the model's own."""
 
 
 class Gate(nn.Module):

@@ -12,15 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchers.layers import BASE
-from patchers.patching.gates import Gate
+from patchers.patching.gates import GATE_SUFFIX, Gate
 from patchers.patching.masks import MASK_NAME, WeightMask
 
-GATE_SUFFIX = "_gate"
-"""Gates are children named `heads_gate`, `channels_gate`, … of the module they act on."""
 PATCH_ENTRIES = (f"{GATE_SUFFIX}.keep_U", f"{MASK_NAME}.keep_O")
 """How the entry of every gate and mask ends in a state dict."""
-SCORE_ENTRIES = (f"{GATE_SUFFIX}.score_U", ".score_RC")
-"""How the names of learned scores end: parameters, but not of the model's own."""
 _MARKED = "_stores_gated_weights"
 _CONVERSIONS, _OTHER_CONVERSIONS = "_weight_conversions", "_weight_conversions_when_not_patched"
 

@@ -9,8 +9,8 @@ from patchers.errors import UnsupportedModelError
 from patchers.layers import BASE, LINEAR_TYPES
 from patchers.patching.adapters import WrapperHook, chain, follow, refuse_copies, watch
 from patchers.patching.gated_norm import GatedNorm, is_plain_norm
-from patchers.patching.gates import Gate, GatedForward, GatedParameter, GatedRouter, GateHook
-from patchers.patching.marks import GATE_SUFFIX, mark, unmark
+from patchers.patching.gates import GATE_SUFFIX, Gate, GatedForward, GatedParameter, GatedRouter, GateHook
+from patchers.patching.marks import mark, unmark
 from patchers.patching.masks import MASK_NAME, MaskedForward, WeightMask
 from patchers.units import HIDDEN, KINDS, Group, Kind, Structure
 

@@ -7,7 +7,7 @@ from typing import Protocol, final
 from torch import Tensor, nn
 
 from patchers.layers import LINEAR_TYPES, Linear, features, linear_at
-from patchers.patching.marks import SCORE_ENTRIES
+from patchers.patching.gates import SCORE_ENTRIES
 from patchers.units import ATTENTION, EXPERTS, HEADS, HIDDEN, LAYERS, Group, Slice, Structure, TensorSlice
 
 

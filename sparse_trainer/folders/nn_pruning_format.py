@@ -22,11 +22,14 @@ from transformers.utils.hub import cached_file
 from patchers.discovery.discover import discover
 from patchers.patching.blends import read_as_no_norms
 from patchers.units import HEADS, Structure
+from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.model_class import adopt
-from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.plan.document import GroupPlan, Plan
+from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import attach_plan, plan_of
+
+# Shape legend: U = heads of a layer.
 
 HEADS_FIELD = "pruned_heads"
 METHOD = "nn_pruning"
@@ -136,11 +139,11 @@ def cut_shape(
         model: Any = stock._from_config(config)
     structure, before = discover(model), _names(model)
     kept = _kept_heads(structure, removed, f"{where}: {HEADS_FIELD}")
-    optimize_model(model, plan=_decision(model, structure, kept), inplace=True, check=False)
+    carry_out(model, Decision(structure=structure, keep=kept, request=Request(method=METHOD)), check=False)
     plan = plan_of(model)
     assert plan is not None
     gone = before - _names(model)
-    consumers = [structure[name].consumer for name, heads in kept.items() if not heads]
+    consumers = [structure[name].consumer for name, keep_U in kept.items() if not bool(keep_U.any())]
     renamed = _renamed(consumers, _names(model) - before)
     return CutShape(model=model, plan=plan, gone=frozenset(gone), renamed=renamed, no_norms=no_norms)
 
@@ -218,12 +221,12 @@ def _check_pickle(file: str, place: str) -> None:
         raise CheckpointError(place, "holds more than tensors by name.", _RESTORE)
 
 
-def _kept_heads(structure: Structure, removed: Mapping[int, Set[int]], place: str) -> dict[str, list[int]]:
-    """Return the heads that stay in the layers that lose some, by group name."""
+def _kept_heads(structure: Structure, removed: Mapping[int, Set[int]], place: str) -> dict[str, Tensor]:
+    """Return which heads stay in the layers that lose some: booleans, shape [U], by group name."""
     groups = {group.layer: group for group in structure.of([HEADS])}
     if len(groups) < len(structure.of([HEADS])):
         raise CheckpointError(place, "does not say which of several stacks it means.", "Load an encoder.")
-    kept = {}
+    kept: dict[str, Tensor] = {}
     for layer, heads in removed.items():
         if layer not in groups:
             raise CheckpointError(
@@ -237,32 +240,10 @@ def _kept_heads(structure: Structure, removed: Mapping[int, Set[int]], place: st
                 f"no head {strangers[0]}: there are {group.num_units}, counted from 0.",
                 _REPAIR,
             )
-        kept[group.name] = sorted(set(range(group.num_units)) - heads)
-    if len(kept) == len(groups) and not any(kept.values()):
+        kept[group.name] = torch.tensor([head not in heads for head in range(group.num_units)])
+    if len(kept) == len(groups) and not any(bool(keep_U.any()) for keep_U in kept.values()):
         raise CheckpointError(place, "lists every head of every layer.", _REPAIR)
     return kept
-
-
-def _decision(model: Any, structure: Structure, kept: Mapping[str, list[int]]) -> Plan:
-    """Return what `optimize_model` is to cut; sizes are for the record that it writes itself."""
-    groups = {
-        name: GroupPlan(kind=HEADS, layer=structure[name].layer, size=structure[name].num_units, keep=heads)
-        for name, heads in kept.items()
-    }
-    return Plan(
-        model_type=model.config.model_type,
-        architecture=type(model).__name__,
-        method=METHOD,
-        target="params",
-        scope="global",
-        density_asked=None,
-        density_reached=None,
-        params={"dense": 0, "compact": 0},
-        macs={"dense": 0, "compact": 0},
-        groups=groups,
-        shapes={},
-        versions={},
-    )
 
 
 def _names(model: nn.Module) -> set[str]:
