@@ -1,7 +1,8 @@
 """A statistic and a criterion of depth from a user's own file: one class each, and `collect` knows neither."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from patchers.discovery.discover import discover
-from patchers.units import CHANNELS, HEADS, Group, Kind
+from patchers.units import CHANNELS, HEADS, LAYERS, Group, Kind
+from sparse_trainer import SparseTrainingArguments, optimize_model, register_criterion
 from sparse_trainer.criteria.calibration.base import Evidence, per_unit
+from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import DataError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.block_states import BlockStates
@@ -19,6 +22,7 @@ from sparse_trainer.statistics.calibration_pass import CalibrationPass
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.moments import Moments
 from sparse_trainer.statistics.requests import Statistic
+from tests.laws.training import trainer
 from tests.oneshot_models import calibration, model_of, padded, sequences, widths
 
 # Shape legend: B = sequences, T = tokens, I = input features of a consumer, U = units.
@@ -66,6 +70,7 @@ class LargestCollector:
 class Peak:
     """Scores units by the largest activation they ever have."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     standardize: ClassVar[str] = "zscore_layer"
 
     def requests(self) -> tuple[Statistic[Any], ...]:
@@ -80,6 +85,7 @@ class Peak:
 class BlockInfluence:
     """ShortGPT: 1 - the cosine similarity of what a block reads and says; one unit per layer."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = (LAYERS,)
     standardize: ClassVar[str] = "none"
 
     def requests(self) -> tuple[Statistic[Any], ...]:
@@ -134,3 +140,24 @@ def test_a_criterion_of_depth_is_one_class() -> None:
     }
     least = min(scores, key=lambda name: float(scores[name]))
     assert structure[least].block == "model.layers.1"
+
+
+@pytest.fixture
+def registered() -> Iterator[str]:
+    register_criterion("block_influence", BlockInfluence)
+    yield "block_influence"
+    del WIDTH_CRITERIA["block_influence"]
+
+
+def test_a_criterion_of_depth_serves_fine_pruning(registered: str, tmp_path: Path) -> None:
+    args = SparseTrainingArguments(
+        scoring=registered, units=["layers"], density=0.67, calibration_samples=8, target="units"
+    )
+    run: Any = trainer(tmp_path, args)
+    structure = discover(run.model, ("layers",))
+    batches = [run.data_collator([row]) for row in run.train_dataset]
+    found = collect(run.model, structure, batches, [BlockStates()]).by_group(BlockStates(), structure.groups)
+    run.train()
+    plan = optimize_model(run.model, check=False).pruning_plan
+    gone = {name for name, group in plan.groups.items() if not group["keep"]}
+    assert gone == {max(found, key=lambda name: float(found[name].cosine))}
