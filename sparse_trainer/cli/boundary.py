@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from sparse_trainer.cli.console import print_json, say
+from sparse_trainer.cli.options import CALLED
 from sparse_trainer.errors import SparseTrainerError, Spelling
 
 DEBUG = "SPARSE_TRAINER_DEBUG"
@@ -25,17 +26,6 @@ DEBUG = "SPARSE_TRAINER_DEBUG"
 INTERRUPTED = 128 + signal.SIGINT
 # click's class; newer typer brings a copy of click, so it is taken from what typer itself exports.
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
-
-
-_CALLED = {
-    "batch_sizes": "batch_size",
-    "directory": "out",
-    "file": "calibration_file",
-    "files": "data",
-    "name_or_path": "model",
-    "source": "calibration",
-}
-"""Options of functions and recipes that commands call otherwise."""
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
@@ -54,7 +44,7 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
         code = app(args=list(arguments) or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except SparseTrainerError as error:
-        said = error.respelled(spelling_of(app, command))
+        said = error.respelled(option_spelling(app, command))
         code = _complain(type(error).__name__, said.where, said.what, said.remedy, arguments, 2)
     except _UsageError as error:
         help_of = (
@@ -73,7 +63,7 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
     return code or 0
 
 
-def spelling_of(app: typer.Typer, command: str) -> Spelling:
+def option_spelling(app: typer.Typer, command: str) -> Spelling:
     """Return how a command's options are written: `by_block=True` is --by-block, `scope='layer'` is --scope layer.
 
     An argument without dashes is written in capitals, as help shows it; what is no option of the command stays as is.
@@ -82,7 +72,7 @@ def spelling_of(app: typer.Typer, command: str) -> Spelling:
     kinds = {} if function is None else _kinds(function)
 
     def spell(name: str, value: str | None) -> str:
-        name = name if name in kinds else _CALLED.get(name, name)
+        name = name if name in kinds else CALLED.get(name, name)
         kind = kinds.get(name)
         if kind is None:
             return name if value is None else f"{name}={value}"

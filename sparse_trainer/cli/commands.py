@@ -15,10 +15,10 @@ from sparse_trainer.architectures.matrix import Matrix
 from sparse_trainer.cli import show
 from sparse_trainer.cli.boundary import run_app
 from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.environment import environment
-from sparse_trainer.cli.evaluate import evaluate
+from sparse_trainer.cli.environment import describe_environment
+from sparse_trainer.cli.evaluate import evaluate_command
 from sparse_trainer.cli.inspection import inspect_model
-from sparse_trainer.cli.prune import prune
+from sparse_trainer.cli.prune import prune_command
 from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import EXPORTS
@@ -26,9 +26,8 @@ from sparse_trainer.folders.load import load_model
 from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.cut_folder import compact_folder
-from sparse_trainer.run.latency import bench as run_bench
-from sparse_trainer.run.latency import check_bench, find_device, find_dtype
-from sparse_trainer.run.pipeline import run as run_recipe
+from sparse_trainer.run.latency import bench, check_bench, find_device, find_dtype
+from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.fine_pruning import load_recipe
 from sparse_trainer.run.recipes.sections import describe, shipped
 
@@ -38,12 +37,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("prune")(prune)
-app.command("evaluate")(evaluate)
+app.command("prune")(prune_command)
+app.command("evaluate")(evaluate_command)
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_command(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="E.g. training.num_train_epochs=1.")] = None,
     overwrite: Annotated[
@@ -57,19 +56,19 @@ def run(
     """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
     loaded = load_recipe(recipe, overrides or [])
     with redirect_stdout(sys.stderr):
-        result = run_recipe(loaded, tell, overwrite=overwrite, resume=resume)
-    print_result(as_json, result.to_json(), show.run_result(result))
+        result = run(loaded, tell, overwrite=overwrite, resume=resume)
+    print_result(as_json, result.to_json(), show.run_lines(result))
 
 
-@app.command()
-def recipes(as_json: Json = False) -> None:
+@app.command("recipes")
+def recipes_command(as_json: Json = False) -> None:
     """List the recipes that come with the project."""
     found = {name: describe(path) for name, path in shipped().items()}
     print_result(as_json, {"recipes": found}, [show.recipe_table(found)])
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+def inspect_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id; weights are not read.")],
     sequence_length: Annotated[
         int, typer.Option(help="Tokens per sequence, for the MACs of attention.")
@@ -84,11 +83,11 @@ def inspect(
     with redirect_stdout(sys.stderr):
         kinds = KINDS if hidden else BLOCK_KINDS
         inspection = inspect_model(load_shape(model), kinds=kinds, sequence_length=sequence_length)
-    print_result(as_json, inspection.to_json(), show.inspection(inspection))
+    print_result(as_json, inspection.to_json(), show.inspection_tables(inspection))
 
 
-@app.command()
-def optimize(
+@app.command("optimize")
+def optimize_command(
     checkpoint: Annotated[
         str, typer.Argument(help="Checkpoint with gates, or a model with zeros or a plan.")
     ],
@@ -112,12 +111,14 @@ def optimize(
             progress=lambda written, total: bar.update(task, completed=written, total=total),
         )  # fmt: skip
     print_result(
-        as_json, {"folder": str(folder), "params": done.params, "macs": done.macs}, show.cut(folder, done)
+        as_json,
+        {"folder": str(folder), "params": done.params, "macs": done.macs},
+        show.cut_lines(folder, done),
     )
 
 
-@app.command()
-def bench(
+@app.command("bench")
+def bench_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id.")],
     against: Annotated[
         str | None, typer.Option(help="A second model, timed side by side: the baseline.")
@@ -138,32 +139,32 @@ def bench(
         for name in names:
             check_positions("sequence_length", sequence_length, positions_of(read_config(name)))
         models = {name: load_model(name, device=place, dtype=kind) for name in names}
-        result = run_bench(
+        result = bench(
             models,
             batch_sizes=sizes,
             sequence_length=sequence_length,
             rounds=rounds,
             threads=threads,
         )
-    print_result(as_json, result.to_json(), show.bench(result, baseline=against))
+    print_result(as_json, result.to_json(), show.bench_table(result, baseline=against))
 
 
-@app.command()
-def architectures(
+@app.command("architectures")
+def architectures_command(
     types: Annotated[list[str] | None, typer.Argument(help="Model types; default: all.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="The same, as an option.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show which model types of transformers can be pruned, as measured."""
     matrix = Matrix.load().only([*(types or ()), *(only or ())])
-    print_result(as_json, matrix.to_json(), show.architectures(matrix))
+    print_result(as_json, matrix.to_json(), show.architecture_table(matrix))
 
 
-@app.command()
-def env(as_json: Json = False) -> None:
+@app.command("env")
+def env_command(as_json: Json = False) -> None:
     """Print versions and hardware, for a bug report."""
-    found = environment()
-    print_result(as_json, found, [show.environment(found)])
+    found = describe_environment()
+    print_result(as_json, found, [show.environment_table(found)])
 
 
 def main() -> None:

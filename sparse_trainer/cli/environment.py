@@ -28,7 +28,7 @@ _PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Return versions by package (None = not installed), Python, operating system, devices and threads."""
     return {
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -15,21 +15,28 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.load import check_weight_files
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.run.latency import device_name, find_dtype
+from sparse_trainer.run.latency import device_name
 from sparse_trainer.run.prune_folder import SourceOptions
 from sparse_trainer.tasks.language.choices import Accuracy
-from sparse_trainer.tasks.language.measure import Comparison, EvaluationOptions, Result, check_tasks, compare
-from sparse_trainer.tasks.language.measure import evaluate as measure
+from sparse_trainer.tasks.language.measure import (
+    Comparison,
+    EvaluationOptions,
+    Result,
+    check_tasks,
+    compare,
+    evaluate,
+)
 from sparse_trainer.tasks.language.text import Perplexity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class Evaluation:
     """A model with what was measured on it, and how."""
 
     model: str
@@ -43,8 +50,10 @@ class Measured:
         return {"model": self.model, "device": self.device, "dtype": self.dtype, "results": results}
 
 
-def evaluate(
+@expanded
+def evaluate_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
+    *,
     tasks: Annotated[str, typer.Option(help="Corpora or text files, parted by commas.")] = "wikitext2",
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: a local file in place of the hub's; may be repeated.")
@@ -52,33 +61,32 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="A second model, on the same tokens: the baseline.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task; default: all.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of text; default: all, of c4 524288.")
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens per sequence; default: 2048 or the model's positions.")
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Tokens from a window to the next; default: no overlap.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: an accelerator.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    extent: Annotated[
+        Values,
+        Fields(
+            EvaluationOptions,
+            limit="Questions per task; default: all.",
+            max_tokens="Tokens of text; default: all, of c4 524288.",
+            length="Tokens per sequence; default: 2048 or the model's positions.",
+            stride="Tokens from a window to the next; default: no overlap.",
+            batch_size="Sequences per forward pass.",
+        ),
+    ],
+    place: Annotated[
+        Values,
+        Fields(
+            SourceOptions,
+            device="cpu, cuda, cuda:1, ...; default: an accelerator.",
+            dtype="auto, float32, bfloat16 or float16.",
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Measure perplexity on running text, and accuracy on multiple-choice questions."""
-    options = EvaluationOptions(
-        limit=limit, max_tokens=max_tokens, length=length, stride=stride, batch_size=batch_size
-    )
+    options = made(EvaluationOptions, **extent)
     names, files = [part.strip() for part in tasks.split(",") if part.strip()], files_of(data or [])
-    if dtype != "auto":
-        find_dtype(dtype)
-    asked: Any = dtype
     given = [model] if against is None else [model, against]
-    sources = [SourceOptions(name_or_path=name, device=device, dtype=asked) for name in given]
+    sources = [made(SourceOptions, name_or_path=name, **place) for name in given]
     check_tasks(names, files, options)
     for source in sources:
         source.place()
@@ -86,7 +94,7 @@ def evaluate(
         check_positions("length", options.length, positions_of(source.config()))
     with redirect_stdout(sys.stderr):
         tokenizer = shared_tokenizer(sources)
-        found = [_measured(source, tokenizer, names, files, options) for source in sources]
+        found = [_evaluate(source, tokenizer, names, files, options) for source in sources]
     compared = {
         task: compare(found[0].results[task], found[1].results[task]) for task in names if against is not None
     }
@@ -95,7 +103,7 @@ def evaluate(
         values["against"] = found[1].to_json()
         values["compared"] = {task: [asdict(each) for each in rows] for task, rows in compared.items()}
     values["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print_result(as_json, values, shown(found, compared))
+    print_result(as_json, values, evaluation_table(found, compared))
 
 
 def files_of(pairs: Sequence[str]) -> dict[str, str]:
@@ -135,7 +143,9 @@ def shared_tokenizer(sources: Sequence[SourceOptions]) -> Any:
     return found[0]
 
 
-def shown(found: Sequence[Measured], compared: Mapping[str, Sequence[Comparison]]) -> list[RenderableType]:
+def evaluation_table(
+    found: Sequence[Evaluation], compared: Mapping[str, Sequence[Comparison]]
+) -> list[RenderableType]:
     """Return a row per number, with its change over the baseline where there is one; then what it rests on."""
     rows = [["", "value", *(["baseline", "change"] if compared else [])]]
     for task, result in found[0].results.items():
@@ -177,23 +187,23 @@ def _plus_minus(error: float | None) -> str:
     return "" if error is None else f" ± {error:.2g}"
 
 
-def _measured(
+def _evaluate(
     source: SourceOptions,
     tokenizer: Any,
     tasks: Sequence[str],
     files: Mapping[str, str],
     options: EvaluationOptions,
-) -> Measured:
+) -> Evaluation:
     """Load a model, measure it, and let it go."""
     model = source.load()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         bars = {task: bar.add_task(task, total=None, visible=False) for task in tasks}
-        results = measure(
+        results = evaluate(
             model, tokenizer, tasks, files=files, options=options,
             tell=lambda task, done, total: bar.update(bars[task], completed=done, total=total, visible=True),
         )  # fmt: skip
-    return Measured(
+    return Evaluation(
         model=source.name_or_path,
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),

@@ -20,7 +20,7 @@ from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import kept_lines, shape_lines
 
 
-def run_result(result: RunResult) -> list[RenderableType]:
+def run_lines(result: RunResult) -> list[RenderableType]:
     """Return everything a run has to show; the lines that load the result come last."""
     shown: list[RenderableType] = []
     if result.plan is not None:
@@ -45,7 +45,7 @@ def recipe_table(recipes: Mapping[str, str]) -> Table:
     return table([["recipe", "description"], *([name, text] for name, text in recipes.items())], None, "left")
 
 
-def environment(found: Mapping[str, Any]) -> Table:
+def environment_table(found: Mapping[str, Any]) -> Table:
     """Return versions and hardware as a table, to be pasted into a report."""
     rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
     cpu = found["cpu"]
@@ -59,7 +59,7 @@ def environment(found: Mapping[str, Any]) -> Table:
     return table([["what", "found"], *rows], None, "left")
 
 
-def inspection(result: Inspection) -> list[RenderableType]:
+def inspection_tables(result: Inspection) -> list[RenderableType]:
     """Return totals per kind, the groups per layer, and what stays untouched."""
     totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
     totals += [[kind, *(f"{number:,}" for number in numbers)] for kind, numbers in result.totals().items()]
@@ -75,7 +75,7 @@ def inspection(result: Inspection) -> list[RenderableType]:
     ]
 
 
-def cut(folder: Path, plan: Plan) -> list[RenderableType]:
+def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
     """Return what a cut changed."""
     return [
         *shape_lines(plan),
@@ -85,12 +85,12 @@ def cut(folder: Path, plan: Plan) -> list[RenderableType]:
     ]
 
 
-def pruned(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
+def pruned_lines(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
     """Return what one-shot pruning changed, and what it wrote."""
-    return ["", *kept_lines(plan), "", *cut(folder, plan), *_densities(plan), *_files(files)]
+    return ["", *kept_lines(plan), "", *cut_lines(folder, plan), *_densities(plan), *_files(files)]
 
 
-def bench(result: Bench, baseline: str | None) -> list[RenderableType]:
+def bench_table(result: Bench, baseline: str | None) -> list[RenderableType]:
     """Return latencies, and the speed-up over the baseline where there is one."""
     rows = [["model", "batch", "median", "interquartile range", *(["speed-up"] if baseline else [])]]
     for name, sizes in result.latencies.items():
@@ -102,7 +102,7 @@ def bench(result: Bench, baseline: str | None) -> list[RenderableType]:
     return [table(rows, None), _conditions(result.conditions)]
 
 
-def architectures(matrix: Matrix) -> list[RenderableType]:
+def architecture_table(matrix: Matrix) -> list[RenderableType]:
     """Return a row per model type, and the counts."""
     rows = [["type", "prunable", "checks", "exports", "fails, left alone, or why not"]]
     for name, report in matrix.reports.items():
