@@ -215,18 +215,15 @@ def _edits(module: nn.Module, path: str, form: AttentionForm, heads: Heads, widt
     Args:
         width: Features of all heads together.
     """
-    per_unit = dict.fromkeys(NUM_HEADS, heads.per_unit)
-    expected = dict.fromkeys(NUM_HEADS, heads.queries)
-    per_unit |= dict.fromkeys(HEADS_WIDTH, width // heads.units)
-    expected |= dict.fromkeys(HEADS_WIDTH, width)
+    # What each attribute counts, and how much of that goes with one unit.
+    counts = dict.fromkeys(NUM_HEADS, (heads.queries, heads.per_unit))
+    counts |= dict.fromkeys(HEADS_WIDTH, (width, width // heads.units))
     if heads.by_query:
-        per_unit |= dict.fromkeys(HEADS_PER_GROUP, 1)
-        expected |= dict.fromkeys(HEADS_PER_GROUP, heads.queries)
+        counts |= dict.fromkeys(HEADS_PER_GROUP, (heads.queries, 1))
     else:
-        per_unit |= dict.fromkeys(NUM_KV_HEADS, 1)
-        expected |= dict.fromkeys(NUM_KV_HEADS, heads.groups)
-        per_unit |= dict.fromkeys(KV_HEADS_WIDTH, width // heads.queries)
-        expected |= dict.fromkeys(KV_HEADS_WIDTH, width * heads.groups // heads.queries)
+        head_dim = width // heads.queries
+        counts |= dict.fromkeys(NUM_KV_HEADS, (heads.groups, 1))
+        counts |= dict.fromkeys(KV_HEADS_WIDTH, (head_dim * heads.groups, head_dim))
     apart = {shared.rpartition(".")[0] for shared in form.shared} - {""}
     for inner, child in module.named_modules():
         if isinstance(child, LINEAR_TYPES) or inner in apart:
@@ -234,10 +231,10 @@ def _edits(module: nn.Module, path: str, form: AttentionForm, heads: Heads, widt
         own, config = vars(child), vars(child).get("config")
         kind: Any = type(child)
         read = config_fields(kind) if config is not None else frozenset()
-        for name, per in per_unit.items():
-            if name in own and own[name] == expected[name]:
+        for name, (count, per) in counts.items():
+            if own.get(name) == count:
                 yield Edit(path=join(path, inner), attribute=name, per_unit=per)
-            if name in read and getattr(config, name, None) == expected[name]:
+            if name in read and getattr(config, name, None) == count:
                 yield Edit(path=join(path, inner), attribute=f"config.{name}", per_unit=per)
 
 

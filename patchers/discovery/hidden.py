@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from patchers.patching.gated_norm import is_plain_norm
 from patchers.patching.gates import Gate
 from patchers.units import HEADS, HIDDEN, Edit, Group, Slice, Stack, TensorSlice
 
+_Axis = Literal["in", "out"]
 _WIDTH = HIDDEN_SIZE[0]
 _UNKNOWN = "reads, writes or holds hidden features in a way that no table knows"
 
@@ -44,6 +46,14 @@ class _Stream:
     first: tuple[str, ...] = ()
     transforms: list[tuple[str, str, str]] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
+
+    def features(self, path: str, axis: _Axis) -> Slice:
+        """Return the slice over an axis of a linear, one feature a unit."""
+        return Slice(path=path, axis=axis, units=self.width, width=1)
+
+    def entries(self, name: str, dim: int = 0) -> TensorSlice:
+        """Return the slice over a dimension of a parameter, one entry a unit."""
+        return TensorSlice(name=name, dim=dim, units=self.width, width=1)
 
 
 def read_hidden(
@@ -159,7 +169,7 @@ def _inside(stream: _Stream, stack: Stack) -> Iterator[_Found]:
 def _linear(stream: _Stream, path: str) -> Iterator[_Found]:
     """Yield the axis that no heads or channels own: it must run over the stream."""
     outputs, inputs = features(linear_at(stream.model, path))
-    sizes = {"out": outputs, "in": inputs}
+    sizes: dict[_Axis, int] = {"out": outputs, "in": inputs}
     owned = {axis for axis in sizes if (path, axis) in stream.claimed or sizes[axis] == 0}
     if path in stream.single:
         owned = {"out"}
@@ -167,11 +177,7 @@ def _linear(stream: _Stream, path: str) -> Iterator[_Found]:
     if len(left) != 1 or sizes[left[0]] != stream.width:
         yield Refusal(path=path, reason=_UNKNOWN)
     else:
-        yield _slice(path, left[0], stream.width)
-
-
-def _slice(path: str, axis: str, width: int) -> Slice:
-    return Slice(path=path, axis="out" if axis == "out" else "in", units=width, width=1)
+        yield stream.features(path, left[0])
 
 
 def _norm(stream: _Stream, path: str) -> Iterator[_Found]:
@@ -184,7 +190,7 @@ def _norm(stream: _Stream, path: str) -> Iterator[_Found]:
         return
     stream.norms.append(path)
     for leaf, _ in module.named_parameters(recurse=False):
-        yield TensorSlice(name=join(path, leaf), dim=0, units=stream.width, width=1)
+        yield stream.entries(join(path, leaf))
 
 
 def _no_op(stream: _Stream, path: str) -> Iterator[_Found]:
@@ -193,7 +199,7 @@ def _no_op(stream: _Stream, path: str) -> Iterator[_Found]:
     if vars(module).get("width") == stream.width:
         yield Edit(path=path, attribute="width", per_unit=1)
     if module._parameters.get("bias") is not None:
-        yield TensorSlice(name=join(path, "bias"), dim=0, units=stream.width, width=1)
+        yield stream.entries(join(path, "bias"))
 
 
 def _strange(stream: _Stream, path: str, module: nn.Module) -> Iterator[_Found]:
@@ -224,12 +230,13 @@ def _embedding(stream: _Stream, path: str, module: nn.Embedding) -> Iterator[_Fo
     if type(module) is not nn.Embedding or not _ends(path, WRITERS):
         yield Refusal(path=path, reason=f"({type(module).__name__}) {_UNKNOWN}")
     else:
-        yield TensorSlice(name=join(path, "weight"), dim=1, units=stream.width, width=1)
+        yield stream.entries(join(path, "weight"), dim=1)
 
 
 def _head(stream: _Stream, path: str) -> Iterator[_Found]:
     """Yield the axes of a linear outside the blocks that run over the stream."""
     outputs, inputs = features(linear_at(stream.model, path))
+    axes: list[_Axis] = []
     if path in stream.first:
         stream.norms.append(path)
         axes = ["out"]
@@ -241,14 +248,12 @@ def _head(stream: _Stream, path: str) -> Iterator[_Found]:
         return
     elif _ends(path, READERS):
         axes = ["in"]
-    elif stream.width in (outputs, inputs):
-        axes = []
-    else:
+    elif stream.width not in (outputs, inputs):
         return
-    sizes = {"out": outputs, "in": inputs}
+    sizes: dict[_Axis, int] = {"out": outputs, "in": inputs}
     if not axes or any(sizes[axis] != stream.width for axis in axes):
         yield Refusal(path=path, reason=_UNKNOWN)
-    yield from (_slice(path, axis, stream.width) for axis in axes)
+    yield from (stream.features(path, axis) for axis in axes)
 
 
 def _has(model: nn.Module, names: Iterable[str]) -> bool:
