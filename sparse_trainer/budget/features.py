@@ -9,8 +9,8 @@ from torch import Tensor
 from patchers.units import HIDDEN
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.options import Budget
-from sparse_trainer.budget.selection import Selection, check_reachable
+from sparse_trainer.budget.options import Budget, check_reachable
+from sparse_trainer.budget.pool import Selection
 
 # Shape legend: U = hidden features, K = counts of them that may stay.
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from patchers.units import LAYERS, Group
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.options import Budget
-from sparse_trainer.budget.pool import Pool
-from sparse_trainer.budget.selection import Selection, check_reachable
+from sparse_trainer.budget.options import Budget, check_reachable
+from sparse_trainer.budget.pool import Pool, Selection
 
 # Shape legend: U = units of a group.
 

@@ -7,7 +7,7 @@ from typing import Final
 from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind
 from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.standardize import STANDARDIZERS
-from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.errors import ArgumentError, BudgetError, one_of
 from sparse_trainer.fields import PerKind, check_types
 
 SCOPES: Final = ("global", "layer", "uniform")
@@ -128,6 +128,23 @@ class Budget:
                     f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
                     f"Give one density per kind, e.g. `density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}`.",
                 )
+
+
+def check_reachable(asked: float, least: float, where: str = "") -> None:
+    """Raise `BudgetError`, with the feasible range, for a density below what floors keep.
+
+    Args:
+        asked: The density of a budget, in (0, 1].
+        least: The share of the cost that floors keep.
+        where: What of the model the budget is for, to follow the density in the message.
+    """
+    if asked < least - 1e-9:
+        raise BudgetError(
+            "density",
+            f"{asked:g} is not reachable{where}: `min_keep`, `multiple_of` and one layer of every stack and sort "
+            f"keep at least {least:.4g}.",
+            f"Ask for a density in [{least:.4g}, 1], or lower `min_keep` or `multiple_of`.",
+        )
 
 
 def keeps_all(density: object) -> bool:

@@ -5,6 +5,7 @@ long as the budget lasts. The best layer of every stack, and of each sort in it,
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from sparse_trainer.budget.options import Budget
 
 # Shape legend: N = units of a pool, C = chunks of a pool, G = groups of a pool, U = units of a group, L = layers of a
 # stack.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The outcome of one selection; tensors stay on the device of the scores."""
+
+    keep: dict[str, Tensor]
+    """Boolean per unit, shape [U], by group name."""
+    threshold: Tensor
+    """Lowest score that was kept, scalar (of the largest pool)."""
 
 
 class Pool:

@@ -1,28 +1,17 @@
 """From scores to what stays: exact, cost-aware selection without a host sync, pool by pool."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from patchers.units import Group, Kind
 from sparse_trainer.budget.nesting import Constraint
-from sparse_trainer.budget.options import Budget
-from sparse_trainer.budget.pool import Pool
-from sparse_trainer.errors import ArgumentError, BudgetError
+from sparse_trainer.budget.options import Budget, check_reachable
+from sparse_trainer.budget.pool import Pool, Selection
+from sparse_trainer.errors import ArgumentError
 
 # Shape legend: U = units of a group.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """The outcome of one selection; tensors stay on the device of the scores."""
-
-    keep: dict[str, Tensor]
-    """Boolean per unit, shape [U], by group name."""
-    threshold: Tensor
-    """Lowest score that was kept, scalar (of the largest pool)."""
 
 
 class Selector:
@@ -125,21 +114,4 @@ def _check_counted(groups: Sequence[Group], costs: Mapping[str, int], budget: Bu
             "target",
             f"{', '.join(free)} cost nothing by this count: a token meets as many whichever are gone.",
             "Take `target='params'` or 'units'.",
-        )
-
-
-def check_reachable(asked: float, least: float, where: str = "") -> None:
-    """Raise `BudgetError`, with the feasible range, for a density below what floors keep.
-
-    Args:
-        asked: The density of a budget, in (0, 1].
-        least: The share of the cost that floors keep.
-        where: What of the model the budget is for, to follow the density in the message.
-    """
-    if asked < least - 1e-9:
-        raise BudgetError(
-            "density",
-            f"{asked:g} is not reachable{where}: `min_keep`, `multiple_of` and one layer of every stack and sort "
-            f"keep at least {least:.4g}.",
-            f"Ask for a density in [{least:.4g}, 1], or lower `min_keep` or `multiple_of`.",
         )

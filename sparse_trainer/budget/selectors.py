@@ -7,7 +7,7 @@ from sparse_trainer.budget.features import FeatureSelector
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.options import Budget
-from sparse_trainer.budget.selection import Selection, Selector
+from sparse_trainer.budget.selection import Selector
 
 AnySelector = Selector | NestedSelector | FeatureSelector
 
@@ -25,6 +25,3 @@ def make_selector(
     if nesting.shared or (nesting.hidden is not None and len(groups) == 1):
         return FeatureSelector(nesting, budget)
     return NestedSelector(nesting, budget) if nesting.outer else Selector(groups, costs, budget)
-
-
-__all__ = ["AnySelector", "Budget", "Selection", "Selector", "make_selector"]

@@ -10,8 +10,8 @@ from patchers.units import Structure
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
-from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.criteria.calibration.mixture import criterion_of, name_of, scores_of
+from sparse_trainer.criteria.calibration.base import Evidence, scores_of
+from sparse_trainer.criteria.calibration.mixture import criterion_of, name_of
 from sparse_trainer.one_shot.allocation import select
 from sparse_trainer.one_shot.options import Options
 from sparse_trainer.statistics.blockwise import Blockwise
@@ -38,7 +38,7 @@ def score(evidence: Evidence, options: Options) -> Scores:
         CriterionError: scores that are not one finite number per unit.
     """
     asked = [options.criterion, *(() if options.allocation is None else (options.allocation,))]
-    found = [scores_of(criterion_of(one, options.normalize), evidence) for one in asked]
+    found = [scores_of(criterion_of(one, options.normalize), evidence, name_of(one)) for one in asked]
     return Scores(ranks=found[0], shares=found[-1])
 
 

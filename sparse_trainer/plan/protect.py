@@ -1,6 +1,6 @@
 """Units that a second run may not close: the survivors of a first one, by its plan."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from patchers.discovery.discover import discover
 from patchers.units import KINDS, Structure
-from sparse_trainer.budget.selectors import AnySelector
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.plan.document import Plan
 
@@ -26,20 +25,6 @@ class Protection:
     """Of the first run: a file, or a folder with a plan in it."""
     kinds: tuple[str, ...]
     """Kinds of unit that are protected."""
-
-
-def survivors(
-    protection: Protection | None, model: nn.Module, structure: Structure, selector: AnySelector
-) -> dict[str, Tensor]:
-    """Return the protected units, as `protected_units` does, once the budget pays for all of them.
-
-    Raises:
-        BudgetError: it does not.
-    """
-    kept = protected_units(protection, model, structure)
-    if kept:
-        _check_affordable(selector, structure, kept)
-    return kept
 
 
 def protected_units(
@@ -73,9 +58,18 @@ def put_first(scores: Mapping[str, Tensor], protected: dict[str, Tensor]) -> dic
     return first
 
 
-def _check_affordable(selector: AnySelector, structure: Structure, protected: dict[str, Tensor]) -> None:
+def check_affordable(
+    protected: dict[str, Tensor],
+    structure: Structure,
+    select: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+) -> None:
+    """Raise `BudgetError` unless the budget pays for all protected units.
+
+    Args:
+        select: Returns what the budget keeps under some scores.
+    """
     scores = put_first({g.name: torch.zeros(g.num_units) for g in structure.groups}, protected)
-    keep = selector.select(scores).keep
+    keep = select(scores)
     lost = [name for name, keep_U in protected.items() if not bool(keep[name][keep_U].all())]
     if lost:
         raise BudgetError(

@@ -1,9 +1,9 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,26 +12,18 @@ from torch import Tensor, nn
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
 from patchers.patching.merging import base_model, check_mergeable
-from patchers.units import HIDDEN, Kind, Structure
+from patchers.units import Structure
 from sparse_trainer.criteria.weights import check_weights
-from sparse_trainer.errors import ArgumentError, UnsupportedModelError
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.arguments.checks import check_on_model
 from sparse_trainer.training.blending import Blending
-from sparse_trainer.training.distillation.comparable import check_distillation
 from sparse_trainer.training.distillation.layer_map import LayerMap, hang_projection
 from sparse_trainer.training.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
 from sparse_trainer.training.drivers import Driver, make_driver
+from sparse_trainer.training.extra_losses import Averages, ExtraLosses
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtraLosses:
-    """What fine-pruning adds to a task loss."""
-
-    distillation: Tensor | None
-    penalty: Tensor | None
 
 
 class ModelPatchingCoordinator:
@@ -73,10 +65,10 @@ class ModelPatchingCoordinator:
         self.teacher = teacher
         self._load_teacher = TeacherSource(constructor=teacher_constructor, cache_dir=cache_dir)
         self.distiller, self.teacher_context = None, nullcontext
-        self._hung: tuple[nn.Module, Driver] | None = None
+        self._attached: tuple[nn.Module, Driver] | None = None
         self._asked: dict[str, Any] = {}
         self.total_steps, self.current_step = 0, 0
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._averages = Averages()
 
     def patch_model(self, model: nn.Module) -> nn.Module:
         """Find the units of `model`, hang gates or masks on them (all open), make the teacher ready; return the model.
@@ -90,28 +82,20 @@ class ModelPatchingCoordinator:
         check_weights(model)
         if self.args.prunes_nothing:
             logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
-        asked = self.args.distillation
-        check_distillation(model, asked, self.teacher)
-        return self._hang(model, make_distiller(model, asked, self.teacher, self._load_teacher))
+        distiller = make_distiller(model, self.args.distillation, self.teacher, self._load_teacher)
+        return self._attach(model, distiller)
 
     def restore(self, model: nn.Module) -> nn.Module:
         """Hang what `patch_model` hangs, without a teacher, on a model that is about to load weights and gates."""
-        return self._hang(model, None)
+        return self._attach(model, None)
 
-    def _hang(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
+    def _attach(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
         self.distiller = distiller
         budget, options, asked = self.args.budget, self.args.driver_options, self.args.distillation
         self.structure = discover(model, budget.kinds, budget.exclude, budget.include)
-        _check_hidden(self.structure, budget.kinds)
         check_on_model(model, self.structure, budget, options)
-        if not self.structure.groups:
-            raise UnsupportedModelError(
-                type(model).__name__,
-                f"no prunable group of kind {', '.join(budget.kinds)} is left.",
-                "Exclude less, or name other units.",
-            )
         self.blending = Blending(base_model(model), self.args.blending)
-        self._hung = (model, make_driver(model, self.structure, options))
+        self._attached = (model, make_driver(model, self.structure, options))
         if asked.learns_layer_map:
             projection = hang_projection(model, self.gates)
             if distiller is not None:
@@ -141,11 +125,11 @@ class ModelPatchingCoordinator:
             score.requires_grad_(True)
 
     def _patched(self) -> tuple[nn.Module, Driver]:
-        if self._hung is None:
+        if self._attached is None:
             raise ArgumentError(
                 type(self).__name__, "has patched no model.", "Call patch_model(model) before anything else."
             )
-        return self._hung
+        return self._attached
 
     @property
     def model(self) -> nn.Module:
@@ -209,7 +193,7 @@ class ModelPatchingCoordinator:
         pruner.begin(total_steps, step, warmup_steps)
         if self.distiller is not None:
             self.distiller.teacher.to(next(self.model.parameters()).device)
-        self._sums = {}
+        self._averages = Averages()
 
     @property
     def progress(self) -> float:
@@ -268,8 +252,8 @@ class ModelPatchingCoordinator:
             opened = open_layers(self.structure, self.gates)
             distillation = self.distiller.loss(inputs, outputs, opened, context=self.teacher_context)
         penalty = self.pruner.penalty()
-        self._remember("distillation_loss", distillation)
-        self._remember("penalty", penalty)
+        self._averages.add("distillation_loss", distillation)
+        self._averages.add("penalty", penalty)
         return ExtraLosses(distillation=distillation, penalty=penalty)
 
     @property
@@ -279,16 +263,12 @@ class ModelPatchingCoordinator:
 
     @property
     def task_weight(self) -> float:
-        """Weight of the task loss: `distil_alpha_ce` beside a teacher, else 1."""
-        return self.args.distil_alpha_ce if self.distiller is not None else 1.0
+        """Weight of the task loss: less than 1 beside a teacher."""
+        return 1.0 if self.distiller is None else self.distiller.options.alpha_task
 
     def loss(self, task_loss: Tensor, inputs: Mapping[str, Any], outputs: Any) -> Tensor:
         """Return the loss to train on, for a loop without gradient accumulation."""
-        extra = self.extra_losses(inputs, outputs)
-        total = self.task_weight * task_loss
-        for part in (extra.distillation, extra.penalty):
-            total = total if part is None else total + part
-        return total
+        return self.extra_losses(inputs, outputs).added_to(self.task_weight * task_loss)
 
     def metrics(self) -> dict[str, float]:
         """Return what to log, averaged since the last call. This is where the host waits for the device.
@@ -297,11 +277,7 @@ class ModelPatchingCoordinator:
             NonFiniteError: scores became NaN or infinite.
         """
         self.check_finite()
-        logged = {"density": self.density_reached(), **self.pruner.log()}
-        for name, (total, count) in self._sums.items():
-            logged[name] = float(total) / count
-        self._sums = {}
-        return logged
+        return {"density": self.density_reached(), **self.pruner.log(), **self._averages.take()}
 
     def check_finite(self) -> None:
         """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far."""
@@ -318,27 +294,11 @@ class ModelPatchingCoordinator:
     def _check_unchanged(self) -> None:
         """Raise `ArgumentError` for an option that is another now than when the model was patched."""
         self.args.check()
-        now = asdict(self.args)
-        for name, value in self._asked.items():
-            if now[name] != value:
+        for name, now in asdict(self.args).items():
+            then = self._asked[name]
+            if now != then:
                 raise ArgumentError(
                     name,
-                    f"is {now[name]!r} now; the model was patched with {value!r}.",
+                    f"is {now!r} now; the model was patched with {then!r}.",
                     "Set it before patch_model.",
                 )
-
-    def _remember(self, name: str, value: Tensor | None) -> None:
-        if value is not None:
-            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
-            self._sums[name] = (total + value.detach(), count + 1)
-
-
-def _check_hidden(structure: Structure, kinds: Collection[Kind]) -> None:
-    """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
-    if HIDDEN in kinds and not structure.of([HIDDEN]):
-        path, reason = next(
-            iter(structure.refused_hidden.items()), (str(HIDDEN), "include or exclude leaves them out")
-        )
-        raise UnsupportedModelError(
-            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of `units`."
-        )

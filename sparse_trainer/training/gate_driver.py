@@ -26,7 +26,7 @@ from sparse_trainer.criteria.training.base import (
 )
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.plan.decision import Request
-from sparse_trainer.plan.protect import put_first, survivors
+from sparse_trainer.plan.protect import check_affordable, protected_units, put_first
 from sparse_trainer.plan.record import remember_request
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.training.options import GateOptions
@@ -49,7 +49,8 @@ class GateDriver:
         per_feature = feature_costs(model, structure.groups, target)
         self.nesting = Nesting(structure.groups, self.costs, per_feature)
         self.selector = make_selector(structure.groups, self.costs, self.budget, per_feature)
-        self.protected = survivors(options.protection, model, structure, self.selector)
+        self.protected = protected_units(options.protection, model, structure)
+        check_affordable(self.protected, structure, lambda scores: self.selector.select(scores).keep)
         self.gates: dict[str, Gate] = patch(model, structure, self.criterion.make_gate)
         remember_request(model, self._request())
         self.budget_penalty: Penalty | None = None

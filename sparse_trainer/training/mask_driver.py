@@ -22,7 +22,7 @@ from sparse_trainer.plan.protect import protected_units
 from sparse_trainer.plan.record import remember_request
 from sparse_trainer.training.mask_options import DISABLED, MaskOptions, Part
 from sparse_trainer.training.mask_placement import hang_masks
-from sparse_trainer.training.mask_selection import BY_FRACTION, Method, choose, n_of_m
+from sparse_trainer.training.mask_selection import BY_FRACTION, Method, keep_by_method, n_of_m
 from sparse_trainer.training.mask_sites import Site, protected_blocks
 
 # Shape legend: R x C = blocks, U = units.
@@ -219,7 +219,7 @@ def _rebuild(model: nn.Module, site: Site, asked: MaskOptions, remaining: float,
     if isinstance(site.holder, Gate):
         keep = _in_runs(score, options.rows or 1, options.method, threshold, asked.least)
     else:
-        keep = choose(options.method, score, threshold, asked.least)
+        keep = keep_by_method(options.method, score, threshold, asked.least)
     noise = None
     if draw is not None and options.method == "l0":
         noise = drawn(score.numel(), draw, score.device).view_as(score)
@@ -228,7 +228,7 @@ def _rebuild(model: nn.Module, site: Site, asked: MaskOptions, remaining: float,
 
 def _in_runs(score_U: Tensor, width: int, method: Method, threshold: float, least: float) -> Tensor:
     """Choose among runs of channels, by the mean score of a run, shape [U]."""
-    keep_R = choose(method, score_U.view(-1, width).mean(1), threshold, least)
+    keep_R = keep_by_method(method, score_U.view(-1, width).mean(1), threshold, least)
     return keep_R.repeat_interleave(width)
 
 

@@ -68,7 +68,7 @@ def n_of_m(score_OI: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return torch.zeros_like(score_GM, dtype=torch.bool).scatter_(1, best, True).view_as(score_OI)
 
 
-def choose(method: Method, score: Tensor, threshold: float, least: float) -> Tensor:
+def keep_by_method(method: Method, score: Tensor, threshold: float, least: float) -> Tensor:
     """Return True for what a method keeps.
 
     Args:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from sparse_trainer.criteria.training.l0 import fitting
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
@@ -80,4 +80,17 @@ def place_scores(optimizer: Any, scheduler: Any, coordinator: ModelPatchingCoord
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in scores]
     for group in wanted:
-        optimizer.add_param_group({**fitting(group, optimizer.defaults), _HOLDS_SCORES: True})
+        optimizer.add_param_group({**options_known_to(group, optimizer.defaults), _HOLDS_SCORES: True})
+
+
+def options_known_to(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer group without the options of Adam that an optimizer does not know, or means otherwise.
+
+    Args:
+        defaults: Those of the optimizer: Adafactor's `eps` is a pair, SGD has none.
+
+    >>> options_known_to({"lr": 0.1, "eps": 1e-12, "betas": (0.9, 0.99)}, {"lr": 0.01, "eps": (1e-30, 1e-3)})
+    {'lr': 0.1}
+    """
+    strange = [k for k in ("betas", "eps") if k in group and not isinstance(defaults.get(k), type(group[k]))]
+    return {name: value for name, value in group.items() if name not in strange}

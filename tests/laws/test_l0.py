@@ -13,10 +13,11 @@ from patchers.patching.patch import patch
 from patchers.surgery import cut
 from patchers.units import BLOCK_KINDS, Group, Kind, Structure, kind_named
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.criteria.training.l0 import ExpectedSize, fitting
+from sparse_trainer.criteria.training.l0 import ExpectedSize
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.optimizer_groups import options_known_to
 from tests.compact_models import batch, logits, tiny
 from tests.expected_size import counted_share, drawn_alphas
 
@@ -310,7 +311,7 @@ def test_the_group_of_the_gates_suits_every_optimizer(optimizer_class: Any) -> N
     own = {"scale_parameter": False, "relative_step": False} if optimizer_class is Adafactor else {}
     optimizer = optimizer_class(coordinator.parameter_groups()[0]["params"], lr=1e-3, **own)
     (group,) = coordinator.score_groups()
-    optimizer.add_param_group(fitting(group, optimizer.defaults))
+    optimizer.add_param_group(options_known_to(group, optimizer.defaults))
     assert optimizer.param_groups[1]["lr"] == 0.3
     assert (optimizer.param_groups[1].get("eps") == 1e-12) is (optimizer_class is torch.optim.AdamW)
     coordinator.begin(10, 5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparse_trainer.training.mask_selection import above, choose, n_of_m, top
+from sparse_trainer.training.mask_selection import above, keep_by_method, n_of_m, top
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -21,12 +21,12 @@ def test_thresholds_leave_a_floor() -> None:
     assert int(above(score, 2000.0, 0.005).sum()) == 6
     assert int(above(score, 2000.0, 0.0).sum()) == 0
     assert int(above(score, 989.0, 0.005).sum()) == 10
-    assert choose("sigmoid_threshold", torch.tensor([-3.0, 0.0, 3.0]), 0.5, 0.0).tolist() == [
+    assert keep_by_method("sigmoid_threshold", torch.tensor([-3.0, 0.0, 3.0]), 0.5, 0.0).tolist() == [
         False,
         False,
         True,
     ]
-    assert choose("l0", torch.tensor([-0.1, 0.1]), 7.0, 0.0).tolist() == [False, True]
+    assert keep_by_method("l0", torch.tensor([-0.1, 0.1]), 7.0, 0.0).tolist() == [False, True]
 
 
 def test_two_of_four_counts_along_the_inputs() -> None:

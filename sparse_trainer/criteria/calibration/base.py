@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Features, Group, Kind, Structure
+from sparse_trainer.criteria.scores import check_finite, check_scores
 from sparse_trainer.statistics.requests import R, Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
@@ -45,6 +46,21 @@ class WidthCriterion(Protocol):
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the score of each unit, shape [U], higher = keep, by group name."""
+
+
+def scores_of(criterion: WidthCriterion, evidence: Evidence, name: str) -> dict[str, Tensor]:
+    """Return the scores of a criterion, once they are known to be one finite number per unit.
+
+    Args:
+        name: What the user calls the criterion.
+
+    Raises:
+        CriterionError: they are not.
+    """
+    scores = criterion.scores(evidence)
+    check_scores(scores, evidence.structure.groups, name)
+    check_finite(scores, name)
+    return scores
 
 
 def consumer_weight(model: nn.Module, group: Group) -> Tensor:

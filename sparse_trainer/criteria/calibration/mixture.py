@@ -10,9 +10,8 @@ from torch import Tensor
 
 from patchers.units import KINDS, Kind
 from sparse_trainer.budget.standardize import STANDARDIZERS
-from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
+from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion, scores_of
 from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum, written
-from sparse_trainer.criteria.scores import check_finite, check_scores
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.statistics.requests import Statistic
 
@@ -47,7 +46,7 @@ class Mixture:
         total: dict[str, Tensor] = {}
         standardized = STANDARDIZERS[self.normalizer]
         for part, weight in self.parts:
-            raw = scores_of(part, evidence)
+            raw = scores_of(part, evidence, written(part))
             for name, score_U in standardized(raw, dict.fromkeys(raw, 1), evidence.structure.kinds).items():
                 total[name] = total[name] + weight * score_U if name in total else weight * score_U
         return total
@@ -98,15 +97,3 @@ def name_of(asked: CriterionLike) -> str:
             name if weight == 1 else f"{Decimal(str(weight)):f} {name}" for name, weight in terms
         )
     return written(meant)
-
-
-def scores_of(criterion: WidthCriterion, evidence: Evidence) -> dict[str, Tensor]:
-    """Return the scores of a criterion, once they are known to be one finite number per unit.
-
-    Raises:
-        CriterionError: they are not.
-    """
-    scores, name = criterion.scores(evidence), name_of(criterion)
-    check_scores(scores, evidence.structure.groups, name)
-    check_finite(scores, name)
-    return scores

@@ -195,19 +195,6 @@ class L0:
                 gate.noise_U.copy_(noise_U)
 
 
-def fitting(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimizer group without the options of Adam that an optimizer does not know, or means otherwise.
-
-    Args:
-        defaults: Those of the optimizer: Adafactor's `eps` is a pair, SGD has none.
-
-    >>> fitting({"lr": 0.1, "eps": 1e-12, "betas": (0.9, 0.99)}, {"lr": 0.01, "eps": (1e-30, 1e-3)})
-    {'lr': 0.1}
-    """
-    strange = [k for k in ("betas", "eps") if k in group and not isinstance(defaults.get(k), type(group[k]))]
-    return {name: value for name, value in group.items() if name not in strange}
-
-
 def _concrete(gate: Gate) -> ConcreteGate:
     assert isinstance(gate, ConcreteGate)
     return gate

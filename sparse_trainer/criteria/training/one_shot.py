@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate, SaliencyGate
 from patchers.units import CHANNELS, HEADS, Group, Kind, Structure
-from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
-from sparse_trainer.criteria.calibration.mixture import scores_of
+from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion, scores_of
 from sparse_trainer.criteria.calibration.scorable import scored_kinds
 from sparse_trainer.criteria.training.base import Gates
 from sparse_trainer.statistics.requests import Statistic, Statistics
@@ -26,6 +25,8 @@ class OneShot:
 
     learns: ClassVar[bool] = False
     criterion: WidthCriterion
+    name: str
+    """What the user calls it."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -55,7 +56,7 @@ class OneShot:
     def calibrate(self, model: nn.Module, structure: Structure, statistics: Statistics, gates: Gates) -> None:
         """Score the units."""
         evidence = Evidence(model=model, structure=structure, statistics=statistics)
-        for name, score_U in scores_of(self.criterion, evidence).items():
+        for name, score_U in scores_of(self.criterion, evidence, self.name).items():
             gate = gates[name]
             assert isinstance(gate, SaliencyGate)
             gate.saliency_U.copy_(score_U)

@@ -42,16 +42,17 @@ def read_scoring(text: str, defaults: Mapping[str, Mapping[str, Any]] | None = N
     >>> read_scoring("taylor(order=2)")
     RunningTaylor(order=2, decay=0.99)
     >>> read_scoring("magnitude", {"magnitude": {"norm": 1}})
-    OneShot(criterion=Magnitude(norm=1))
+    OneShot(criterion=Magnitude(norm=1), name='magnitude')
 
     Raises:
         ArgumentError: an unknown name or option; the nearest known one is given.
     """
     if not isinstance(read_sum(text), str):
-        return OneShot(criterion=criterion_of(text))
+        return OneShot(criterion=criterion_of(text), name=text)
     name, given = split_options(text)
     one_of("scoring", name, scorings())
     options = {**(defaults or {}).get(name, {}), **given}
     if name in TRAINING_CRITERIA:
         return with_options(TRAINING_CRITERIA[name], options, f"criterion {name}")
-    return OneShot(criterion=with_options(WIDTH_CRITERIA[name], options, f"criterion {name}"))
+    criterion = with_options(WIDTH_CRITERIA[name], options, f"criterion {name}")
+    return OneShot(criterion=criterion, name=text)

@@ -77,10 +77,28 @@ def check_on_model(
     Raises:
         UnsupportedModelError: no unit of a kind that was asked for, or one that the criterion cannot score.
     """
+    _check_hidden(structure, budget)
     if budget.units is not None or budget.is_per_kind:
         _check_present(model, structure, budget)
     if isinstance(options, GateOptions) and isinstance(options.criterion, OneShot):
         check_scorable(structure.groups, options.criterion.criterion, options.scoring)
+    if not structure.groups:
+        raise UnsupportedModelError(
+            type(model).__name__,
+            f"no prunable group of kind {', '.join(budget.kinds)} is left.",
+            "Exclude less, or name other units.",
+        )
+
+
+def _check_hidden(structure: Structure, budget: Budget) -> None:
+    """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
+    if HIDDEN in budget.kinds and not structure.of([HIDDEN]):
+        path, reason = next(
+            iter(structure.refused_hidden.items()), (str(HIDDEN), "include or exclude leaves them out")
+        )
+        raise UnsupportedModelError(
+            path, f"hidden features cannot go: {reason}.", "Take 'hidden' out of `units`."
+        )
 
 
 def _check_present(model: nn.Module, structure: Structure, budget: Budget) -> None:

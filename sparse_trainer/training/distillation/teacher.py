@@ -16,7 +16,7 @@ from patchers.patching.gates import Gate
 from patchers.units import LAYERS, Structure
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.answers import IGNORED, bare, shifts_labels, without_answers
-from sparse_trainer.training.distillation.comparable import check_teacher
+from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.training.distillation.divergences import Divergence, divergence_for
 from sparse_trainer.training.distillation.layer_map import LayerMap
 from sparse_trainer.training.options import DistillationOptions
@@ -161,6 +161,7 @@ def make_distiller(
     model: nn.Module, options: DistillationOptions, teacher: nn.Module | None, source: TeacherSource
 ) -> Distiller | None:
     """Return what compares `model` with `teacher`, or with the one that is named; None without either."""
+    check_distillation(model, options, teacher)
     name = options.teacher
     if teacher is model:
         raise ArgumentError("teacher", "it is the student itself.", "Pass a copy, or 'self'.")
