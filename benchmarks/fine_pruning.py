@@ -28,7 +28,7 @@ from sparse_trainer.data.splits import load_splits
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.latency import bench
-from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.load import load_recipe
 
 ALONE = "pruning.distil_teacher_name_or_path=null"
 MASKS = [

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from sparse_trainer.data.quickstart.generated import generate
-from sparse_trainer.run.recipes.fine_pruning import Recipe, load_recipe
+from sparse_trainer.run.recipes.load import load_recipe
+from sparse_trainer.run.recipes.recipe import Recipe
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.latency import bench, check_bench, find_device, find_dtype
 from sparse_trainer.run.pipeline import run
-from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.sections import describe, shipped
 
 app = typer.Typer(

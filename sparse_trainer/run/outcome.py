@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from sparse_trainer.budget.counting import parameter_count
 from sparse_trainer.files.foreign_code import needs_our_code
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.run.latency import bench
 from sparse_trainer.run.pictures import WIDTH_FILES, write_widths
-from sparse_trainer.run.recipes.sections import ExportOptions
-from sparse_trainer.run.report import Comparison, Measured, shape_lines
+from sparse_trainer.run.report import Comparison, shape_lines
 from sparse_trainer.run.verify import Reloaded
 
 RECIPE_FILE = "recipe.yaml"
@@ -59,32 +52,6 @@ class RunResult:
         }
 
 
-def compare(
-    models: Mapping[str, tuple[PreTrainedModel, Mapping[str, float] | None]], options: ExportOptions
-) -> Comparison:
-    """Measure sizes, and latencies side by side.
-
-    Args:
-        models: Name -> model and its metrics; the first is the baseline.
-    """
-    timed = bench(
-        {name: model for name, (model, _) in models.items()},
-        batch_sizes=options.latency_batch_sizes,
-        sequence_length=options.latency_sequence_length,
-        rounds=options.latency_rounds,
-    )
-    measured = {
-        name: Measured(
-            metrics=metrics,
-            parameters=parameter_count(model),
-            file_bytes=_file_bytes(model),
-            latencies=timed.latencies[name],
-        )
-        for name, (model, metrics) in models.items()
-    }
-    return Comparison(models=measured, conditions=timed.conditions)
-
-
 def write_beside(folder: Path, recipe: str, plan: Plan, comparison: Comparison) -> None:
     """Write recipe, tables and pictures beside the model: `FILES`."""
     write_text(folder / FILES["recipe"], recipe)
@@ -114,10 +81,3 @@ def _trust(folder: Path) -> str:
     """Return the argument that loads our file in the folder, where it is needed."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return ", trust_remote_code=True" if needs_our_code(folder, config) else ""
-
-
-def _file_bytes(model: PreTrainedModel) -> int:
-    """Return the size of the weight files of a model, by writing them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch)
-        return sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -12,14 +15,13 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, one_of
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import first_line
-from sparse_trainer.run.recipes.fine_pruning import Recipe
-from sparse_trainer.run.stages import Setting
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 
 _UNLISTED = ("flyte",)
 """Reports that Trainer knows and does not list as available."""
 
 
-def check_options(recipe: Recipe) -> None:
+def check_options(recipe: FinePruningRecipe) -> None:
     """Refuse options of the training that need neither a model nor data to be refused.
 
     Raises:
@@ -35,15 +37,17 @@ def check_options(recipe: Recipe) -> None:
     recipe.data.check_files()
 
 
-def rehearse_training(setting: Setting, model: PreTrainedModel) -> None:
+def rehearse_training(
+    recipe: FinePruningRecipe, model: PreTrainedModel, trainer_options: Mapping[str, Any]
+) -> None:
     """Build each Trainer of the run with its loaders, optimizer and schedule, and let it go.
 
     Raises:
         RecipeError: One of them cannot be made.
     """
-    for where, training in _trainings(setting.recipe).items():
+    for where, training in _trainings(recipe).items():
         try:
-            trainer = Trainer(model=model, args=training, **setting.trainer_options())
+            trainer = Trainer(model=model, args=training, **trainer_options)
             trainer.get_train_dataloader()
             trainer.get_eval_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)
@@ -57,7 +61,7 @@ def rehearse_training(setting: Setting, model: PreTrainedModel) -> None:
             ) from error
 
 
-def _trainings(recipe: Recipe) -> dict[str, TrainingArguments]:
+def _trainings(recipe: FinePruningRecipe) -> dict[str, TrainingArguments]:
     """Return the options of each training of a run, by where they stand."""
     dense = recipe.dense_training()
     found = {} if dense is None else {"model.dense_training": dense}

@@ -15,7 +15,7 @@ from sparse_trainer.files.writing import check_file, write_text
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.plan.document import PLAN_FILE
 from sparse_trainer.run.outcome import RECIPE_FILE
-from sparse_trainer.run.recipes.fine_pruning import Recipe
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.sections import DESCRIPTION, Sections, as_yaml, read_sections
 from sparse_trainer.training.checkpoint import find_checkpoint, last_checkpoint
 
@@ -30,7 +30,7 @@ _FREE = (DESCRIPTION, "export.", _RESUMED_FROM)
 class RunFolder:
     """The folder that a run trains in, and what an earlier, stopped run of the same recipe left there."""
 
-    recipe: Recipe
+    recipe: FinePruningRecipe
     resume: bool
     """Go on where the earlier run was stopped, rather than start over."""
 

@@ -1,242 +1,174 @@
-"""The stages of a run that load and train: data, dense fine-tune, fine-prune."""
+"""Stages of a run: each goes from what there is to what there is after it. Here are those that every run ends with."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import logging
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from patchers.patching.blends import unblend
-from patchers.patching.patch import unpatch
-from sparse_trainer.cut.fill import fill, rewind
-from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
-from sparse_trainer.files.writing import write_text
-from sparse_trainer.folders.configs import read_config, resolve
-from sparse_trainer.folders.replace import new_folder
-from sparse_trainer.folders.tokenizers import load_tokenizer
-from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.plan.document import PLAN_FILE
-from sparse_trainer.plan.record import plan_of
-from sparse_trainer.run.outcome import RECIPE_FILE
-from sparse_trainer.run.recipes.fine_pruning import DENSE, Recipe
-from sparse_trainer.run.resume import RunFolder
-from sparse_trainer.tasks.base import Prepared, Task
-from sparse_trainer.tasks.registry import find_task
-from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.checkpoint import check_resumed, is_over
-from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
-from sparse_trainer.training.trainer import PruningTrainer
+from sparse_trainer.budget.counting import parameter_count
+from sparse_trainer.folders.rescue import rescuing
+from sparse_trainer.folders.save import Processor, save_pruned
+from sparse_trainer.plan.decision import Decision
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.run import pictures
+from sparse_trainer.run.latency import bench
+from sparse_trainer.run.outcome import FILES, write_beside
+from sparse_trainer.run.recipes.recipe import Recipe
+from sparse_trainer.run.report import Comparison, Measured
+from sparse_trainer.run.verify import Reloaded, verify_reload
+
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 """Takes one line about what is being done."""
+DENSE, PRUNED = "dense", "pruned"
+"""What the models of a run are called: the one that all is compared with, and the one that is cut."""
+
+
+class Job(Protocol):
+    """What one kind of recipe brings to a run: it was made with data and model loaded, and all options checked."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is run."""
+
+    @property
+    def tokenizer(self) -> Processor | None:
+        """What is saved with the model."""
+
+    @property
+    def result(self) -> Path:
+        """The folder of the finished model."""
+
+    @property
+    def spare(self) -> Path:
+        """Where a model goes that cannot be measured or saved."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is done, in order."""
+
+    def auto_class(self, plan: Plan) -> str:
+        """Return the name of the auto class in transformers that loads the result."""
+
+    def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """Return a batch without labels on which the reloaded model is compared."""
+
+    def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
+        """Return Python that loads and uses the result."""
+
+    def advice(self) -> str | None:
+        """Return what to tell somebody who stops the run, if there is something to go on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What every stage of a run needs."""
+class State:
+    """What the stages of a run have made so far."""
 
-    recipe: Recipe
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    data: Prepared
-    source: str
-    folder: RunFolder
+    job: Job
+    tell: Tell
+    model: PreTrainedModel
+    """The model that the next stage works on."""
+    models: Mapping[str, PreTrainedModel]
+    """Those that are compared, by name; the baseline, `dense`, comes first."""
+    metrics: Mapping[str, Mapping[str, float] | None]
+    """Of each model; None = it was never fine-tuned, or nothing is asked of it."""
+    decisions: tuple[Decision, ...] = ()
+    """Of one-shot pruning: scores and kept units of each round."""
+    comparison: Comparison | None = None
+    is_saved: bool = False
+    reloaded: Reloaded | None = None
 
-    def load_model(self) -> PreTrainedModel:
-        """Load the model that the recipe starts from; its fresh head follows from the seed."""
-        set_seed(self.recipe.training.seed)
-        return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
+    def having(self, name: str, model: PreTrainedModel, metrics: Mapping[str, float] | None = None) -> State:
+        """Return the state with a model, and with what was measured of it."""
+        models, measured = {**self.models, name: model}, {**self.metrics, name: metrics}
+        return replace(self, model=model, models=models, metrics=measured)
 
-    def rewound(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the model in the shapes of the plan that the recipe names, or the model itself."""
-        plan = self.recipe.model.rewind
-        return model if plan is None else rewind(model, plan)
-
-    def start(self, model: PreTrainedModel, tell: Tell) -> PreTrainedModel:
-        """Return the model to train: rewound, and filled in place, where the recipe says so."""
-        model = self.rewound(model)
-        if self.recipe.model.fill:
-            tell(f"{fill(model):,} zeros filled")
-        return model
-
-    def checkpoint(self, training: TrainingArguments) -> str | None:
-        """Return the checkpoint from which a stage goes on, as Trainer takes it."""
-        found = self.folder.checkpoint(training.output_dir)
-        return None if found is None else str(found)
-
-    def trainer_options(self) -> dict[str, Any]:
-        """Return the arguments that every Trainer of the run shares."""
-        return {
-            "train_dataset": self.data.train,
-            "eval_dataset": self.data.validation,
-            "processing_class": self.tokenizer,
-            "data_collator": self.data.collator,
-            "compute_metrics": self.data.compute_metrics,
-        }
+    def rescuing(self) -> AbstractContextManager[None]:
+        """Save a model that is cut, and is not saved yet, when the block fails."""
+        if self.is_saved or PRUNED not in self.models:
+            return nullcontext()
+        return rescuing(self.models[PRUNED], self.job.tokenizer, self.job.spare)
 
 
-def prepare(recipe: Recipe, folder: RunFolder) -> Setting:
-    """Load tokenizer and data."""
-    task = find_task(recipe.task.name)
-    try:
-        source = resolve(recipe.model.name_or_path)
-        config = read_config(source, recipe.model.revision)
-        tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.revision)
-    except CheckpointError as error:
-        raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
-    positions, timed = positions_of(config), recipe.export.latency_sequence_length
-    check_positions("export.latency_sequence_length", timed, positions)
-    if recipe.data.max_length > tokenizer.model_max_length:
-        raise RecipeError(
-            "data.max_length",
-            f"{recipe.data.max_length}, and the model reads {tokenizer.model_max_length} tokens at most.",
-            "Give a smaller number.",
-        )
-    data = task.prepare(recipe.task, recipe.data, tokenizer)
-    return Setting(recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source, folder=folder)
+Stage = Callable[[State], State]
 
 
-def load_teacher(setting: Setting, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
-    """Load a teacher given by name; the coordinator makes its own copy for 'self'."""
-    name = pruning.distil_teacher_name_or_path
-    if name is None or name in (DENSE, "self"):
-        return None
-    try:
-        return setting.task.load_model(resolve(name), "main", setting.data.labels)
-    except SparseTrainerError as error:
-        where = f"pruning.distil_teacher_name_or_path: {error.where}"
-        raise type(error)(where, error.what, error.remedy) from error
-
-
-def check_goes_on(
-    setting: Setting,
-    model: PreTrainedModel,
-    pruning: SparseTrainingArguments,
-    teacher: PreTrainedModel | None,
-) -> None:
-    """Refuse, before the dense fine-tune, a checkpoint of other pruning arguments to go on from."""
-    checkpoint = setting.folder.checkpoint(setting.recipe.training.output_dir)
-    if checkpoint is not None:
-        is_given = teacher is not None or pruning.distil_teacher_name_or_path == DENSE
-        check_resumed(checkpoint, model, _of_coordinator(pruning, has_teacher=is_given))
-
-
-def rehearse(
-    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
-) -> None:
-    """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
-    check_distillation(model, pruning.distillation, None)
-    if teacher is not None:
-        check_teacher(model, teacher, pruning.distillation)
-    unpatch(ModelPatchingCoordinator(pruning).restore(model))
-    unblend(model)
-
-
-def starting_points(
-    setting: Setting, model: PreTrainedModel, tell: Tell
-) -> tuple[PreTrainedModel, Mapping[str, float] | None, PreTrainedModel]:
-    """Return the dense baseline, its metrics (None: it is not fine-tuned) and the model to prune."""
-    training = setting.recipe.dense_training()
-    if training is None:
-        return model, None, setting.start(copy.deepcopy(model), tell)
-    dense = _dense_model(setting, model, training, tell)
-    metrics = evaluate(setting, dense, training)
-    from_dense = setting.recipe.model.prune_from == DENSE
-    student = copy.deepcopy(dense) if from_dense else setting.load_model()
-    return dense, metrics, setting.start(student, tell)
-
-
-def _dense_model(
-    setting: Setting, model: PreTrainedModel, training: TrainingArguments, tell: Tell
-) -> PreTrainedModel:
-    """Return the fine-tuned dense model: of the earlier run that goes on, or trained now and kept for the next."""
-    kept = setting.folder.dense_model()
-    if kept is not None:
-        tell(f"taking the dense model from {kept}")
-        dense = setting.task.load_model(str(kept), "main", setting.data.labels)
-        dense.config.name_or_path = model.config.name_or_path
-        return dense
-    tell("fine-tuning the dense model")
-    dense = train(setting, model, training)
-    save_dense(setting, dense, setting.folder.dense)
-    return dense
-
-
-def save_dense(setting: Setting, model: PreTrainedModel, folder: Path) -> None:
-    """Write a model that was fine-tuned, all or nothing; with the plan of one that was pruned before."""
-    with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
-        model.save_pretrained(draft)
-        setting.tokenizer.save_pretrained(draft)
-        write_text(draft / RECIPE_FILE, setting.recipe.dump())
-        plan = plan_of(model)
-        if plan is not None:
-            plan.save(draft / PLAN_FILE)
-
-
-class _DenseTrainer(Trainer):
-    """`Trainer` that takes no step too many where it resumes."""
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the batches of the next step: none where all steps are taken."""
-        return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
-
-
-def train(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
-    """Fine-tune without pruning."""
-    trainer = _DenseTrainer(model=model, args=training, **setting.trainer_options())
-    trainer.train(resume_from_checkpoint=setting.checkpoint(training))
-    return _bare(trainer, model)
-
-
-def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
-    """Return the arguments as the coordinator gets them: a teacher that was loaded is handed over, not named."""
-    return dataclasses.replace(pruning, distil_teacher_name_or_path=None) if has_teacher else pruning
-
-
-def fine_prune(
-    setting: Setting,
-    student: PreTrainedModel,
-    pruning: SparseTrainingArguments,
-    teacher: PreTrainedModel | None,
-) -> PreTrainedModel:
-    """Fine-tune under the budget, and cut."""
-    pruning = _of_coordinator(pruning, has_teacher=teacher is not None)
-    training = setting.recipe.training
-    trainer = PruningTrainer(
-        model=student, args=training, sparse_args=pruning, teacher=teacher, **setting.trainer_options()
+def measure(state: State) -> State:
+    """Measure the sizes of the models, and their latencies side by side."""
+    state.tell("measuring")
+    options = state.job.recipe.export
+    timed = bench(
+        dict(state.models),
+        batch_sizes=options.latency_batch_sizes,
+        sequence_length=options.latency_sequence_length,
+        rounds=options.latency_rounds,
     )
-    trainer.train(resume_from_checkpoint=setting.checkpoint(training))
-    try:
-        return optimize_model(student)
-    except SparseTrainerError as error:
-        uncut = setting.folder.path / "uncut"
-        trainer.save_model(str(uncut))
-        remedy = f"{error.remedy} The trained model, with its gates, is in {uncut}."
-        raise type(error)(error.where, error.what, remedy) from error
+    measured = {
+        name: Measured(
+            metrics=state.metrics[name],
+            parameters=parameter_count(model),
+            file_bytes=_file_bytes(model),
+            latencies=timed.latencies[name],
+        )
+        for name, model in state.models.items()
+    }
+    return replace(state, comparison=Comparison(models=measured, conditions=timed.conditions))
 
 
-def evaluate(setting: Setting, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
-    """Return the metrics of the recipe on the validation set."""
-    trainer = Trainer(model=model, args=training, **setting.trainer_options())
-    logged = trainer.evaluate()
-    _bare(trainer, model)
-    return {name: logged[f"eval_{name}"] for name in setting.recipe.task.metrics}
+def save(state: State) -> State:
+    """Write the pruned model with all that belongs to it, all or nothing."""
+    job, comparison = state.job, state.comparison
+    assert comparison is not None
+    state.tell(f"saving to {job.result}")
+
+    def beside(place: Path) -> None:
+        write_beside(place, job.recipe.dump(), Plan.load(place), comparison)
+        if state.decisions:
+            pictures.write_scores(state.decisions, place)
+
+    save_pruned(
+        state.models[PRUNED],
+        job.result,
+        processor=job.tokenizer,
+        metrics=comparison.card_rows(),
+        export=job.recipe.export.export,
+        overwrite=True,
+        beside=beside,
+    )
+    return replace(state, is_saved=True)
 
 
-def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
-    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too."""
-    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return bare
+def reload(state: State) -> State:
+    """Check the folder in a new process, on the CPU."""
+    if not state.job.recipe.export.verify:
+        return state
+    state.tell("reloading in a new process")
+    model, folder = state.models[PRUNED], state.job.result
+    model.to("cpu")  # type: ignore[arg-type]
+    examples, auto_class = state.job.examples(model), state.job.auto_class(Plan.load(folder))
+    return replace(state, reloaded=verify_reload(folder, auto_class, model, examples))
+
+
+FINISH: tuple[Stage, ...] = (measure, save, reload)
+"""How every run ends that has cut a model."""
+
+
+def files_of(state: State) -> dict[str, str]:
+    """Return what a run with a plan leaves beside the model: what a file holds -> its name."""
+    return FILES | pictures.FILES if state.decisions else FILES
+
+
+def _file_bytes(model: PreTrainedModel) -> int:
+    """Return the size of the weight files of a model, by writing them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        return sum(path.stat().st_size for path in Path(scratch).glob("*.safetensors"))

@@ -20,8 +20,7 @@ from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.outcome import FILES
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import PruneOptions, SourceOptions, prune_folder
-from sparse_trainer.run.recipes.fine_pruning import load_recipe
-from sparse_trainer.run.recipes.oneshot import is_one_shot
+from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.recipe_files import write_text, write_tiny_llama
 

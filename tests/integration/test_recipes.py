@@ -19,8 +19,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.pipeline import run
-from sparse_trainer.run.recipes.fine_pruning import load_recipe
-from sparse_trainer.run.recipes.oneshot import is_one_shot
+from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.recipe_files import STEPS, small, write_small_files
 
@@ -211,7 +210,7 @@ def test_bad_input_is_refused_before_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run.stages.train", _no_training)
+    monkeypatch.setattr("sparse_trainer.run.fine_pruning._DenseTrainer.train", _no_training)
     with pytest.raises(error, match=message):
         run(small("boolq-local", files, tmp_path / "run", *overrides), lambda line: None)
 
@@ -219,7 +218,7 @@ def test_bad_input_is_refused_before_training(
 def test_a_folder_that_is_not_ours_is_refused_before_training(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run.stages.train", _no_training)
+    monkeypatch.setattr("sparse_trainer.run.fine_pruning._DenseTrainer.train", _no_training)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
@@ -237,7 +236,7 @@ def test_a_head_with_other_classes_is_refused(files: Path, tmp_path: Path) -> No
         run(small("boolq-local", files, tmp_path / "run", f"model.name_or_path={tmp_path / 'three'}"), print)
 
 
-def _no_training(*_: Any) -> None:
+def _no_training(*_: Any, **__: Any) -> None:
     raise AssertionError("training started")
 
 

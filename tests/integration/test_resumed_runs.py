@@ -18,7 +18,8 @@ from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.pipeline import run
-from sparse_trainer.run.recipes.fine_pruning import Recipe, load_recipe
+from sparse_trainer.run.recipes.load import load_recipe
+from sparse_trainer.run.recipes.recipe import Recipe
 from tests.recipe_files import small, write_small_files
 
 
@@ -88,10 +89,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
 STOPS: dict[str, Callable[[pytest.MonkeyPatch, BaseException], None]] = {
     "before the first checkpoint": lambda patch, error: stop_at_step(1, patch, error),
     "in the dense stage": lambda patch, error: stop_at_step(3, patch, error),
-    "before the dense model is kept": stop_at("stages.save_dense"),
+    "before the dense model is kept": stop_at("fine_pruning.save_dense"),
     "in the pruning stage": lambda patch, error: stop_at_step(7, patch, error),
-    "in the export": stop_at("pipeline.write_beside"),
-    "after the export": stop_at("pipeline._load_lines"),
+    "in the export": stop_at("stages.write_beside"),
+    "after the export": stop_at("fine_pruning.pipeline_lines"),
 }
 
 
@@ -207,7 +208,7 @@ def test_outputs_that_cannot_be_made_are_found_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("x")
-    stop_at("pipeline.prepare")(monkeypatch, AssertionError("work started"))
+    stop_at("fine_pruning.prepare")(monkeypatch, AssertionError("work started"))
     changes = [text.format(out=tmp_path) for text in overrides]
     with pytest.raises(CheckpointError, match=message):
         go(stopping(files, tmp_path / "other", *changes))
@@ -220,7 +221,7 @@ def test_a_model_that_cannot_be_saved_is_rescued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = small("sst2-local", files, tmp_path, "export.verify=false")
-    stop_at("pipeline.write_beside")(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    stop_at("stages.write_beside")(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with pytest.raises(
         CheckpointError, match=r"pruned: cannot be written .*The pruned model is in .*rescued"
     ):
@@ -235,7 +236,7 @@ def test_a_model_that_cannot_be_saved_is_rescued(
 def test_a_model_that_cannot_be_cut_is_kept_with_its_gates(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at("stages.optimize_model")(monkeypatch, SelfCheckError("cut", "differs.", "Report it."))
+    stop_at("fine_pruning.optimize_model")(monkeypatch, SelfCheckError("cut", "differs.", "Report it."))
     with pytest.raises(SelfCheckError, match=r"Report it\. The trained model, with its gates, is in .*uncut"):
         go(small("sst2-local", files, tmp_path, "export.verify=false"))
     assert optimize_model(load_patched(tmp_path / "uncut")).num_parameters() > 0

@@ -15,7 +15,7 @@ import typer
 from sparse_trainer import cli
 from sparse_trainer.cli.boundary import DEBUG, option_spelling
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, nearest
-from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.load import load_recipe
 
 
 def app_that(does: Callable[[], object]) -> typer.Typer:

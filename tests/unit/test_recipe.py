@@ -11,8 +11,9 @@ import yaml
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.prune_folder import PruneOptions
-from sparse_trainer.run.recipes.fine_pruning import SECTIONS, Recipe, load_recipe
-from sparse_trainer.run.recipes.oneshot import ONE_SHOT_SECTIONS, OneShotRecipe, is_one_shot
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
+from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recipes.sections import describe, read_sections, shipped
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
@@ -148,7 +149,7 @@ def test_a_dense_teacher_or_start_needs_a_dense_fine_tune(file: Path, override: 
 @pytest.mark.parametrize("name", ["sst2-local", "quickstart"])
 def test_a_pruned_model_is_trained_on_by_the_recipe_that_pruned_it(name: str, more: tuple[str, ...]) -> None:
     recipe = load_recipe(name, [*GIVEN, *more, "model.dense_training=null"])
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, FinePruningRecipe)
     assert recipe.model.prune_from == "dense"
     assert recipe.dense_training() is None
 
@@ -174,7 +175,7 @@ def test_a_shipped_recipe_starts_with_its_command_and_describes_itself(name: str
     path = shipped()[name]
     assert path.read_text().startswith(f"# sparse-trainer run {name}")
     assert describe(path)
-    known = ONE_SHOT_SECTIONS if name in ONE_SHOT else SECTIONS
+    known = (OneShotRecipe if name in ONE_SHOT else FinePruningRecipe).SECTIONS
     assert set(yaml.safe_load(path.read_text())) <= {"description", *known}
 
 
@@ -262,6 +263,6 @@ def test_the_options_of_a_recipe_are_those_of_prune() -> None:
     assert given == {name: default for name, default in options.items() if name not in only_python}
 
 
-def _parsed(recipe: Recipe) -> tuple[object, ...]:
+def _parsed(recipe: FinePruningRecipe) -> tuple[object, ...]:
     training = {**recipe.training.to_dict(), "output_dir": "", "logging_dir": ""}
     return recipe.task, recipe.model, recipe.data, recipe.pruning, recipe.export, training

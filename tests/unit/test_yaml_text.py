@@ -7,7 +7,7 @@ import pytest
 from sparse_trainer.criteria.calibration.expressions import read_criterion
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
 from sparse_trainer.files.yaml_text import parse_yaml, read_yaml
-from sparse_trainer.run.recipes.fine_pruning import load_recipe
+from sparse_trainer.run.recipes.load import load_recipe
 
 BAD = {
     "date": "2001-99-99",

@@ -1,44 +1,19 @@
-"""Recipes of fine-pruning, and the way to load a recipe of either kind, with overrides from the command line."""
+"""Recipes that train: fine-tune dense, fine-prune, or both."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from sparse_trainer.data.splits import DataOptions
-from sparse_trainer.errors import RecipeError, SparseTrainerError
+from sparse_trainer.errors import RecipeError
 from sparse_trainer.fields import checked
-from sparse_trainer.run.prune_folder import CalibrationOptions, PruneOptions, SourceOptions
-from sparse_trainer.run.recipes.oneshot import (
-    ONE_SHOT_SECTIONS,
-    MeasureOptions,
-    OneShotRecipe,
-    is_one_shot,
-    parse_one_shot,
-)
-from sparse_trainer.run.recipes.sections import (
-    DESCRIPTION,
-    ExportOptions,
-    Sections,
-    as_yaml,
-    blamed,
-    check_names,
-    find_recipe,
-    override,
-    parsed,
-    parsed_or_none,
-    read_sections,
-    section,
-    spelling_of,
-)
+from sparse_trainer.run.recipes.recipe import Recipe
+from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
 from sparse_trainer.tasks.base import TaskOptions
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
@@ -65,25 +40,24 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A whole run: what to train on, what to prune, what to write."""
+class FinePruningRecipe(Recipe):
+    """A run that trains: what to train on, what to prune, what to write."""
 
-    name: str
-    """Name of the file, without its ending."""
-    description: str
+    SECTIONS: ClassVar[Mapping[str, type]] = {
+        "task": TaskOptions,
+        "model": ModelOptions,
+        "data": DataOptions,
+        "pruning": SparseTrainingArguments,
+        "training": TrainingArguments,
+        "export": ExportOptions,
+    }
+
     task: TaskOptions
     model: ModelOptions
     data: DataOptions
     pruning: SparseTrainingArguments | None
     """None = a dense run."""
     training: TrainingArguments
-    export: ExportOptions
-    sections: Sections
-    """The recipe as written, overrides included: what `dump` writes."""
-    origin: str
-    """Where it was read from, for messages."""
-    overrides: tuple[str, ...] = field(default=(), compare=False)
-    """What was changed of it on the command line, for messages."""
 
     def dense_training(self) -> TrainingArguments | None:
         """Return the options of the dense fine-tune that comes first, or None."""
@@ -95,76 +69,17 @@ class Recipe:
         section.pop("resume_from_checkpoint", None)
         return _training(section | changes, self.name, f"{self.origin}: model.dense_training")
 
-    def dump(self) -> str:
-        """Return the recipe as YAML that loads to the same recipe."""
-        return as_yaml(self.sections)
 
-
-_CLASSES = {
-    "task": TaskOptions,
-    "model": ModelOptions,
-    "data": DataOptions,
-    "pruning": SparseTrainingArguments,
-    "training": TrainingArguments,
-    "export": ExportOptions,
-}
-_ONE_SHOT_CLASSES = {
-    "model": SourceOptions,
-    "calibration": CalibrationOptions,
-    "prune": PruneOptions,
-    "evaluation": MeasureOptions,
-    "export": ExportOptions,
-}
-SECTIONS = ("task", "model", "data", "pruning", "training", "export")
-
-
-def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe | OneShotRecipe:
-    """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
-
-    One with a section `prune` prunes in one shot; any other trains.
-
-    Raises:
-        RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
-    """
-    path, overrides = find_recipe(str(name_or_path)), tuple(overrides)
-    sections = read_sections(path)
-    one_shot = is_one_shot(sections)
-    for text in overrides:
-        override(sections, text, ONE_SHOT_SECTIONS if one_shot else SECTIONS)
-    parse: Callable[[Sections, str, str], Recipe | OneShotRecipe] = (
-        parse_one_shot if one_shot else parse_recipe
-    )
-    try:
-        return dataclasses.replace(parse(sections, path.stem, str(path)), overrides=overrides)
-    except RecipeError as error:
-        raise blamed(error, str(path), overrides) from error
-
-
-@contextmanager
-def speaking_of(recipe: Recipe | OneShotRecipe) -> Iterator[None]:
-    """Let errors of a run name options as the recipe writes them, and the override that is at fault."""
-    classes = _ONE_SHOT_CLASSES if isinstance(recipe, OneShotRecipe) else _CLASSES
-    try:
-        yield
-    except SparseTrainerError as error:
-        said = error.respelled(spelling_of(classes))
-        raise blamed(said, recipe.origin, recipe.overrides) from error
-
-
-def parse_recipe(sections: Sections, name: str, origin: str) -> Recipe:
-    """Check the sections of a recipe and parse each into its dataclass."""
-    check_names(sections, SECTIONS, origin)
-    recipe = Recipe(
-        name=name,
-        description=str(sections.get(DESCRIPTION, "")),
+def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePruningRecipe:
+    """Check the sections of a recipe that trains, and parse each into its dataclass."""
+    header = FinePruningRecipe.header(sections, name, origin)
+    recipe = FinePruningRecipe(
         task=parsed(TaskOptions, sections, "task", origin),
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
         training=_training(section(sections, "training", origin), name, f"{origin}: training"),
-        export=parsed(ExportOptions, sections, "export", origin),
-        sections=copy.deepcopy(dict(sections)),
-        origin=origin,
+        **header,
     )
     _check_dense(recipe)
     if recipe.pruning is not None and recipe.pruning.prunes_nothing:
@@ -192,7 +107,7 @@ def _training(section: dict[str, Any], name: str, where: str) -> TrainingArgumen
         raise RecipeError(where, f"{error}", "Change the option that the message names.") from error
 
 
-def _check_dense(recipe: Recipe) -> None:
+def _check_dense(recipe: FinePruningRecipe) -> None:
     """Refuse what needs a dense fine-tune when there is none, and a dense fine-tune with unknown options.
 
     Without pruning nothing starts from the dense model; filled or rewound, the model that is named is the start.

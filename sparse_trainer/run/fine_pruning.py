@@ -1,0 +1,328 @@
+"""What a recipe that trains brings to a run: fine-tune dense, fine-prune and cut, evaluate."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from patchers.patching.blends import unblend
+from patchers.patching.patch import unpatch
+from sparse_trainer.cut.fill import fill, rewind
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
+from sparse_trainer.files.writing import write_text
+from sparse_trainer.folders.configs import read_config, resolve
+from sparse_trainer.folders.replace import new_folder
+from sparse_trainer.folders.save import least_bytes
+from sparse_trainer.folders.tokenizers import load_tokenizer
+from sparse_trainer.inputs.limits import check_positions, positions_of
+from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.plan.record import plan_of
+from sparse_trainer.run.outcome import RECIPE_FILE, pipeline_lines
+from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
+from sparse_trainer.run.rehearsal import check_options, rehearse_training
+from sparse_trainer.run.resume import RunFolder
+from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, Tell, measure
+from sparse_trainer.tasks.base import Prepared, Task
+from sparse_trainer.tasks.registry import find_task
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.checkpoint import check_resumed, is_over
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
+from sparse_trainer.training.trainer import PruningTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinePruningJob:
+    """A recipe that trains, with its data encoded."""
+
+    recipe: FinePruningRecipe
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    data: Prepared
+    source: str
+    folder: RunFolder
+    teacher: PreTrainedModel | None = None
+    """A teacher that the recipe names; the dense model of this run is handed on by its stage."""
+
+    @property
+    def result(self) -> Path:
+        """The folder of the finished model."""
+        return self.folder.result
+
+    @property
+    def spare(self) -> Path:
+        """A folder beside the checkpoints."""
+        return self.folder.rescued
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Without pruning: fine-tune, measure, save. Else: fine-tune dense, fine-prune and cut, evaluate, finish."""
+        if self.recipe.pruning is None:
+            return (self.fine_tune, measure, self.save_dense)
+        return (self.fine_tune_dense, self.fine_prune, self.evaluate_pruned, *FINISH)
+
+    def fine_tune(self, state: State) -> State:
+        """Fine-tune without pruning: it is all that the run does."""
+        state.tell("fine-tuning")
+        training = self.recipe.dense_training() or self.recipe.training
+        model = self._trained(state.model, training)
+        return state.having(DENSE, model, self._metrics(model, training))
+
+    def save_dense(self, state: State) -> State:
+        """Write the fine-tuned model as a stock checkpoint."""
+        state.tell(f"saving to {self.result}")
+        save_dense(self, state.models[DENSE], self.result)
+        return state
+
+    def fine_tune_dense(self, state: State) -> State:
+        """Fine-tune the dense baseline where the recipe says so; hand on the model that is pruned."""
+        training = self.recipe.dense_training()
+        if training is None:
+            return dataclasses.replace(state, model=self.start(copy.deepcopy(state.model), state.tell))
+        dense = self._dense_model(state, training)
+        from_dense = self.recipe.model.prune_from == DENSE
+        student = copy.deepcopy(dense) if from_dense else self.load_model()
+        state = state.having(DENSE, dense, self._metrics(dense, training))
+        return dataclasses.replace(state, model=self.start(student, state.tell))
+
+    def fine_prune(self, state: State) -> State:
+        """Fine-tune under the budget, and cut."""
+        pruning, student = self.recipe.pruning, state.model
+        assert pruning is not None
+        teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
+        state.tell("fine-pruning")
+        training = self.recipe.training
+        trainer = PruningTrainer(
+            model=student,
+            args=training,
+            sparse_args=_of_coordinator(pruning, has_teacher=teacher is not None),
+            teacher=teacher,
+            **self.trainer_options(),
+        )
+        trainer.train(resume_from_checkpoint=self.checkpoint(training))
+        try:
+            return state.having(PRUNED, optimize_model(student))
+        except SparseTrainerError as error:
+            uncut = self.folder.path / "uncut"
+            trainer.save_model(str(uncut))
+            remedy = f"{error.remedy} The trained model, with its gates, is in {uncut}."
+            raise type(error)(error.where, error.what, remedy) from error
+
+    def evaluate_pruned(self, state: State) -> State:
+        """Measure the cut model on the validation set."""
+        model = state.models[PRUNED]
+        return state.having(PRUNED, model, self._metrics(model, self.recipe.training))
+
+    def auto_class(self, plan: Plan) -> str:
+        """Return the name of the auto class in transformers that loads the result."""
+        return self.task.auto_class
+
+    def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """Return examples of the validation set."""
+        count = min(self.recipe.export.verify_samples, len(self.data.validation))
+        batch = self.data.collator([self.data.validation[row] for row in range(count)])
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+    def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
+        """Return Python that loads the result and asks it about an example."""
+        return pipeline_lines(self.result, self.task.pipeline, self.data.example)
+
+    def advice(self) -> str:
+        """Return how to go on with a run that is stopped."""
+        return self.folder.advice()
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the model that the recipe starts from; its fresh head follows from the seed."""
+        set_seed(self.recipe.training.seed)
+        return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
+
+    def rewound(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the model in the shapes of the plan that the recipe names, or the model itself."""
+        plan = self.recipe.model.rewind
+        return model if plan is None else rewind(model, plan)
+
+    def start(self, model: PreTrainedModel, tell: Tell) -> PreTrainedModel:
+        """Return the model to train: rewound, and filled in place, where the recipe says so."""
+        model = self.rewound(model)
+        if self.recipe.model.fill:
+            tell(f"{fill(model):,} zeros filled")
+        return model
+
+    def checkpoint(self, training: TrainingArguments) -> str | None:
+        """Return the checkpoint from which a stage goes on, as Trainer takes it."""
+        found = self.folder.checkpoint(training.output_dir)
+        return None if found is None else str(found)
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Return the arguments that every Trainer of the run shares."""
+        return {
+            "train_dataset": self.data.train,
+            "eval_dataset": self.data.validation,
+            "processing_class": self.tokenizer,
+            "data_collator": self.data.collator,
+            "compute_metrics": self.data.compute_metrics,
+        }
+
+    def _dense_model(self, state: State, training: TrainingArguments) -> PreTrainedModel:
+        """Return the fine-tuned dense model: of the earlier run that goes on, or trained now and kept for the next."""
+        kept = self.folder.dense_model()
+        if kept is not None:
+            state.tell(f"taking the dense model from {kept}")
+            dense = self.task.load_model(str(kept), "main", self.data.labels)
+            dense.config.name_or_path = state.model.config.name_or_path
+            return dense
+        state.tell("fine-tuning the dense model")
+        dense = self._trained(state.model, training)
+        save_dense(self, dense, self.folder.dense)
+        return dense
+
+    def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
+        trainer = _DenseTrainer(model=model, args=training, **self.trainer_options())
+        trainer.train(resume_from_checkpoint=self.checkpoint(training))
+        return _bare(trainer, model)
+
+    def _metrics(self, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
+        """Return the metrics of the recipe on the validation set."""
+        trainer = Trainer(model=model, args=training, **self.trainer_options())
+        logged = trainer.evaluate()
+        _bare(trainer, model)
+        return {name: logged[f"eval_{name}"] for name in self.recipe.task.metrics}
+
+
+def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bool, resume: bool) -> State:
+    """Check the options, load data and model, and try out what can be tried before any training.
+
+    Raises:
+        SparseTrainerError: Bad input.
+    """
+    folder = RunFolder(recipe=recipe, resume=resume)
+    folder.check(overwrite=overwrite)
+    check_options(recipe)
+    with _advising(folder, tell):
+        tell("loading data and model")
+        job = prepare(recipe, folder)
+        model = job.load_model()
+        if recipe.pruning is None:
+            model = job.start(model, tell)
+        else:
+            job = dataclasses.replace(job, teacher=_load_teacher(job, recipe.pruning))
+            _rehearse(job, model, recipe.pruning)
+        rehearse_training(recipe, model, job.trainer_options())
+        if recipe.pruning is not None:
+            folder.check_room(least_bytes(model, recipe.pruning.density))
+        folder.start()
+    return State(job=job, tell=tell, model=model, models={DENSE: model}, metrics={DENSE: None})
+
+
+@contextmanager
+def _advising(folder: RunFolder, tell: Tell) -> Iterator[None]:
+    """Say how to go on to somebody who stops the run."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        tell(folder.advice())
+        raise
+
+
+def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
+    """Load tokenizer and data."""
+    task = find_task(recipe.task.name)
+    try:
+        source = resolve(recipe.model.name_or_path)
+        config = read_config(source, recipe.model.revision)
+        tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.revision)
+    except CheckpointError as error:
+        raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
+    positions, timed = positions_of(config), recipe.export.latency_sequence_length
+    check_positions("export.latency_sequence_length", timed, positions)
+    if recipe.data.max_length > tokenizer.model_max_length:
+        raise RecipeError(
+            "data.max_length",
+            f"{recipe.data.max_length}, and the model reads {tokenizer.model_max_length} tokens at most.",
+            "Give a smaller number.",
+        )
+    data = task.prepare(recipe.task, recipe.data, tokenizer)
+    return FinePruningJob(
+        recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source, folder=folder
+    )
+
+
+def _load_teacher(job: FinePruningJob, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
+    """Load a teacher given by name; the coordinator makes its own copy for 'self'."""
+    name = pruning.distil_teacher_name_or_path
+    if name is None or name in (DENSE, "self"):
+        return None
+    try:
+        return job.task.load_model(resolve(name), "main", job.data.labels)
+    except SparseTrainerError as error:
+        where = f"pruning.distil_teacher_name_or_path: {error.where}"
+        raise type(error)(where, error.what, error.remedy) from error
+
+
+def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
+    """Refuse, before the dense fine-tune, what fine-pruning would refuse after it.
+
+    That is a checkpoint of other pruning arguments to go on from, and a model, budget or teacher that cannot work.
+    """
+    start = job.rewound(model)
+    checkpoint = job.folder.checkpoint(job.recipe.training.output_dir)
+    if checkpoint is not None:
+        is_given = job.teacher is not None or pruning.distil_teacher_name_or_path == DENSE
+        check_resumed(checkpoint, start, _of_coordinator(pruning, has_teacher=is_given))
+    rehearse(start, pruning, job.teacher)
+
+
+def rehearse(
+    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
+) -> None:
+    """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
+    check_distillation(model, pruning.distillation, None)
+    if teacher is not None:
+        check_teacher(model, teacher, pruning.distillation)
+    unpatch(ModelPatchingCoordinator(pruning).restore(model))
+    unblend(model)
+
+
+def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> None:
+    """Write a model that was fine-tuned, all or nothing; with the plan of one that was pruned before."""
+    with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
+        model.save_pretrained(draft)
+        job.tokenizer.save_pretrained(draft)
+        write_text(draft / RECIPE_FILE, job.recipe.dump())
+        plan = plan_of(model)
+        if plan is not None:
+            plan.save(draft / PLAN_FILE)
+
+
+class _DenseTrainer(Trainer):
+    """`Trainer` that takes no step too many where it resumes."""
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of the next step: none where all steps are taken."""
+        return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
+
+
+def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
+    """Return the arguments as the coordinator gets them: a teacher that was loaded is handed over, not named."""
+    return dataclasses.replace(pruning, distil_teacher_name_or_path=None) if has_teacher else pruning
+
+
+def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
+    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too."""
+    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return bare

@@ -1,0 +1,50 @@
+"""Load a recipe of any kind, with overrides from the command line; and let errors speak of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparse_trainer.errors import RecipeError, SparseTrainerError
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe, parse_fine_pruning
+from sparse_trainer.run.recipes.one_shot import OneShotRecipe, parse_one_shot
+from sparse_trainer.run.recipes.recipe import Recipe
+from sparse_trainer.run.recipes.sections import blamed, find_recipe, override, read_sections, spelling_of
+
+
+def is_one_shot(sections: Mapping[str, Any]) -> bool:
+    """Tell a recipe that prunes in one shot from one that trains."""
+    return "prune" in sections
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
+
+    One with a section `prune` prunes in one shot; any other trains.
+
+    Raises:
+        RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
+    """
+    path, overrides = find_recipe(str(name_or_path)), tuple(overrides)
+    sections = read_sections(path)
+    one_shot = is_one_shot(sections)
+    for text in overrides:
+        override(sections, text, tuple((OneShotRecipe if one_shot else FinePruningRecipe).SECTIONS))
+    try:
+        parse = parse_one_shot if one_shot else parse_fine_pruning
+        return dataclasses.replace(parse(sections, path.stem, str(path)), overrides=overrides)
+    except RecipeError as error:
+        raise blamed(error, str(path), overrides) from error
+
+
+@contextmanager
+def speaking_of(recipe: Recipe) -> Iterator[None]:
+    """Let errors of a run name options as the recipe writes them, and the override that is at fault."""
+    try:
+        yield
+    except SparseTrainerError as error:
+        said = error.respelled(spelling_of(recipe.SECTIONS))
+        raise blamed(said, recipe.origin, recipe.overrides) from error
