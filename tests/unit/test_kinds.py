@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from patchers import KINDS, Kind, SparseTrainerError, discover, kind_named
+from patchers import KINDS, Gate, Kind, SparseTrainerError, discover, kind_named, patch
+from patchers.patching.patch import gated_kinds
 from patchers.units import CHANNELS, EXPERTS, HEADS, HIDDEN, LAYERS
 from tests.compact_models import tiny
 
@@ -40,3 +41,10 @@ def test_an_unknown_kind_is_refused_by_name() -> None:
         kind_named("head")
     with pytest.raises(SparseTrainerError, match="'head'"):
         discover(tiny("bert"), ["head"])
+
+
+def test_the_gates_of_a_model_tell_their_kinds() -> None:
+    model = tiny("bert")
+    assert gated_kinds(model) == set()
+    patch(model, discover(model, [HEADS, LAYERS]), lambda group: Gate(group.num_units, scored=False))
+    assert gated_kinds(model) == {HEADS, LAYERS}

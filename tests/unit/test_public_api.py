@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import metadata, version
 
+import patchers
 import sparse_trainer
 
 PUBLIC_NAMES = [
@@ -25,6 +26,11 @@ PUBLIC_NAMES = [
 def test_all_lists_exactly_the_public_names() -> None:
     assert sorted(sparse_trainer.__all__) == PUBLIC_NAMES
     assert all(name in vars(sparse_trainer) for name in PUBLIC_NAMES)
+
+
+def test_patchers_keeps_the_earlier_name_of_attach_mask() -> None:
+    assert all(name in vars(patchers) for name in patchers.__all__)
+    assert patchers.hang_mask is patchers.attach_mask
 
 
 def test_distribution_has_name_version_and_licence() -> None:
