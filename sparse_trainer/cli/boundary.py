@@ -6,12 +6,11 @@ Exit codes: 0 done; 2 something that the user can mend; 1 a bug of ours, or a re
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -47,9 +46,7 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
         said = error.respelled(option_spelling(app, command))
         code = _complain(type(error).__name__, said.where, said.what, said.remedy, arguments, 2)
     except _UsageError as error:
-        help_of = (
-            f"sparse-trainer {command} --help" if command in _functions(app) else "sparse-trainer --help"
-        )
+        help_of = f"sparse-trainer {command} --help" if command in _commands(app) else "sparse-trainer --help"
         said = error.format_message()
         code = _complain("UsageError", "command line", said, f"See `{help_of}`.", arguments, error.exit_code)
     except BrokenPipeError:
@@ -68,8 +65,8 @@ def option_spelling(app: typer.Typer, command: str) -> Spelling:
 
     An argument without dashes is written in capitals, as help shows it; what is no option of the command stays as is.
     """
-    function = _functions(app).get(command)
-    kinds = {} if function is None else _kinds(function)
+    found = _commands(app).get(command)
+    kinds = {} if found is None else {option.name: option.param_type_name for option in found.params}
 
     def spell(name: str, value: str | None) -> str:
         name = name if name in kinds else CALLED.get(name, name)
@@ -84,22 +81,10 @@ def option_spelling(app: typer.Typer, command: str) -> Spelling:
     return spell
 
 
-def _functions(app: typer.Typer) -> dict[str, Callable[..., Any]]:
-    """Return the function behind each command."""
-    return {
-        str(known.name or known.callback.__name__): known.callback
-        for known in app.registered_commands
-        if known.callback is not None
-    }
-
-
-def _kinds(function: Callable[..., Any]) -> dict[str, str]:
-    """Return `option` or `argument` for each parameter of a command."""
-    kinds = {}
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        [info] = parameter.annotation.__metadata__
-        kinds[name] = "argument" if isinstance(info, typer.models.ArgumentInfo) else "option"
-    return kinds
+def _commands(app: typer.Typer) -> dict[str, Any]:
+    """Return the commands by name, as click has them."""
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
 
 
 def _complain(kind: str, where: str, problem: str, remedy: str, arguments: Sequence[str], code: int) -> int:

@@ -41,18 +41,14 @@ class Inspection:
     untouched: dict[str, str]
     """Path of every linear outside all groups -> the reason."""
 
-    def totals(self) -> dict[str, tuple[int, int, int, int]]:
+    def totals(self) -> dict[str, dict[str, int]]:
         """Return groups, units, parameters and MACs of each kind. Kinds contain each other: they do not add up."""
-        kinds = list(dict.fromkeys(group.kind for group in self.groups))
-        return {kind: _total([group for group in self.groups if group.kind == kind]) for kind in kinds}
+        kinds = dict.fromkeys(group.kind for group in self.groups)
+        return {kind: _sums([group for group in self.groups if group.kind == kind]) for kind in kinds}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
-        totals = {
-            kind: dict(zip(("groups", "units", "parameters", "macs"), numbers, strict=True))
-            for kind, numbers in self.totals().items()
-        }
-        return asdict(self) | {"totals": totals}
+        return asdict(self) | {"totals": self.totals()}
 
 
 def inspect_model(
@@ -93,10 +89,10 @@ def _cost(model: nn.Module, group: Group, sequence_length: int) -> GroupCost:
     )
 
 
-def _total(groups: list[GroupCost]) -> tuple[int, int, int, int]:
-    return (
-        len(groups),
-        sum(group.units for group in groups),
-        sum(group.parameters for group in groups),
-        sum(group.macs for group in groups),
-    )
+def _sums(groups: list[GroupCost]) -> dict[str, int]:
+    return {
+        "groups": len(groups),
+        "units": sum(group.units for group in groups),
+        "parameters": sum(group.parameters for group in groups),
+        "macs": sum(group.macs for group in groups),
+    }

@@ -62,7 +62,7 @@ def environment_table(found: Mapping[str, Any]) -> Table:
 def inspection_tables(result: Inspection) -> list[RenderableType]:
     """Return totals per kind, the groups per layer, and what stays untouched."""
     totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
-    totals += [[kind, *(f"{number:,}" for number in numbers)] for kind, numbers in result.totals().items()]
+    totals += [[kind, *(f"{number:,}" for number in sums.values())] for kind, sums in result.totals().items()]
     groups = [["group", "units", "parameters", "MACs per token"]]
     groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
     untouched = [["untouched", "reason"], *([path, why] for path, why in result.untouched.items())]

@@ -122,14 +122,9 @@ def _asked(plan: Plan) -> str:
 
 
 def _kept(plan: Plan) -> list[tuple[str, int, int]]:
-    kinds = dict.fromkeys(group["kind"] for group in plan.groups.values())
     return [
-        (
-            kind,
-            sum(len(g["keep"]) for g in plan.groups.values() if g["kind"] == kind),
-            sum(g["size"] for g in plan.groups.values() if g["kind"] == kind),
-        )
-        for kind in kinds
+        (kind, sum(len(group["keep"]) for group in groups), sum(group["size"] for group in groups))
+        for kind, groups in plan.by_kind().items()
     ]
 
 
