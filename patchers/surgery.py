@@ -110,9 +110,6 @@ def _cut_width(model: nn.Module, group: Group, keep_U: Tensor) -> None:
         _skip_attention(model, group, with_bias=True)
         return
     _cut_slices(model, group, keep_U)
-    num_kept = int(keep_U.sum())
-    for edit in group.edits:
-        set_attribute(model.get_submodule(edit.path), edit.attribute, num_kept * edit.per_unit)
     for select in group.selects:
         _narrow_select(model.get_submodule(select.path), select, keep_U)
 
@@ -123,8 +120,6 @@ def _cut_stream(model: nn.Module, group: Group, keep_U: Tensor) -> None:
         return
     shared = _shared(model)
     _cut_slices(model, group, keep_U)
-    for edit in group.edits:
-        set_attribute(model.get_submodule(edit.path), edit.attribute, int(keep_U.sum()) * edit.per_unit)
     for first, *others in shared:
         whole = model.get_parameter(first)
         for name in others:
@@ -141,6 +136,7 @@ def _shared(model: nn.Module) -> list[list[str]]:
 
 
 def _cut_slices(model: nn.Module, group: Group, keep_U: Tensor) -> None:
+    """Cut every slice of the units that go; attributes that count them follow."""
     # Of a fused linear several slices belong to the unit, and they must go at once: indices count the whole linear.
     at: dict[tuple[str, Literal["out", "in"]], list[Slice]] = {}
     for s in group.slices:
@@ -155,6 +151,8 @@ def _cut_slices(model: nn.Module, group: Group, keep_U: Tensor) -> None:
         tensors.setdefault((t.name, t.dim), []).append(t)
     for (name, dim), parts in tensors.items():
         keep_entries(model, name, dim, torch.cat([t.features(keep_U) for t in parts]).sort().values)
+    for edit in group.edits:
+        set_attribute(model.get_submodule(edit.path), edit.attribute, int(keep_U.sum()) * edit.per_unit)
 
 
 def _with_rest(size: int, known: Tensor, kept: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from patchers.discovery.tables.names import POSITIONS
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.answers import bare
 
@@ -38,9 +39,7 @@ def positions_of(config: Any) -> int | None:
     """Return the longest sequence that a model has positions for, where its config tells."""
     text = config.get_text_config()
     fields = text.to_dict()
-    # By no other name: old configs of T5, whose positions are relative, hold an n_positions that nothing reads.
-    name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    positions = fields.get(name)
+    positions = fields.get(text.attribute_map.get(POSITIONS, POSITIONS))
     if not isinstance(positions, int) or positions <= 0:
         return None
     # RoBERTa counts positions from the padding id + 1.
