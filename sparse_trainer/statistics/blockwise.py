@@ -1,6 +1,6 @@
 """Go through a model block by block: one block's statistics in memory, on an accelerator one block's weights.
 
-Between two blocks the hidden states wait on the CPU. The earlier blocks answer with them instead of running, so masks,
+Between two blocks the hidden states wait on the CPU. The earlier blocks return them instead of running, so masks,
 positions and whatever else a model makes for a block are its own, whatever the architecture.
 """
 
@@ -24,13 +24,13 @@ from sparse_trainer.statistics.requests import Statistic, Statistics
 
 @final
 class Blockwise:
-    """Iterates over the groups of one block after the other; `collect` runs the block at hand alone.
+    """Iterates over the groups of one block after the other; `collect` runs the current block alone.
 
     Blocks that a forward pass does not simply run through, once each and in order, are run with the whole model before
     them: slower, the same statistics.
 
     Args:
-        changing: The blocks change while they are at hand: the blocks after them read what the changed ones say.
+        changing: Blocks change while they are the current one: those after them read the outputs of the changed ones.
         device: Where blocks are run, each moved there and back; None = where they are.
 
     Raises:
@@ -53,9 +53,9 @@ class Blockwise:
         self._run = ForwardPass(
             model, [g.consumer for g in structure.groups], labelled=False, differentiable=False
         )
-        self._relays = {path: _Relay(model.get_submodule(path)) for path in self._in_line()}
-        self._relay: _Relay | None = None
-        outside = [g.name for g in structure.groups if g.stack not in self._relays]
+        self._replays = {path: _Replay(model.get_submodule(path)) for path in self._in_order()}
+        self._replay: _Replay | None = None
+        outside = [g.name for g in structure.groups if g.stack not in self._replays]
         if outside and device is not None:
             raise UnsupportedModelError(
                 outside[0], "lies outside of blocks that run once each, in order.", "Give no device."
@@ -67,51 +67,51 @@ class Blockwise:
         for group in self.structure.groups:
             by_block.setdefault((group.stack, group.layer), []).append(group)
         for (stack, layer), groups in by_block.items():
-            self._relay = self._relays.get(stack)
-            if self._relay is None:
+            self._replay = self._replays.get(stack)
+            if self._replay is None:
                 yield tuple(groups)
                 continue
-            while self._relay.reached < layer:
-                self._go_on()
-            with _on(self._relay.current, self.device):
+            while self._replay.reached < layer:
+                self._advance()
+            with _on(self._replay.current, self.device):
                 yield tuple(groups)
                 if self.changing:
-                    self._relay.said = []
-            if layer + 1 < len(self._relay.blocks) or len(self._relays) > 1:
-                self._go_on()
+                    self._replay.outputs = []
+            if layer + 1 < len(self._replay.blocks) or len(self._replays) > 1:
+                self._advance()
 
     def collect(self, groups: Iterable[Group], requests: Iterable[Statistic[Any]]) -> Statistics:
-        """Return the statistics of groups of the block at hand."""
+        """Return the statistics of groups of the current block."""
         chosen = Structure(groups=tuple(groups), stacks=self.structure.stacks)
         with self._alone():
             return collect(
-                self.model, chosen, self.batches, requests, stop_early=self._relay is None, one_by_one=self.one_by_one
+                self.model, chosen, self.batches, requests, stop_early=self._replay is None, one_by_one=self.one_by_one
             )  # fmt: skip
 
-    def _go_on(self) -> None:
-        """Leave the block at hand, running it if what it says now is not known."""
-        assert self._relay is not None
-        if not self._relay.said:
-            with _on(self._relay.current, self.device), evaluating(self.model), self._alone():
+    def _advance(self) -> None:
+        """Leave the current block, running it once more if its outputs are not known."""
+        assert self._replay is not None
+        if not self._replay.outputs:
+            with _on(self._replay.current, self.device), evaluating(self.model), self._alone():
                 for batch in self._read():
                     self._run(batch)
-        self._relay.go_on()
+        self._replay.advance()
 
     def _read(self) -> Iterator[Batch]:
         return self.batches.read(labelled=False, one_by_one=self.one_by_one)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let no block run but the one at hand: the others answer, and after it nothing is run."""
+        """Run the current block alone: those before it return stored outputs, and the pass ends behind it."""
         with ExitStack() as stack:
-            for relay in self._relays.values():
-                stack.enter_context(relay.answering())
-            if self._relay is not None:
-                stack.enter_context(self._relay.listening(self.device))
+            for replay in self._replays.values():
+                stack.enter_context(replay.replaying())
+            if self._replay is not None:
+                stack.enter_context(self._replay.recording(self.device))
             yield
 
-    def _in_line(self) -> list[str]:
-        """Return the lists whose blocks a forward pass runs once each, in order, each reading what the last said."""
+    def _in_order(self) -> list[str]:
+        """Return the lists whose blocks a forward pass runs once each, in order."""
         free = [s.path for s in self.structure.stacks if s.size > 1 and not s.fixed_layers]
         seen: dict[str, list[int]] = {path: [] for path in free}
         with ExitStack() as stack, evaluating(self.model):
@@ -123,44 +123,44 @@ class Blockwise:
         return [path for path in free if seen[path] == list(range(len(self.model.get_submodule(path))))]
 
 
-class _Relay:
-    """Hands on what the blocks of one list say, one list entry per forward pass."""
+class _Replay:
+    """Stored outputs of the blocks of one list, one entry per forward pass."""
 
     def __init__(self, blocks: Any) -> None:
         self.blocks: list[nn.Module] = list(blocks)
         self.reached = 0
-        self.said: list[Any] = []
-        """What the block at hand says, as far as it ran since the one before."""
-        self._heard: list[Any] = []
-        """What the block before says."""
+        self.outputs: list[Any] = []
+        """Outputs of the current block, where it has run."""
+        self._before: list[Any] = []
+        """Outputs of the block before it."""
         self._turn = 0
 
     @property
     def current(self) -> nn.Module:
-        """Return the block at hand."""
+        """Return the current block."""
         return self.blocks[self.reached]
 
-    def go_on(self) -> None:
-        """Take the next block at hand."""
+    def advance(self) -> None:
+        """Make the next block the current one."""
         self.reached += 1
-        self._heard, self.said = self.said, []
+        self._before, self.outputs = self.outputs, []
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Let the blocks before the one at hand answer instead of running."""
+    def replaying(self) -> Iterator[None]:
+        """Let the blocks before the current one return stored outputs instead of running."""
         self._turn = 0
         with ExitStack() as stack:
             for number, block in enumerate(self.blocks[: self.reached]):
                 stack.enter_context(
-                    _replaced(block, self._answer_last if number + 1 == self.reached else self._answer)
+                    _replaced(block, self._play_last if number + 1 == self.reached else self._play)
                 )
             yield
 
     @contextmanager
-    def listening(self, device: torch.device | None) -> Iterator[None]:
-        """Keep what the block at hand says, and run nothing after it."""
-        self.said = []
-        handles = [self.current.register_forward_hook(self._listen)]
+    def recording(self, device: torch.device | None) -> Iterator[None]:
+        """Store the outputs of the current block, and run nothing after it."""
+        self.outputs = []
+        handles = [self.current.register_forward_hook(self._record)]
         if device is not None:
             handles.append(
                 self.current.register_forward_pre_hook(
@@ -174,18 +174,18 @@ class _Relay:
             for handle in handles:
                 handle.remove()
 
-    def _answer(self, *args: Any, **kwargs: Any) -> Any:
+    def _play(self, *args: Any, **kwargs: Any) -> Any:
         first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         # A copy: what comes next may write into it.
-        return send_to_device(recursively_apply(torch.clone, self._heard[self._turn]), first.device)
+        return send_to_device(recursively_apply(torch.clone, self._before[self._turn]), first.device)
 
-    def _answer_last(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self._answer(*args, **kwargs)
+    def _play_last(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self._play(*args, **kwargs)
         self._turn += 1
         return answer
 
-    def _listen(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.said.append(send_to_device(output, "cpu"))
+    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.outputs.append(send_to_device(output, "cpu"))
         raise StopForward
 
 
