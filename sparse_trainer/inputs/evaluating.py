@@ -1,4 +1,4 @@
-"""Evaluation mode, and answers without anything beside them, for a while."""
+"""Evaluation mode, and outputs without extras, for the time of a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +29,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def answering_only(model: nn.Module) -> Iterator[None]:
-    """Switch off what configs ask for beside the answer (maps, hidden states, router logits) for a `with` block."""
+def plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Switch off the extra outputs that configs ask for (attention maps, hidden states, router logits)."""
     named = (vars(module).get("config") for module in model.modules())
     configs = {
         id(c): vars(c) for config in named if isinstance(config, PreTrainedConfig) for c in _all(config)

@@ -7,7 +7,7 @@ from torch import nn
 
 from patchers.discovery.tables.names import POSITIONS
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.answers import bare
+from sparse_trainer.inputs.labels import unwrapped
 
 DIMENSIONS: Final = {"input_ids": 2, "input_values": 2, "input_features": 3, "pixel_values": 4}
 """Dimensions of a batch of each main input; a row has one less."""
@@ -25,7 +25,7 @@ def inputs_named(model: Any) -> tuple[set[str], bool]:
 def vocabulary_of(model: Any) -> tuple[int, tuple[int, ...]] | None:
     """Return how many tokens a model knows, and placeholders that may lie beyond them; None where it does not tell."""
     try:
-        embeddings = bare(model).get_input_embeddings()  # type: ignore[operator]
+        embeddings = unwrapped(model).get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         return None
     if not isinstance(embeddings, nn.Embedding):

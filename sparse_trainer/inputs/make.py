@@ -1,4 +1,4 @@
-"""Inputs with which a tiny model of any type runs, and the tensors that it answers with."""
+"""Made-up inputs for a tiny model of any type, and the tensors that it returns for them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from sparse_trainer.inputs.evaluating import answering_only
+from sparse_trainer.inputs.evaluating import plain_outputs
 from sparse_trainer.inputs.kinds import (
     InputRequest,
     feature_inputs,
@@ -43,11 +43,11 @@ def inputs_for(model: PreTrainedModel, *, rows: int = 2, seed: int = 1) -> dict[
 
 
 def forward_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return every floating-point tensor of the answer of a model; random choices are seeded.
+    """Return every floating-point tensor that a model returns; random choices are seeded.
 
-    Without caches, and without what a config asks for beside the answer: its shapes follow layers, heads and experts.
+    Without caches and the extra outputs that a config asks for: their shapes follow layers, heads and experts.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), answering_only(model):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_outputs(model):
         torch.manual_seed(0)
         return list(_floats(model(**inputs)))
 

@@ -160,19 +160,16 @@ class _Replay:
     def recording(self, device: torch.device | None) -> Iterator[None]:
         """Store the outputs of the current block, and run nothing after it."""
         self.outputs = []
-        handles = [self.current.register_forward_hook(self._record)]
-        if device is not None:
-            handles.append(
-                self.current.register_forward_pre_hook(
-                    lambda _, args, kwargs: (send_to_device(args, device), send_to_device(kwargs, device)),
-                    with_kwargs=True, prepend=True,
-                )
-            )  # fmt: skip
-        try:
+
+        def move(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            return send_to_device(args, device), send_to_device(kwargs, device)
+
+        with ExitStack() as stack:
+            stack.enter_context(self.current.register_forward_hook(self._record))
+            if device is not None:
+                hook = self.current.register_forward_pre_hook(move, with_kwargs=True, prepend=True)
+                stack.enter_context(hook)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _play(self, *args: Any, **kwargs: Any) -> Any:
         first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
@@ -180,9 +177,9 @@ class _Replay:
         return send_to_device(recursively_apply(torch.clone, self._before[self._turn]), first.device)
 
     def _play_last(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self._play(*args, **kwargs)
+        output = self._play(*args, **kwargs)
         self._turn += 1
-        return answer
+        return output
 
     def _record(self, module: nn.Module, args: Any, output: Any) -> None:
         self.outputs.append(send_to_device(output, "cpu"))

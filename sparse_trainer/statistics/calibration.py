@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.inputs.answers import IGNORED, is_encoder_decoder, without_answers
+from sparse_trainer.inputs.labels import IGNORED, is_encoder_decoder, without_labels
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.columns import ColumnReader
 from sparse_trainer.statistics.labels import Labels
@@ -72,7 +72,7 @@ class Batches:
         terms = self.labels.terms(inputs, len(main)) if labelled else None
         return Batch(
             number=number,
-            inputs=inputs if terms is not None else without_answers(self.model, inputs),
+            inputs=inputs if terms is not None else without_labels(self.model, inputs),
             rows=len(main),
             real_BT=_real(inputs.get("attention_mask"), main),
             has_decoder_beside=is_encoder_decoder(self.model),

@@ -1,4 +1,4 @@
-"""What one calibration pass is about, and what its hooks share: the batch at hand, losses, a watch for NaN."""
+"""What one calibration pass is about, and what its hooks share: the current batch, losses, a watch for NaN."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ LABELS: Final = "labels"
 
 
 class CalibrationPass:
-    """One run of a calibration set through a model; knows the batch at hand, so that hooks can leave its padding out.
+    """One run of a calibration set through a model; knows the current batch, so that hooks can leave its padding out.
 
     Args:
         model: The model that runs.
@@ -37,11 +37,11 @@ class CalibrationPass:
         self._first_bad: dict[str, Tensor] = {}
 
     def add_loss(self, name: str, value: Tensor) -> None:
-        """Add a scalar to a loss of the batch at hand that gets a backward pass of its own."""
+        """Add a scalar to a loss of the current batch that gets a backward pass of its own."""
         self._losses[name] = self._losses[name] + value if name in self._losses else value
 
     def backward(self, loss: Tensor | None) -> None:
-        """Run the backward passes of the batch at hand: of the model's loss, if any, and of those that hooks added."""
+        """Run the backward passes of the current batch: of the model's loss, if any, and of those that hooks added."""
         named = self._losses if loss is None else {LABELS: loss, **self._losses}
         # Nothing asks for a gradient where no module was reached, or no label counts.
         losses = [(name, value) for name, value in named.items() if value.requires_grad]

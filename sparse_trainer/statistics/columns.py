@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.inputs.answers import bare
+from sparse_trainer.inputs.labels import unwrapped
 from sparse_trainer.inputs.limits import DIMENSIONS, inputs_named, positions_of, vocabulary_of
 
 
@@ -21,7 +21,7 @@ class ColumnReader:
         self.device: torch.device = next(model.parameters()).device
         self.positions = positions_of(model.config)
         self.vocabulary = vocabulary_of(model) if self.main_input == "input_ids" else None
-        self.name = type(bare(model)).__name__
+        self.name = type(unwrapped(model)).__name__
 
     def read(self, where: str, values: object, *, look: bool) -> dict[str, Tensor]:
         """Return a batch on the model's device.

@@ -1,4 +1,4 @@
-"""Run a model on calibration batches, no further than somebody looks."""
+"""Forward passes over calibration batches, no further than hooks need."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,23 +8,23 @@ from torch import Tensor
 
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import DataError, SparseTrainerError
-from sparse_trainer.inputs.answers import is_encoder_decoder
-from sparse_trainer.inputs.evaluating import answering_only
+from sparse_trainer.inputs.evaluating import plain_outputs
+from sparse_trainer.inputs.labels import is_encoder_decoder
 from sparse_trainer.inputs.limits import DIMENSIONS, inputs_named
 from sparse_trainer.statistics.batch import Batch
 
 
 class StopForward(Exception):  # noqa: N818
-    """Ends a forward pass whose rest nobody reads."""
+    """Ends a forward pass early."""
 
 
 class ForwardPass:
-    """Runs a batch: the whole model where a loss is needed, else without the head, whose output nobody reads.
+    """Runs the whole model where a loss is needed, else the model without its head.
 
-    Nothing is asked for beside the answer: the loss of a router's balance, which some add then, is no sum over rows.
+    Extra outputs are switched off: the balance loss of a router, which some models add then, is no sum over rows.
 
     Args:
-        paths: Modules that somebody looks at.
+        paths: Modules with hooks.
         labelled: Whether the model's loss is asked for.
         differentiable: Whether there will be a backward pass.
     """
@@ -52,7 +52,7 @@ class ForwardPass:
             inputs = {name: value for name, value in inputs.items() if name in names}
         if "use_cache" in names:
             inputs["use_cache"] = False
-        with torch.set_grad_enabled(self.differentiable), answering_only(module):
+        with torch.set_grad_enabled(self.differentiable), plain_outputs(module):
             try:
                 output = module(**inputs)
             except StopForward:

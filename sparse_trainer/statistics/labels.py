@@ -8,34 +8,34 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.inputs.answers import (
+from sparse_trainer.inputs.labels import (
     IGNORED,
-    answers_named,
-    bare,
     is_encoder_decoder,
     is_read_shifted,
+    label_names_of,
     shifts_labels,
+    unwrapped,
 )
 
 # Shape legend: B = sequences, T = tokens.
 
 
 class Labels:
-    """What one model is judged by."""
+    """The labels of one model's loss."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.answers = answers_named(model)
+        self.named = label_names_of(model)
         self.shifts = shifts_labels(model)
-        self.name = type(bare(model)).__name__
+        self.name = type(unwrapped(model)).__name__
 
     def add_to(self, inputs: dict[str, Tensor], where: str) -> None:
-        """Make sure that there is something to compare the model's answer with, and that padding is asked nothing.
+        """Make sure that the loss has labels, and that no padded position has to predict one.
 
         Raises:
             DataError: the model has no loss, or none of which labels can be made from the tokens.
         """
-        if not any(name in inputs for name in self.answers):
+        if not any(name in inputs for name in self.named):
             inputs["labels"] = self._of_tokens(inputs, where)
         mask_BT, labels_BT = inputs.get("attention_mask"), inputs.get("labels")
         if not self.shifts or mask_BT is None or labels_BT is None or mask_BT.shape != labels_BT.shape:
@@ -47,14 +47,14 @@ class Labels:
 
     def _of_tokens(self, inputs: Mapping[str, Tensor], where: str) -> Tensor:
         choose = "choose a criterion that needs no loss, such as wanda"
-        if not self.answers:
+        if not self.named:
             raise DataError(
                 where, f"{self.name} has no loss over labels, so there is no loss per sequence to take gradients of.",
                 f"Give the whole model, with its task head; or {choose}.",
             )  # fmt: skip
         named = self.name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         if not named or "input_ids" not in inputs:
-            columns = " and ".join(self.answers)
+            columns = " and ".join(self.named)
             raise DataError(
                 where, f"has no {columns}, which the loss of {self.name} needs.", f"Add them as columns; or {choose}."
             )  # fmt: skip

@@ -30,7 +30,7 @@ class Moments:
     covariance: bool = False
     """All products of two features as well: I x I numbers per linear."""
     every_linear: bool = False
-    """Of every linear in the blocks, whatever the groups are; of those that no batch comes past there is no result."""
+    """Of every linear in the blocks, whatever the groups are; linears that no batch reaches are absent."""
 
     def key(self, group: Group) -> str:
         """Return the path of the group's consumer."""
@@ -96,7 +96,7 @@ class MomentCollector:
         self.run.watch(path, self._running[path].add(x_NI, real_N))
 
     def results(self) -> Mapping[Statistic[Any], Mapping[str, MomentSums]]:
-        """Return the moments of all batches; what is wider answers a narrower request, too."""
+        """Return the moments of all batches; a wider request covers a narrower one."""
         sums = {path: running.sums() for path, running in self._running.items()}
         found: dict[Statistic[Any], Mapping[str, MomentSums]] = {}
         for request, paths in sorted(self.wanted.items(), key=lambda item: item[0].covariance):

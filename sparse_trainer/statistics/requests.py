@@ -31,7 +31,7 @@ class Collector(Protocol[R_co]):
         """Register hooks, and return what takes them away again when the pass is over."""
 
     def results(self) -> "Mapping[Statistic[Any], Mapping[str, R_co]]":
-        """Return the answer to each request, by key; without those that no batch came past."""
+        """Return the result of each request, by key; keys that no batch reached are absent."""
 
 
 class Statistic(Protocol[R_co]):
@@ -75,10 +75,10 @@ class Statistics:
     """Real tokens seen; images or sounds where there are no tokens."""
     sequences: int = 0
     found: Mapping[Statistic[Any], Mapping[str, Any]] = field(default_factory=dict)
-    """The answer to each request, by module path, or by name of the group for numbers per unit."""
+    """The result of each request, by module path, or by name of the group for numbers per unit."""
 
     def of(self, request: Statistic[R]) -> Mapping[str, R]:
-        """Return the answer to a request, by key.
+        """Return the result of a request, by key.
 
         Raises:
             DataError: it was not collected.
@@ -88,7 +88,7 @@ class Statistics:
         return self.found[request]
 
     def by_group(self, request: Statistic[R], groups: Iterable[Group]) -> dict[str, R]:
-        """Return the answer to a request by the names of these groups."""
+        """Return the result of a request, by the names of these groups."""
         found = self.of(request)
         return {group.name: found[request.key(group)] for group in groups}
 

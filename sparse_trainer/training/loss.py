@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from patchers.discovery.source_code import calls_super, raises_if
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.answers import IGNORED, bare
+from sparse_trainer.inputs.labels import IGNORED, unwrapped
 from sparse_trainer.training.distillation.teacher import carries_gradient
 
 _COUNT = "num_items_in_batch"
@@ -85,7 +85,7 @@ class PruningLoss:
 
         A fused loss builds no logits, and what it returns beside itself was computed for metrics.
         """
-        inner = bare(self.trainer.accelerator.unwrap_model(model))
+        inner = unwrapped(self.trainer.accelerator.unwrap_model(model))
         if not set(asked) <= inspect.signature(inner.forward).parameters.keys():
             return outputs
         if not self.runs_again:

@@ -18,7 +18,7 @@ from transformers import (
 from patchers.discovery.discover import discover
 from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.errors import DataError
-from sparse_trainer.inputs.answers import IGNORED, shifts_labels
+from sparse_trainer.inputs.labels import IGNORED, shifts_labels
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.elements import Elements

@@ -20,7 +20,7 @@ from transformers import (
 
 from patchers.discovery.discover import discover
 from sparse_trainer.architectures.perturb import perturb
-from sparse_trainer.inputs.answers import IGNORED
+from sparse_trainer.inputs.labels import IGNORED
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.block_states import BlockStates
 from sparse_trainer.statistics.collect import collect

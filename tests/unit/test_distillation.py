@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.answers import shifts_labels
+from sparse_trainer.inputs.labels import shifts_labels
 from sparse_trainer.run.fine_pruning import rehearse
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator

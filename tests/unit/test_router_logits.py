@@ -12,7 +12,7 @@ from patchers.patching.patch import gates_by_group, patch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.inputs.evaluating import answering_only
+from sparse_trainer.inputs.evaluating import plain_outputs
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
@@ -91,6 +91,6 @@ def test_experts_are_fine_pruned_beside_an_auxiliary_loss() -> None:
 def test_what_a_config_asks_for_beside_the_answer_is_off_for_a_while() -> None:
     model: Any = tiny_model("mixtral")
     model.config.output_router_logits = True
-    with answering_only(model):
+    with plain_outputs(model):
         assert model.config.output_router_logits is False
     assert model.config.output_router_logits is True

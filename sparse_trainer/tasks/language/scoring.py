@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError, NonFiniteError, UnsupportedModelError
-from sparse_trainer.inputs.answers import bare, is_encoder_decoder
 from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.inputs.labels import is_encoder_decoder, unwrapped
 from sparse_trainer.inputs.limits import inputs_named, positions_of
 
 # Shape legend: B = sequences, T = tokens, K = positions with logits, C = scored tokens, V = vocabulary.
@@ -46,7 +46,7 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
         if is_encoder_decoder(model) or not model.can_generate():
             raise UnsupportedModelError(
-                type(bare(model)).__name__,
+                type(unwrapped(model)).__name__,
                 "is no causal language model.",
                 "Give a model that predicts the next token (AutoModelForCausalLM).",
             )

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.answers import bare, is_encoder_decoder
+from sparse_trainer.inputs.labels import is_encoder_decoder, unwrapped
 from sparse_trainer.training.options import DistillationOptions
 
 _TEACHER = "distil_teacher_name_or_path"
@@ -57,7 +57,7 @@ def check_distillation(model: nn.Module, options: DistillationOptions, teacher: 
 
 def check_teacher(student: nn.Module, teacher: nn.Module, options: DistillationOptions) -> None:
     """Raise `ArgumentError` where the teacher's answers have another form than the student's."""
-    student, teacher = bare(student), bare(teacher)
+    student, teacher = unwrapped(student), unwrapped(teacher)
     if not isinstance(student, PreTrainedModel) or not isinstance(teacher, PreTrainedModel):
         return
     if "Classification" in type(student).__name__:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.answers import bare
+from sparse_trainer.inputs.labels import unwrapped
 
 # Shape legend: B = batch, C = classes or vocabulary, H x W = pixels.
 
@@ -79,7 +79,7 @@ def divergence_for(model: nn.Module, name: str, logits: Tensor, labels: Any) -> 
     Raises:
         ArgumentError: nothing says how the answer is judged, or by a loss that no divergence goes with.
     """
-    model = bare(model)
+    model = unwrapped(model)
     loss = LOSS_MAPPING.get(str(model.loss_type)) if isinstance(model, PreTrainedModel) else None
     if loss is _SEGMENTS and logits.dim() == 4:
         return pixel_loss

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from patchers.patching.gates import Gate
 from patchers.units import LAYERS, Structure
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.answers import IGNORED, bare, shifts_labels, without_answers
+from sparse_trainer.inputs.labels import IGNORED, shifts_labels, unwrapped, without_labels
 from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.training.distillation.divergences import Divergence, divergence_for
 from sparse_trainer.training.distillation.layer_map import LayerMap
@@ -102,7 +102,7 @@ class Distiller:
             )
         with torch.no_grad(), context():
             taught = self.teacher(
-                **without_answers(self.teacher, inputs), output_hidden_states=self.needs_hidden_states
+                **without_labels(self.teacher, inputs), output_hidden_states=self.needs_hidden_states
             )
         parts = []
         if self.options.alpha_logits > 0:
@@ -116,7 +116,7 @@ class Distiller:
         if not names:
             raise ArgumentError(
                 "distil_teacher_name_or_path",
-                f"{type(bare(self.teacher)).__name__} has no logits to learn from, only {', '.join(taught)}.",
+                f"{type(unwrapped(self.teacher)).__name__} has no logits to learn from, only {', '.join(taught)}.",
                 "Take models with a task head, or train without a teacher.",
             )
         losses = []
@@ -177,7 +177,7 @@ def make_distiller(
 
 def _load(name: str, model: nn.Module, source: TeacherSource) -> nn.Module:
     options = {} if source.cache_dir is None else {"cache_dir": source.cache_dir}
-    constructor: Any = source.constructor or type(bare(model))
+    constructor: Any = source.constructor or type(unwrapped(model))
     try:
         teacher: nn.Module = constructor.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

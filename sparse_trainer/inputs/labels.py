@@ -1,4 +1,4 @@
-"""What of a batch is the answer: which labels a loss counts, and what a decoder reads of them."""
+"""Labels: which of them a loss counts, at which positions, and what a decoder reads of them."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, runtime_checkable
@@ -41,14 +41,14 @@ class _MakesDecoderInputs(Protocol):
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor: ...
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model that peft has wrapped, or the model itself."""
     return model.get_base_model() if isinstance(model, _Wrapper) else model
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Tell whether a model has an encoder and a decoder."""
-    model = bare(model)
+    model = unwrapped(model)
     return isinstance(model, PreTrainedModel) and bool(model.config.is_encoder_decoder)
 
 
@@ -59,7 +59,7 @@ def shifts_labels(model: nn.Module) -> bool:
     (BartForCausalLM) do not shift. Else the loss says so that transformers gives it (image-text models, too), or the
     task that it is listed under. Encoder-decoders shift the decoder's inputs instead.
     """
-    model = bare(model)
+    model = unwrapped(model)
     if is_encoder_decoder(model):
         return False
     itself = _SHIFTS.get(type(model).__name__, shifts_labels_itself(type(model).forward))
@@ -69,9 +69,9 @@ def shifts_labels(model: nn.Module) -> bool:
     return by_loss or type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
-def answers_named(model: nn.Module) -> tuple[str, ...]:
-    """Return the inputs of a model that are answers to compare with: labels, or where a span begins and ends."""
-    return tuple(find_labels(type(bare(model))))
+def label_names_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the inputs of a model that are labels by some name: `labels`, or where a span begins and ends."""
+    return tuple(find_labels(type(unwrapped(model))))
 
 
 def is_read_shifted(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
@@ -80,15 +80,15 @@ def is_read_shifted(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     return inputs.get("labels") is not None and not given and is_encoder_decoder(model)
 
 
-def without_answers(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch without its answers; a decoder beside an encoder still reads the answer so far.
+def without_labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch without its labels; a decoder beside an encoder still reads those before each position.
 
     Where a model does not tell how it makes decoder inputs of labels, the labels stay: it makes them inside.
     """
-    questions = {n: v for n, v in inputs.items() if n not in (*answers_named(model), *_NO_INPUT)}
+    others = {n: v for n, v in inputs.items() if n not in (*label_names_of(model), *_NO_INPUT)}
     if not is_read_shifted(model, inputs):
-        return questions
-    decoder = bare(model)
+        return others
+    decoder = unwrapped(model)
     if isinstance(decoder, _MakesDecoderInputs):
         try:
             shifted = decoder.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
@@ -97,5 +97,5 @@ def without_answers(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
                 "labels", f"{type(decoder).__name__} cannot make decoder inputs of them ({error}).",
                 "Set decoder_start_token_id and pad_token_id in its config, or give decoder_input_ids.",
             ) from error  # fmt: skip
-        return {**questions, "decoder_input_ids": shifted}
-    return {**questions, "labels": inputs["labels"]}
+        return {**others, "decoder_input_ids": shifted}
+    return {**others, "labels": inputs["labels"]}
