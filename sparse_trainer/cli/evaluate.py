@@ -25,7 +25,7 @@ from sparse_trainer.run.latency import device_name
 from sparse_trainer.run.prune_folder import SourceOptions
 from sparse_trainer.tasks.language.choices import Accuracy
 from sparse_trainer.tasks.language.measure import (
-    Comparison,
+    Change,
     EvaluationOptions,
     Result,
     check_tasks,
@@ -84,7 +84,7 @@ def evaluate_command(
 ) -> None:
     """Measure perplexity on running text, and accuracy on multiple-choice questions."""
     options = made(EvaluationOptions, **extent)
-    names, files = [part.strip() for part in tasks.split(",") if part.strip()], files_of(data or [])
+    names, files = [part.strip() for part in tasks.split(",") if part.strip()], files_by_task(data or [])
     given = [model] if against is None else [model, against]
     sources = [made(SourceOptions, name_or_path=name, **place) for name in given]
     check_tasks(names, files, options)
@@ -106,13 +106,13 @@ def evaluate_command(
     print_result(as_json, values, evaluation_table(found, compared))
 
 
-def files_of(pairs: Sequence[str]) -> dict[str, str]:
+def files_by_task(pairs: Sequence[str]) -> dict[str, str]:
     """Return the files that `NAME=FILE` pairs give.
 
     Raises:
         ArgumentError: No such pair.
 
-    >>> files_of(["boolq=rows.jsonl"])
+    >>> files_by_task(["boolq=rows.jsonl"])
     {'boolq': 'rows.jsonl'}
     """
     files = {}
@@ -144,7 +144,7 @@ def shared_tokenizer(sources: Sequence[SourceOptions]) -> Any:
 
 
 def evaluation_table(
-    found: Sequence[Evaluation], compared: Mapping[str, Sequence[Comparison]]
+    found: Sequence[Evaluation], compared: Mapping[str, Sequence[Change]]
 ) -> list[RenderableType]:
     """Return a row per number, with its change over the baseline where there is one; then what it rests on."""
     rows = [["", "value", *(["baseline", "change"] if compared else [])]]
@@ -178,7 +178,7 @@ def measured_on(result: Result) -> str:
     return f"{result.num_tokens:,} tokens in windows of {result.length}, stride {result.stride}"
 
 
-def _changed(change: Comparison) -> tuple[str, str]:
+def _changed(change: Change) -> tuple[str, str]:
     moved = f"{change.change:.4f}x" if change.number == "perplexity" else f"{change.change:+.4f}"
     return f"{change.baseline:.4g}", moved + _plus_minus(change.stderr)
 

@@ -109,15 +109,12 @@ class Automatic:
         """Refuse nothing."""
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write the form that fits."""
-        self._of(model).write(model, folder)
+        """Write config and weights, and the file of code where it is needed."""
+        model.save_pretrained(folder)
 
     def card(self, model: PreTrainedModel, loader: str) -> str:
         """Return how the form that fits is loaded."""
-        return self._of(model).card(model, loader)
-
-    def _of(self, model: PreTrainedModel) -> Export:
-        return EXPORTS["self-contained" if _is_uneven(model) else "native"]
+        return EXPORTS["self-contained" if _is_uneven(model) else "native"].card(model, loader)
 
 
 EXPORTS: dict[str, Export] = {

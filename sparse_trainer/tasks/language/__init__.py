@@ -2,7 +2,7 @@
 
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
 from sparse_trainer.tasks.language.measure import (
-    Comparison,
+    Change,
     EvaluationOptions,
     Result,
     check_tasks,
@@ -13,7 +13,7 @@ from sparse_trainer.tasks.language.text import Perplexity, perplexity
 
 __all__ = [
     "Accuracy",
-    "Comparison",
+    "Change",
     "EvaluationOptions",
     "Perplexity",
     "Result",

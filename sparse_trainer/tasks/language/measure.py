@@ -115,7 +115,7 @@ def check_tasks(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class Change:
     """One number of a model beside that of a baseline, on the same tokens or questions."""
 
     number: str
@@ -128,7 +128,7 @@ class Comparison:
     """Standard error of the change, in pairs of windows or questions."""
 
 
-def compare(result: Result, baseline: Result) -> list[Comparison]:
+def compare(result: Result, baseline: Result) -> list[Change]:
     """Return a result beside that of a baseline.
 
     Raises:
@@ -144,7 +144,7 @@ def compare(result: Result, baseline: Result) -> list[Comparison]:
     raise ArgumentError("compare", "a perplexity and an accuracy.", "Compare results of one task.")
 
 
-def _ratio(result: Perplexity, baseline: Perplexity) -> Comparison:
+def _ratio(result: Perplexity, baseline: Perplexity) -> Change:
     counts, others = ([count for _, count in each.windows] for each in (result, baseline))
     if counts != others:
         raise ArgumentError(
@@ -153,7 +153,7 @@ def _ratio(result: Perplexity, baseline: Perplexity) -> Comparison:
         )  # fmt: skip
     pairs = zip(result.windows, baseline.windows, strict=True)
     moved, error = ratio_of_sums(tuple((mine - other, count) for (mine, count), (other, _) in pairs))
-    return Comparison(
+    return Change(
         number="perplexity",
         value=result.perplexity,
         baseline=baseline.perplexity,
@@ -162,13 +162,13 @@ def _ratio(result: Perplexity, baseline: Perplexity) -> Comparison:
     )
 
 
-def _difference(number: str, right: Sequence[bool], baseline: Sequence[bool]) -> Comparison:
+def _difference(number: str, right: Sequence[bool], baseline: Sequence[bool]) -> Change:
     if len(right) != len(baseline):
         raise ArgumentError(
             "compare", f"{len(right)} and {len(baseline)} questions.", "Measure both on the same."
         )
     moved, error = ratio_of_sums(tuple((a - b, 1) for a, b in zip(right, baseline, strict=True)))
-    return Comparison(
+    return Change(
         number=number,
         value=sum(right) / len(right),
         baseline=sum(baseline) / len(baseline),
