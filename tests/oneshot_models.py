@@ -10,9 +10,11 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.units import Structure
 from sparse_trainer.architectures.perturb import perturb
+from sparse_trainer.one_shot.repairs.base import Repaired
+from sparse_trainer.statistics.moments import MomentSums
 from tests.architectures.tiny import tiny_config, tiny_model
 
-# Shape legend: B = sequences, T = tokens.
+# Shape legend: B = sequences, T = tokens, O = outputs, I = input features.
 
 MODELS = ("llama", "gpt2", "bert", "qwen2")
 PAD, VOCABULARY = 0, 99
@@ -72,3 +74,15 @@ def calibration(model: PreTrainedModel, rows: int = 8, length: int = 20) -> list
     """Return batches of two sequences, one of them padded."""
     single = sequences(model, [length - 3 * (i % 2) for i in range(rows)])
     return [padded(single[i : i + 2]) for i in range(0, rows, 2)]
+
+
+def error(weight_OI: Tensor, moments: MomentSums, keep_I: Tensor, repaired: Repaired) -> Tensor:
+    """Return the mean squared distance of the repaired consumer's output from the dense one, summed over outputs."""
+    change_OI = weight_OI.clone()
+    change_OI[:, keep_I] -= repaired.weight_OK
+    second_II = moments.second_II.to(weight_OI.dtype)
+    squared = ((change_OI @ second_II) * change_OI).sum()
+    if repaired.shift_O is None:
+        return squared
+    mean_O = change_OI @ moments.mean_I.to(weight_OI.dtype)
+    return squared + (repaired.shift_O.square() - 2.0 * repaired.shift_O * mean_O).sum()

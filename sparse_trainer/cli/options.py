@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any
@@ -132,7 +132,8 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _origins(hint: Any) -> list[Any]:
-    return [typing.get_origin(member) or member for member in _members(hint)]
+    found = (typing.get_origin(member) or member for member in _members(hint))
+    return [dict if origin is Mapping else origin for origin in found]
 
 
 def _type_of(hint: Any) -> Any:

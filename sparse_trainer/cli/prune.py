@@ -15,21 +15,21 @@ from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.exports import EXPORTS
-from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
+from sparse_trainer.one_shot.repairs.registry import REPAIRS
 from sparse_trainer.run.prune_folder import (
     CalibrationOptions,
-    PruneOptions,
+    PruneSection,
     SourceOptions,
     prune_folder,
 )
 
 CRITERIA = Fields(
-    PruneOptions,
+    PruneSection,
     criterion=f"{', '.join(WIDTH_CRITERIA)}; with options: 'obs(rounds=16)'; mixed: 'wanda + 0.5 fisher'.",
     allocation="A second criterion, which shares the widths out over the layers.",
 )
 BUDGET = Fields(
-    PruneOptions,
+    PruneSection,
     "Budget",
     density="What stays: 0.8, or per kind channels=0.7 (may be repeated).",
     target="params, macs or units.",
@@ -54,9 +54,9 @@ CALIBRATION = Fields(
     batch_size="Sequences per forward pass; default: 8.",
     chat_template="Put the text into the chat template.",
 )
-BY_BLOCK = Fields(PruneOptions, "Calibration", by_block="One block at a time on the device: less memory.")
+BY_BLOCK = Fields(PruneSection, "Calibration", by_block="One block at a time on the device: less memory.")
 REPAIR = Fields(
-    PruneOptions,
+    PruneSection,
     "Repair",
     reconstruct=f"{', '.join(REPAIRS)}.",
     reconstruct_bias="Whether least squares may move biases.",
@@ -93,7 +93,7 @@ def prune_command(
 ) -> None:
     """Prune a pretrained model in one shot: score on calibration text, cut, repair, save. No training."""
     source = made(SourceOptions, name_or_path=model, **place)
-    options = made(PruneOptions, **pruning)
+    options = made(PruneSection, **pruning)
     text = _text(calibration)
     with redirect_stdout(sys.stderr):
         folder, plan, files = prune_folder(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from patchers.units import Structure
@@ -13,10 +14,9 @@ from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.criteria.calibration.base import Evidence, scores_of
 from sparse_trainer.criteria.calibration.mixture import criterion_of, name_of
 from sparse_trainer.one_shot.allocation import select
-from sparse_trainer.one_shot.options import Options
+from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.requests import Statistic
 
 # Shape legend: U = units of a group.
 
@@ -31,49 +31,45 @@ class Scores:
     """Of `allocation`, or of `criterion` where there is none: how many units of a group stay."""
 
 
-def score(evidence: Evidence, options: Options) -> Scores:
+def score(evidence: Evidence, options: PruneOptions) -> Scores:
     """Score the units of what there is evidence of.
 
     Raises:
         CriterionError: scores that are not one finite number per unit.
     """
-    asked = [options.criterion, *(() if options.allocation is None else (options.allocation,))]
+    asked = options.asked.values()
     found = [scores_of(criterion_of(one, options.normalize), evidence, name_of(one)) for one in asked]
     return Scores(ranks=found[0], shares=found[-1])
 
 
-def score_by_block(model: Any, structure: Structure, batches: Batches | None, options: Options) -> Scores:
-    """Score block after block, so that the statistics of one block are in memory."""
-    assert batches is not None
+def score_by_block(
+    model: Any,
+    structure: Structure,
+    batches: Batches,
+    options: PruneOptions,
+    device: torch.device | str | None,
+) -> Scores:
+    """Score block after block, so that the statistics of one block are in memory; blocks are run on the device."""
     ranks: dict[str, Tensor] = {}
     shares: dict[str, Tensor] = {}
-    walk = Blockwise(model, structure, batches, changing=False, device=options.device)
+    walk = Blockwise(model, structure, batches, changing=False, device=device)
     for groups in walk:
         part = replace(structure, groups=groups)
-        statistics = walk.collect(groups, criteria_requests(options))
+        statistics = walk.collect(groups, options.criteria_requests)
         scores = score(Evidence(model=model, structure=part, statistics=statistics), options)
         ranks |= {name: score_U.cpu() for name, score_U in scores.ranks.items()}
         shares |= {name: score_U.cpu() for name, score_U in scores.shares.items()}
     return Scores(ranks=ranks, shares=shares)
 
 
-def criteria_requests(options: Options) -> tuple[Statistic[Any], ...]:
-    """Return what the criteria have to know."""
-    requests = criterion_of(options.criterion, options.normalize).requests()
-    if options.allocation is not None:
-        requests += criterion_of(options.allocation, options.normalize).requests()
-    return requests
-
-
 def choose(
-    structure: Structure, scores: Scores, costs: Mapping[str, int], selector: Selector, options: Options
+    structure: Structure, scores: Scores, costs: Mapping[str, int], selector: Selector, options: PruneOptions
 ) -> dict[str, Tensor]:
     """Return the units that stay under the budget; warn where scores do not tell units, or whole layers, apart."""
-    for one, found in ((options.criterion, scores.ranks), (options.allocation, scores.shares)):
-        if one is not None:
-            warn_of_ties(found, tied(found, structure.kinds), name_of(one))
-    asked = options.criterion if options.allocation is None else options.allocation
-    own = criterion_of(asked, options.normalize).standardize
+    for one, found in zip(options.asked.values(), (scores.ranks, scores.shares), strict=False):
+        warn_of_ties(found, tied(found, structure.kinds), name_of(one))
+    *_, shares_by = options.asked.values()
+    own = criterion_of(shares_by, options.normalize).standardize
     standardize = options.budget.standardize or fitting(own, {g.kind for g in structure.groups})
     keep = select(
         structure,

@@ -1,54 +1,91 @@
 """What a user can ask of one-shot pruning, checked once, before any work is done."""
 
-import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch import nn
-
-from patchers.discovery.discover import matches
-from patchers.units import WIDTH_KINDS, Kind, Structure
-from sparse_trainer.budget.options import Budget, keeps_all
+from patchers.units import WIDTH_KINDS
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
-from sparse_trainer.criteria.calibration.mixture import CriterionLike, criterion_of, name_of
+from sparse_trainer.criteria.calibration.mixture import (
+    MIXED_AFTER,
+    CriterionLike,
+    Mixture,
+    criterion_of,
+    name_of,
+)
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
-from sparse_trainer.errors import ArgumentError, BudgetError, one_of
-from sparse_trainer.one_shot.repairs.reconstruct import REPAIRS
+from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.one_shot.protect import Protect
+from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
+from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
+from sparse_trainer.statistics.requests import Statistic
 
-logger = logging.getLogger(__name__)
-
-Protect = str | int
-DAMPING = 0.1
-"""Of the repair, unless another is asked for."""
 MOST_STEPS = 1000
 """Rounds of scoring and cutting that somebody may wait for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Everything that `prune` was asked for."""
+class PruneOptions:
+    """The options of `prune`; those of budgets mean what they do in training.
 
-    criterion: CriterionLike
-    budget: Budget
-    allocation: CriterionLike | None
-    normalize: str
-    protect: tuple[Protect, ...]
-    reconstruct: str | None
-    reconstruct_bias: bool | None
-    damping: float
-    sequential: bool
-    by_block: bool
-    device: torch.device | str | None
-    steps: int
-    max_prune: float
+    Raises:
+        ArgumentError: an option cannot be meant.
+    """
+
+    criterion: CriterionLike = "wifv"
+    """What scores the units: a name, with options in brackets (`obs(rounds=16)`); an instance; or names with weights,
+    mixed after `normalize` (`wanda + 0.5 fisher`)."""
+    target: str = "params"
+    """What a density counts: params, macs (per token) or units."""
+    density: float | Mapping[str, float] = 0.8
+    """Fraction of the prunable cost to keep, in (0, 1]; or one fraction per kind, counted in units of that kind."""
+    scope: str = "global"
+    """global (over the whole model), layer (each layer meets the budget) or uniform (equal widths)."""
+    standardize: str | None = None
+    """Makes scores comparable across layers; None = what suits the criterion."""
+    reconstruct: str | None = None
+    """Repair of the consumers: `bias`, `scale`, `least_squares`, or None."""
+    reconstruct_bias: bool | None = None
+    """Whether least squares may move biases; None = where there is one."""
+    allocation: CriterionLike | None = None
+    """A second criterion: it shares the widths out over the layers, and `criterion` chooses inside them."""
+    normalize: str = MIXED_AFTER
+    """Normaliser of the parts of a mixture."""
+    units: tuple[str, ...] | None = None
+    """Kinds to prune; None = the kinds in `density`, else heads and channels."""
+    protect: tuple[Protect, ...] = ()
+    """Layers that stay whole and do not count: first, last, 3, 3-5, or patterns of group names."""
+    multiple_of: int | Mapping[str, int] | None = None
+    """Kept channels are multiples of this, or a number per kind; None = 8 in experts, whose kernels need it, else 1."""
+    min_keep: int | Mapping[str, int] = 1
+    """Units that every group keeps, or one number per kind."""
+    max_prune: float = 1.0
+    """Share of its units that any layer may lose."""
+    steps: int = 1
+    """Rounds of scoring and cutting on the way to the budget."""
+    damping: float = DAMPING
+    """Of the repair, relative to the mean of the moments' diagonal."""
+    sequential: bool = False
+    """Repair layer by layer against inputs from the already pruned layers before."""
+    by_block: bool = False
+    """Run block after block, hidden states in between on the CPU: the statistics of one block at a time are in memory.
+    For criteria that need no gradients."""
+    sequence_length: int = 128
+    """Tokens per sequence, for the target macs."""
 
     def __post_init__(self) -> None:
+        self.budget.check_disjoint()
+        deep = [kind for kind in self.budget.kinds if not kind.is_width]
+        if deep:
+            raise ArgumentError(
+                "units", f"{deep[0]} are no widths of blocks.", f"Give {' and '.join(WIDTH_KINDS)}."
+            )
         if self.reconstruct is not None:
             one_of("reconstruct", self.reconstruct, REPAIRS)
-        if self.allocation is not None and self.budget.scope == "uniform":
+        if self.allocation is not None and self.scope == "uniform":
             raise ArgumentError(
                 "allocation", "uniform widths leave nothing to share out.", "Use `scope='global'`."
             )
@@ -60,34 +97,32 @@ class Options:
             raise ArgumentError(
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
             )
+        self._check_repair()
+        one_of("normalize", self.normalize, STANDARDIZERS)
+        for where, asked in self.asked.items():
+            self._check_criterion(where, asked)
+
+    def _check_repair(self) -> None:
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ArgumentError(
                 "damping", f"{self.damping} is negative or endless.", "Give 0.1, or 0 for none."
             )
-        if self.damping != DAMPING and self.reconstruct in (None, "bias"):
+        if self.damping != DAMPING and not (self.reconstruct and "damping" in options_read(self.reconstruct)):
             raise ArgumentError(
                 "damping",
                 "nothing is solved that it damps.",
                 "Set `reconstruct='least_squares'`, or drop it.",
             )
-        if self.reconstruct_bias is not None and self.reconstruct is None:
+        if self.reconstruct_bias is not None and self.repair is None:
             raise ArgumentError(
                 "reconstruct_bias", "there is nothing to repair.", "Set `reconstruct`, or drop it."
             )
-        one_of("normalize", self.normalize, STANDARDIZERS)
-        if self.sequential and self.reconstruct is None:
+        if self.sequential and self.repair is None:
             raise ArgumentError("sequential", "there is nothing to repair.", "Set `reconstruct`.")
-        if self.reconstruct_bias and self.reconstruct == "scale":
+        if self.reconstruct_bias and self.repair is not None and not self.repair.adds_bias:
             raise ArgumentError(
-                "reconstruct_bias", "'scale' moves no bias.", "Use 'least_squares' or 'bias'."
+                "reconstruct_bias", f"{self.reconstruct!r} moves no bias.", "Use 'least_squares' or 'bias'."
             )
-        if self.device is not None and not self.by_block:
-            raise ArgumentError(
-                "device", "only blocks are moved there.", "Set `by_block=True`, or move the model."
-            )
-        for where, asked in (("criterion", self.criterion), ("allocation", self.allocation)):
-            if asked is not None:
-                self._check_criterion(where, asked)
 
     def _check_criterion(self, where: str, asked: CriterionLike) -> None:
         try:
@@ -97,12 +132,13 @@ class Options:
             raise ArgumentError(
                 where, str(error), "Give a name, an instance or names with weights."
             ) from error
-        unscored = [kind for kind in self.kinds if kind not in scored]
+        kinds = self.budget.kinds
+        unscored = [kind for kind in kinds if kind not in scored]
         if unscored:
             raise ArgumentError(
                 where,
                 f"{name_of(asked)} does not score {unscored[0]}.",
-                f"Take {', '.join(criteria_for(self.kinds))}; or other units.",
+                f"Take {', '.join(criteria_for(kinds))}; or other units.",
             )
         if not self.by_block:
             return
@@ -115,108 +151,66 @@ class Options:
                 where, f"{self.normalize!r} compares all layers.", "Take `normalize='zscore_layer'` with `by_block`."
             )  # fmt: skip
 
+    @cached_property
+    def budget(self) -> Budget:
+        """What must remain."""
+        return Budget(
+            density=self.density,
+            target=self.target,
+            scope=self.scope,
+            units=self.units,
+            multiple_of=self.multiple_of,
+            min_keep=self.min_keep,
+            standardize=self.standardize,
+            sequence_length=self.sequence_length,
+        )
+
+    @cached_property
+    def repair(self) -> Repair | None:
+        """What refits the consumers of units that go, if anything does."""
+        if self.reconstruct is None:
+            return None
+        return make_repair(self.reconstruct, damping=self.damping, reconstruct_bias=self.reconstruct_bias)
+
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Kinds of unit to prune."""
-        return self.budget.kinds
+    def asked(self) -> dict[str, CriterionLike]:
+        """The criteria, by the option that names them: that of the widths last."""
+        allocation = {} if self.allocation is None else {"allocation": self.allocation}
+        return {"criterion": self.criterion, **allocation}
 
-    def at(self, density: Any) -> "Options":
-        """Return the same options with another density."""
-        return replace(self, budget=replace(self.budget, density=density))
+    @property
+    def criteria_requests(self) -> tuple[Statistic[Any], ...]:
+        """What the criteria need to know."""
+        criteria = [criterion_of(asked, self.normalize) for asked in self.asked.values()]
+        return tuple(request for criterion in criteria for request in criterion.requests())
 
+    @property
+    def requests(self) -> tuple[Statistic[Any], ...]:
+        """What criteria and repair need to know; nothing where they look at weights only."""
+        return self.criteria_requests + (() if self.repair is None else (self.repair.request(),))
 
-def options_of(
-    *,
-    criterion: CriterionLike,
-    allocation: CriterionLike | None,
-    normalize: str,
-    protect: Sequence[Protect],
-    reconstruct: str | None,
-    reconstruct_bias: bool | None,
-    damping: float,
-    sequential: bool,
-    by_block: bool,
-    device: torch.device | str | None,
-    steps: int,
-    max_prune: float,
-    units: Sequence[str] | None,
-    **budget: Any,
-) -> Options:
-    """Check what `prune` was asked for. `budget` goes to `Budget`.
+    @property
+    def method(self) -> str:
+        """What plans and cards call this way of pruning."""
+        parts = [name_of(self.criterion)]
+        if isinstance(criterion_of(self.criterion), Mixture) and self.normalize != MIXED_AFTER:
+            parts.append(f"mixed after {self.normalize}")
+        if self.allocation is not None:
+            parts.append(f"widths by {name_of(self.allocation)}")
+        if self.standardize is not None:
+            parts.append(f"standardized by {self.standardize}")
+        if self.reconstruct is not None:
+            parts.append(f"repaired by {self.reconstruct}{self._changed_repair()}")
+        if self.steps > 1:
+            parts.append(f"in {self.steps} steps")
+        return ", ".join(parts)
 
-    Raises:
-        ArgumentError: an option cannot be meant.
-    """
-    asked = Budget(units=None if units is None else tuple(units), **budget)
-    asked.check_disjoint()
-    deep = [kind for kind in asked.kinds if not kind.is_width]
-    if deep:
-        raise ArgumentError(
-            "units", f"{deep[0]} are no widths of blocks.", f"Give {' and '.join(WIDTH_KINDS)}."
-        )
-    if keeps_all(asked.density):
-        logger.warning("density %s keeps all: nothing is pruned.", asked.density)
-    return Options(
-        criterion=criterion,
-        budget=asked,
-        allocation=allocation,
-        normalize=normalize,
-        protect=tuple(protect),
-        reconstruct=reconstruct,
-        reconstruct_bias=reconstruct_bias,
-        damping=damping,
-        sequential=sequential,
-        by_block=by_block,
-        device=device,
-        steps=steps,
-        max_prune=max_prune,
-    )
-
-
-def prunable(model: nn.Module, found: Structure, options: Options) -> Structure:
-    """Return what is found in a model, with only the groups that may be pruned.
-
-    Raises:
-        BudgetError: everything is protected.
-    """
-    asked = replace(found, groups=found.of(options.kinds))
-    names = protected(asked, options.protect)
-    left = tuple(g for g in asked.groups if g.name not in names)
-    if not left:
-        what = "everything is protected" if names else f"has no {' or '.join(options.kinds)} to prune"
-        raise BudgetError(
-            "protect" if names else type(model).__name__, f"{what}.", "Protect less, or name other units."
-        )
-    return replace(asked, groups=left)
-
-
-def protected(structure: Structure, protect: Sequence[Protect]) -> set[str]:
-    """Return the names of the groups that `first`, `last`, `3`, `3-5` or patterns of names protect."""
-    names: set[str] = set()
-    for entry in protect:
-        found = {g.name for g in structure.groups if g.layer in _layers(structure, g.stack, entry)}
-        if not found:
-            found = _matching(structure, str(entry))
-        if not found:
-            layers = max((stack.size for stack in structure.stacks), default=0)
-            raise ArgumentError(
-                "protect", f"{entry!r} matches no group.",
-                f"Give first, last, layers such as 3 or 3-5 (below {layers}), or a pattern of group names.",
-            )  # fmt: skip
-        names |= found
-    return names
-
-
-def _layers(structure: Structure, stack: str, entry: Protect) -> range:
-    size = next((s.size for s in structure.stacks if s.path == stack), 0)
-    text = str(entry)
-    if text in ("first", "last"):
-        return range(1) if text == "first" else range(size - 1, size)
-    first, _, last = text.partition("-")
-    if not first.isdigit() or not (last or first).isdigit():
-        return range(0)
-    return range(int(first), int(last or first) + 1)
-
-
-def _matching(structure: Structure, pattern: str) -> set[str]:
-    return {g.name for g in structure.groups if matches(pattern, g.name)}
+    def _changed_repair(self) -> str:
+        """Return what of the repair is not as it is by default."""
+        changed = {
+            "damping": None if self.damping == DAMPING else self.damping,
+            "bias": self.reconstruct_bias,
+            "sequential": self.sequential or None,
+        }
+        named = ", ".join(f"{name}={value}" for name, value in changed.items() if value is not None)
+        return f" ({named})" if named else ""

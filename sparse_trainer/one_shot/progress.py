@@ -16,6 +16,7 @@ class Progress:
 
     kept: dict[str, int]
     """Units that are left, by group."""
+    kinds: dict[str, Kind] = field(default_factory=dict)
     costs: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)
     largest: dict[Kind, int] = field(default_factory=dict)
@@ -26,6 +27,7 @@ class Progress:
         left = tuple(g for g in structure.groups if self.kept.get(g.name, g.num_units) == g.num_units)
         if not self.costs:
             self.kept = {g.name: g.num_units for g in left}
+            self.kinds = {g.name: g.kind for g in left}
             self.costs = {g.name: costs[g.name] for g in left}
             self.sizes = _sizes(left, costs)
             for g in left:
@@ -41,7 +43,7 @@ class Progress:
             return _share(self.sizes[""], asked, done, spent, now[""])
         shares = {}
         for kind, density in asked.items():
-            spent = sum(count for name, count in stuck.items() if name.endswith(f".{kind}"))
+            spent = sum(count for name, count in stuck.items() if self.kinds[name] == kind)
             shares[kind] = _share(self.sizes.get(kind, 1.0), density, done, spent, now.get(kind, 1.0))
         return shares
 

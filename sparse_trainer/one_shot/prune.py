@@ -1,8 +1,8 @@
 """`prune`: from a pretrained model and a calibration set to a smaller model, without training."""
 
-import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,41 +11,29 @@ from transformers import PreTrainedModel
 from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
 from patchers.units import Structure
-from sparse_trainer.budget.cost import unit_cost
-from sparse_trainer.budget.selection import Selector
-from sparse_trainer.criteria.calibration.base import Evidence
-from sparse_trainer.criteria.calibration.mixture import (
-    MIXED_AFTER,
-    CriterionLike,
-    Mixture,
-    criterion_of,
-    name_of,
-)
+from sparse_trainer.budget.options import keeps_all
+from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, criterion_of, name_of
 from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decide import found_in
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
-from sparse_trainer.one_shot.choose import choose, criteria_requests, score, score_by_block
-from sparse_trainer.one_shot.options import DAMPING, Options, Protect, options_of, prunable
+from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
-from sparse_trainer.one_shot.repair import prepare_biases, repair, repair_requests
-from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.one_shot.protect import Protect, prunable
+from sparse_trainer.one_shot.repairs.base import DAMPING
+from sparse_trainer.one_shot.round import Source, Watch, run_round
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import attach_plan, plan_of
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.moments import Moments
-from sparse_trainer.statistics.requests import Statistic, Statistics, unsupported_reason
+from sparse_trainer.statistics.requests import Statistics, unsupported_reason
 
 M = TypeVar("M", bound=PreTrainedModel)
 Calibration = Iterable[Mapping[str, Any]]
-Watch = Callable[[Decision], None]
 logger = logging.getLogger(__name__)
 
 
-@torch.inference_mode(False)
 def prune(
     model: M,
     calibration: Calibration | None = None,
@@ -75,26 +63,11 @@ def prune(
     inplace: bool = False,
     check: bool = True,
 ) -> tuple[M, Plan]:
-    """Return a smaller model and the plan of the cut. `density`, `target` and `scope` mean what they do in training.
+    """Return a smaller model and the plan of the cut. All options that are not named below are those of `PruneOptions`.
 
     Args:
         calibration: Batches (mappings of tensors) or a DataLoader; None for criteria that look at weights only.
             Labels of causal language models are made from the tokens.
-        criterion: A name, an instance with options, or names with weights, mixed after `normalize`.
-        standardize: Makes scores comparable across layers; default: by criterion.
-        reconstruct: Repair of the consumers: `bias`, `scale`, `least_squares`, or None.
-        reconstruct_bias: Whether least squares may move biases; None = where there is one.
-        allocation: A second criterion: it shares the widths out over the layers, and `criterion` chooses inside them.
-        units: Kinds to prune; default: the kinds in `density`, else heads and channels.
-        protect: Layers that stay whole and do not count: first, last, 3, 3-5, or patterns of group names.
-        multiple_of: Kept channels are multiples of this, or a number per kind; default: 8 in experts, whose kernels
-            need it, else 1.
-        max_prune: Share of its units that any layer may lose.
-        steps: Rounds of scoring and cutting on the way to the budget.
-        damping: Of the repair, relative to the mean of the moments' diagonal.
-        sequential: Repair layer by layer against inputs from the already pruned layers before.
-        by_block: Run block after block, hidden states in between on the CPU: the statistics of one block at a time are
-            in memory. For criteria that need no gradients.
         device: Of `by_block`: where blocks are run, one at a time, while the model stays where it is.
         statistics: What `collect` found in this very model, instead of a calibration set: to try many criteria
             on one pass.
@@ -108,7 +81,7 @@ def prune(
         DataError: the calibration set is missing, too short or does not fit the model.
         NonFiniteError: NaN or infinite statistics.
     """
-    options = options_of(
+    options = PruneOptions(
         criterion=criterion,
         target=target,
         density=density,
@@ -118,8 +91,8 @@ def prune(
         reconstruct_bias=reconstruct_bias,
         allocation=allocation,
         normalize=normalize,
-        units=units,
-        protect=protect,
+        units=None if units is None else tuple(units),
+        protect=tuple(protect),
         multiple_of=multiple_of,
         min_keep=min_keep,
         max_prune=max_prune,
@@ -127,29 +100,53 @@ def prune(
         damping=damping,
         sequential=sequential,
         by_block=by_block,
-        device=device,
         sequence_length=sequence_length,
     )
+    return prune_by(
+        options, model, calibration,
+        device=device, statistics=statistics, watch=watch, inplace=inplace, check=check,
+    )  # fmt: skip
+
+
+@torch.inference_mode(False)
+def prune_by(
+    options: PruneOptions,
+    model: M,
+    calibration: Calibration | None = None,
+    *,
+    device: torch.device | str | None = None,
+    statistics: Statistics | None = None,
+    watch: Watch | None = None,
+    inplace: bool = False,
+    check: bool = True,
+) -> tuple[M, Plan]:
+    """Do what `prune` does, for options that are made and checked already."""
+    if device is not None and not options.by_block:
+        raise ArgumentError(
+            "device", "only blocks are moved there.", "Set `by_block=True`, or move the model."
+        )
+    if keeps_all(options.density):
+        logger.warning("density %s keeps all: nothing is pruned.", options.density)
     _check_model(model)
     found = found_in(model)
-    structure = prunable(model, found, options)
+    structure = prunable(model, found, options.budget.kinds, options.protect)
     _check_structure(structure, options)
     batches = _batches(model, calibration, options, statistics)
     _check_collected(structure, options, statistics)
     pruned, cheaper = bare(model, inplace=inplace)
     before = plan_of(model)
     progress = Progress(kept=kept_in(before))
-    for step in range(steps):
-        done = (step + 1) / steps
-        decision = _decide(pruned, found, batches, options, done, progress, statistics, watch)
+    source = Source(batches=batches, statistics=statistics, device=device)
+    for step in range(options.steps):
+        done = (step + 1) / options.steps
+        decision = run_round(pruned, found, source, options, progress, done, watch)
         if decision is not None:
             found = carry_out(pruned, decision.naming(cheaper), check=check)
     plan = plan_of(pruned)
     assert plan is not None
-    changes: dict[str, Any] = {"density_asked": options.budget.density_asked}
-    if steps > 1 and before is None:
-        changes["density_reached"] = progress.reached()
-    plan = dataclasses.replace(plan, **changes)
+    plan = replace(plan, density_asked=options.budget.density_asked)
+    if options.steps > 1 and before is None:
+        plan = replace(plan, density_reached=progress.reached())
     attach_plan(pruned, plan)
     return pruned, plan
 
@@ -178,13 +175,14 @@ def _check_model(model: Any) -> None:
         logger.info("%s was pruned before: the plans compose.", type(model).__name__)
 
 
-def _check_structure(structure: Structure, options: Options) -> None:
+def _check_structure(structure: Structure, options: PruneOptions) -> None:
     """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
-    for asked in (options.criterion, options.allocation):
-        if asked is not None:
-            check_scorable(structure.groups, criterion_of(asked, options.normalize), name_of(asked))
-    for group in structure.groups if options.reconstruct is not None else ():
-        reason = unsupported_reason(group, [Moments()])
+    for asked in options.asked.values():
+        check_scorable(structure.groups, criterion_of(asked, options.normalize), name_of(asked))
+    if options.repair is None:
+        return
+    for group in structure.groups:
+        reason = unsupported_reason(group, [options.repair.request()])
         if reason is not None:
             raise UnsupportedModelError(
                 group.name,
@@ -193,9 +191,9 @@ def _check_structure(structure: Structure, options: Options) -> None:
             )
 
 
-def _check_collected(structure: Structure, options: Options, statistics: Statistics | None) -> None:
+def _check_collected(structure: Structure, options: PruneOptions, statistics: Statistics | None) -> None:
     """Raise `DataError` where the statistics that were handed over lack something."""
-    missing = None if statistics is None else statistics.missing(structure.groups, requests_of(options))
+    missing = None if statistics is None else statistics.missing(structure.groups, options.requests)
     if missing is not None:
         raise DataError(
             "statistics", f"hold nothing of what {name_of(options.criterion)} needs to know of {missing}.",
@@ -203,13 +201,8 @@ def _check_collected(structure: Structure, options: Options, statistics: Statist
         )  # fmt: skip
 
 
-def requests_of(options: Options) -> tuple[Statistic[Any], ...]:
-    """Return what the criteria and the repair need to know."""
-    return criteria_requests(options) + repair_requests(options)
-
-
 def _batches(
-    model: Any, calibration: Calibration | None, options: Options, statistics: Statistics | None
+    model: Any, calibration: Calibration | None, options: PruneOptions, statistics: Statistics | None
 ) -> Batches | None:
     again = options.steps > 1 or options.sequential or options.by_block
     if statistics is not None and (calibration is not None or again):
@@ -220,87 +213,10 @@ def _batches(
         )
     if calibration is not None:
         return Batches(model, calibration)
-    if statistics is None and (requests_of(options) or options.sequential):
+    if statistics is None and options.requests:
         name = name_of(options.criterion)
         what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name
         raise DataError(
             "calibration", f"{what} needs one.", "Pass batches of token ids; magnitude and random need none."
         )
     return None
-
-
-def _decide(
-    model: Any,
-    found: Structure,
-    batches: Batches | None,
-    options: Options,
-    done: float,
-    progress: Progress,
-    statistics: Statistics | None,
-    watch: Watch | None,
-) -> Decision | None:
-    """Score, choose, and repair what reads the units that go; None where nothing can go any more.
-
-    Args:
-        found: All groups of the model as it is now.
-        done: Part of the way to the budget that is behind after this round.
-    """
-    target, length = options.budget.target, options.budget.sequence_length
-    structure = prunable(model, found, options)
-    costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
-    structure = progress.begin(structure, costs)
-    if not structure.groups:
-        return None
-    stepwise = options.at(progress.density(structure, options.budget.density_asked, done))
-    budget = progress.capped(stepwise.budget, options.max_prune)
-    selector = Selector(structure.groups, costs, budget)
-    if statistics is None:
-        statistics = Statistics()
-        if batches is not None and not options.by_block:
-            statistics = collect(model, structure, batches, requests_of(options))
-    if options.by_block and criteria_requests(options):
-        scores = score_by_block(model, structure, batches, options)
-    else:
-        scores = score(Evidence(model=model, structure=structure, statistics=statistics), options)
-    request = Request(
-        method=_method(options),
-        target=target,
-        scope=options.budget.scope,
-        density=stepwise.budget.density_asked,
-        sequence_length=length,
-    )
-    keep = choose(structure, scores, costs, selector, options)
-    decision = Decision(structure=found, keep=keep, request=request, scores=scores.ranks)
-    if watch is not None:
-        watch(decision)
-    prepare_biases(model, structure, options)
-    repair(model, structure, keep, statistics, batches, options)
-    progress.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
-    return decision
-
-
-def _method(options: Options) -> str:
-    """Return what plans and cards call this way of pruning."""
-    parts = [name_of(options.criterion)]
-    if isinstance(criterion_of(options.criterion), Mixture) and options.normalize != MIXED_AFTER:
-        parts.append(f"mixed after {options.normalize}")
-    if options.allocation is not None:
-        parts.append(f"widths by {name_of(options.allocation)}")
-    if options.budget.standardize is not None:
-        parts.append(f"standardized by {options.budget.standardize}")
-    if options.reconstruct is not None:
-        parts.append(f"repaired by {options.reconstruct}{_repair_options(options)}")
-    if options.steps > 1:
-        parts.append(f"in {options.steps} steps")
-    return ", ".join(parts)
-
-
-def _repair_options(options: Options) -> str:
-    """Return what of the repair is not as it is by default."""
-    changed = {
-        "damping": None if options.damping == DAMPING else options.damping,
-        "bias": options.reconstruct_bias,
-        "sequential": options.sequential or None,
-    }
-    named = ", ".join(f"{name}={value}" for name, value in changed.items() if value is not None)
-    return f" ({named})" if named else ""

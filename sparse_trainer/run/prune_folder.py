@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import least_bytes, save_pruned
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.one_shot.options import Options, options_of
-from sparse_trainer.one_shot.prune import prune, requests_of
+from sparse_trainer.one_shot.options import PruneOptions
+from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.decision import Decision
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
@@ -127,48 +127,20 @@ class CalibrationOptions:
         return calibration_batches(self.source, tokenizer, **options)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PruneOptions:
-    """The options of `prune`, with its defaults; checked when they are made."""
+@dataclass(frozen=True, kw_only=True)
+class PruneSection(PruneOptions):
+    """The options of `prune` as recipes and the command line write them; checked when they are made."""
 
     criterion: str | dict[str, float] = "wifv"
-    """`wanda`, `obs(rounds=16)`, `wanda + 0.5 fisher`."""
-    target: str = "params"
-    density: float | dict[str, float] = 0.8
-    scope: str = "global"
-    standardize: str | None = None
-    reconstruct: str | None = None
-    reconstruct_bias: bool | None = None
     allocation: str | dict[str, float] | None = None
-    normalize: str = "zscore_layer"
-    units: tuple[str, ...] | None = None
-    protect: tuple[str | int, ...] = ()
-    multiple_of: int | dict[str, int] | None = None
-    min_keep: int | dict[str, int] = 1
-    max_prune: float = 1.0
-    steps: int = 1
-    damping: float = 0.1
-    sequential: bool = False
-    by_block: bool = False
-    """Run one block at a time on the device, and keep the model on the CPU."""
-    sequence_length: int = 128
 
     def __post_init__(self) -> None:
         if keeps_all(self.density):
             raise ArgumentError("density", "1 keeps all: nothing would be pruned.", "Give less, e.g. 0.8.")
-        options_of(**self.keywords())
-
-    def keywords(self) -> dict[str, Any]:
-        """Return the options of `prune`; `least-squares` may be spelled with a hyphen."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"device": None}
         if self.reconstruct is not None:
-            values["reconstruct"] = self.reconstruct.replace("-", "_")
-        return values
-
-    def needs_calibration(self) -> bool:
-        """Tell whether criteria or repair look at text."""
-        options: Options = options_of(**self.keywords())
-        return bool(requests_of(options)) or options.sequential
+            # On the command line names have hyphens.
+            object.__setattr__(self, "reconstruct", self.reconstruct.replace("-", "_"))
+        PruneOptions.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +212,7 @@ def check_calibration(options: PruneOptions, calibration: CalibrationOptions | N
     """Raise `DataError` where criterion or repair need text and none is named, or none of this name is there."""
     if calibration is not None:
         calibration.check()
-    if calibration is None and options.needs_calibration():
+    if calibration is None and options.requests:
         raise DataError(
             "calibration", f"{name_of(options.criterion)} needs one.",
             "Set `calibration`: a corpus such as wikitext2, or a file; or choose magnitude or random without repair.",
@@ -263,7 +235,7 @@ def read_calibration(
     """
     if calibration is None:
         return None
-    if not options.needs_calibration():
+    if not options.requests:
         tell(f"{calibration.source} is not read: {name_of(options.criterion)} looks at weights only")
         return None
     check_positions("length", calibration.length, positions_of(source.config()))
@@ -294,6 +266,6 @@ def prune_model(
         tell("the model was pruned before: the new plan composes with its own")
     tell(f"pruning by {name_of(options.criterion)}")
     decisions: list[Decision] = []
-    values = options.keywords() | {"device": device if options.by_block else None}
-    pruned, plan = prune(model, batches, inplace=inplace, watch=decisions.append, **values)
+    place = device if options.by_block else None
+    pruned, plan = prune_by(options, model, batches, device=place, inplace=inplace, watch=decisions.append)
     return Pruned(model=pruned, plan=plan, decisions=decisions)

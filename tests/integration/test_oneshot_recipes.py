@@ -19,7 +19,7 @@ from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.outcome import FILES
 from sparse_trainer.run.pipeline import run
-from sparse_trainer.run.prune_folder import PruneOptions, SourceOptions, prune_folder
+from sparse_trainer.run.prune_folder import PruneSection, SourceOptions, prune_folder
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.recipe_files import write_text, write_tiny_llama
@@ -221,7 +221,7 @@ def test_what_looks_at_weights_needs_no_text_and_no_tokenizer(files: Path, tmp_p
 
 
 def test_plans_compose_and_it_is_said(files: Path, tmp_path: Path) -> None:
-    options = PruneOptions(criterion="random", units=("channels",), density=0.5)
+    options = PruneSection(criterion="random", units=("channels",), density=0.5)
     said: list[str] = []
     for model, out in ((files / "model", "once"), (tmp_path / "once", "twice")):
         source = SourceOptions(name_or_path=str(model), device="cpu")

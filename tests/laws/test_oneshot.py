@@ -14,12 +14,12 @@ from sparse_trainer.criteria.calibration.obs import Obs
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.calibration.taylor import Taylor
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.one_shot.repairs.reconstruct import error, least_squares
+from sparse_trainer.one_shot.repairs.least_squares import least_squares
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.moments import Moments
-from tests.oneshot_models import MODELS, calibration, model_of, padded, sequences, widths
+from tests.oneshot_models import MODELS, calibration, error, model_of, padded, sequences, widths
 
 # Shape legend: U = units, I = features of a consumer's input.
 

@@ -24,7 +24,7 @@ from sparse_trainer.errors import (
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.allocation import highest
-from sparse_trainer.one_shot.options import protected
+from sparse_trainer.one_shot.protect import protected
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.mask_gradients import MaskGradients

@@ -10,7 +10,7 @@ import yaml
 
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.run.prune_folder import PruneOptions
+from sparse_trainer.run.prune_folder import PruneSection
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
@@ -208,7 +208,7 @@ def one_shot(tmp_path: Path) -> Path:
 
 def test_the_sections_of_a_one_shot_recipe_become_dataclasses(one_shot: Path) -> None:
     recipe = load_recipe(one_shot, ["prune.reconstruct=least-squares", "evaluation.tasks=[arc_easy]"])
-    assert recipe.prune.keywords()["reconstruct"] == "least_squares"
+    assert recipe.prune.reconstruct == "least_squares"
     assert recipe.prune.protect == ("first", 3)
     assert recipe.calibration.source == "wikitext2"
     assert recipe.evaluation.tasks == ("arc_easy",)
@@ -259,7 +259,7 @@ def test_the_options_of_a_recipe_are_those_of_prune() -> None:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     only_python = {"device", "statistics", "watch", "inplace", "check"}
-    given = {field.name: field.default for field in dataclasses.fields(PruneOptions)}
+    given = {field.name: field.default for field in dataclasses.fields(PruneSection)}
     assert given == {name: default for name, default in options.items() if name not in only_python}
 
 

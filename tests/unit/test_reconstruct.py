@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import DataError, NonFiniteError
-from sparse_trainer.one_shot.repairs.reconstruct import error, fold_mean, least_squares, scale
+from sparse_trainer.one_shot.repairs.bias import fold_mean
+from sparse_trainer.one_shot.repairs.least_squares import least_squares
+from sparse_trainer.one_shot.repairs.scale import scale
 from sparse_trainer.statistics.moments import MomentSums
+from tests.oneshot_models import error
 
 # Shape legend: N = tokens, I = input features, O = outputs, K = kept features.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sparse_trainer.errors import DataError, RecipeError
-from sparse_trainer.run.prune_folder import CalibrationOptions, PruneOptions, SourceOptions, check_calibration
+from sparse_trainer.run.prune_folder import CalibrationOptions, PruneSection, SourceOptions, check_calibration
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none
 from sparse_trainer.tasks.language.measure import EvaluationOptions
@@ -30,7 +30,7 @@ class OneShotRecipe(Recipe):
     SECTIONS: ClassVar[Mapping[str, type]] = {
         "model": SourceOptions,
         "calibration": CalibrationOptions,
-        "prune": PruneOptions,
+        "prune": PruneSection,
         "evaluation": MeasureOptions,
         "export": ExportOptions,
     }
@@ -38,7 +38,7 @@ class OneShotRecipe(Recipe):
     model: SourceOptions
     calibration: CalibrationOptions | None
     """None where criterion and repair look at weights only."""
-    prune: PruneOptions
+    prune: PruneSection
     evaluation: MeasureOptions | None
     """None = nothing is measured but sizes and latency."""
 
@@ -53,7 +53,7 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
     recipe = OneShotRecipe(
         model=parsed(SourceOptions, sections, "model", origin),
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
-        prune=parsed(PruneOptions, sections, "prune", origin),
+        prune=parsed(PruneSection, sections, "prune", origin),
         evaluation=parsed_or_none(MeasureOptions, sections, "evaluation", origin),
         **header,
     )

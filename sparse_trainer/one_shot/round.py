@@ -1,0 +1,123 @@
+"""One round of one-shot pruning: score the units, choose under the budget, refit what reads those that go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from patchers.units import Structure
+from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.selection import Selector
+from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.one_shot.choose import Scores, choose, score, score_by_block
+from sparse_trainer.one_shot.options import PruneOptions
+from sparse_trainer.one_shot.progress import Progress
+from sparse_trainer.one_shot.protect import prunable
+from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
+from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.requests import Statistics
+
+Watch = Callable[[Decision], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What criteria and repair look at."""
+
+    batches: Batches | None
+    """None where they look at weights only, or at `statistics`."""
+    statistics: Statistics | None
+    """What was collected before, of the model as it is."""
+    device: torch.device | str | None
+    """Where blocks are run, with `by_block`; None = where the model is."""
+
+
+def run_round(
+    model: Any,
+    found: Structure,
+    source: Source,
+    options: PruneOptions,
+    progress: Progress,
+    done: float,
+    watch: Watch | None,
+) -> Decision | None:
+    """Decide which units stay, and refit the consumers of the others, in place; None where nothing can go any more.
+
+    Args:
+        found: All groups of the model as it is now.
+        done: Part of the way to the budget that lies behind after this round.
+        watch: Called with the decision before anything is refitted.
+    """
+    asked = options.budget
+    structure = prunable(model, found, asked.kinds, options.protect)
+    costs = {g.name: unit_cost(model, g, asked.target, asked.sequence_length) for g in structure.groups}
+    structure = progress.begin(structure, costs)
+    if not structure.groups:
+        return None
+    budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
+    selector = Selector(structure.groups, costs, progress.capped(budget, options.max_prune))
+    statistics = _statistics(model, structure, source, options)
+    scores = _scores(model, structure, source, options, statistics)
+    keep = choose(structure, scores, costs, selector, options)
+    request = Request(
+        method=options.method,
+        target=asked.target,
+        scope=asked.scope,
+        density=budget.density_asked,
+        sequence_length=asked.sequence_length,
+    )
+    decision = Decision(structure=found, keep=keep, request=request, scores=scores.ranks)
+    if watch is not None:
+        watch(decision)
+    _repair(model, structure, source, options, statistics, decision)
+    progress.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
+    return decision
+
+
+def _statistics(model: Any, structure: Structure, source: Source, options: PruneOptions) -> Statistics:
+    """Return what one pass over all blocks at once tells."""
+    if source.statistics is not None:
+        return source.statistics
+    if source.batches is None or options.by_block:
+        return Statistics()
+    requests = options.criteria_requests if options.sequential else options.requests
+    return collect(model, structure, source.batches, requests)
+
+
+def _scores(
+    model: Any, structure: Structure, source: Source, options: PruneOptions, statistics: Statistics
+) -> Scores:
+    if options.by_block and options.criteria_requests:
+        assert source.batches is not None
+        return score_by_block(model, structure, source.batches, options, source.device)
+    return score(Evidence(model=model, structure=structure, statistics=statistics), options)
+
+
+def _repair(
+    model: Any,
+    structure: Structure,
+    source: Source,
+    options: PruneOptions,
+    statistics: Statistics,
+    decision: Decision,
+) -> None:
+    repair, keep = options.repair, decision.keep
+    if repair is None:
+        return
+    prepare_biases(model, structure, repair)
+    if options.sequential or options.by_block:
+        assert source.batches is not None
+        refit_by_block(
+            model,
+            structure,
+            keep,
+            repair,
+            source.batches,
+            sequential=options.sequential,
+            device=source.device,
+        )
+    else:
+        refit(model, structure, keep, repair, statistics)
