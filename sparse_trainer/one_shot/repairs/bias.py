@@ -33,6 +33,7 @@ class FoldMean:
 def fold_mean(weight_OI: Tensor, moments: MomentSums, keep_I: Tensor) -> Repaired:
     """Put what the removed features were on average into the bias: b + W_P m_P (FLAP, arXiv 2312.11983).
 
+    >>> import torch
     >>> sums = MomentSums(tokens=torch.tensor(9.0), mean_I=torch.tensor([0.0, 2.0]), variance_I=torch.ones(2))
     >>> fold_mean(torch.tensor([[1.0, 3.0]]), sums, torch.tensor([True, False])).shift_O
     tensor([6.])
