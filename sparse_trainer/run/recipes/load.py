@@ -8,11 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_trainer.errors import RecipeError, SparseTrainerError
+from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, shown
+from sparse_trainer.run.plugins import load_plugins
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe, parse_fine_pruning
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe, parse_one_shot
 from sparse_trainer.run.recipes.recipe import Recipe
-from sparse_trainer.run.recipes.sections import blamed, find_recipe, override, read_sections, spelling_of
+from sparse_trainer.run.recipes.sections import (
+    PLUGINS,
+    Sections,
+    blamed,
+    find_recipe,
+    override,
+    read_sections,
+    spelling_of,
+)
 
 
 def is_one_shot(sections: Mapping[str, Any]) -> bool:
@@ -23,13 +32,14 @@ def is_one_shot(sections: Mapping[str, Any]) -> bool:
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
 
-    One with a section `prune` prunes in one shot; any other trains.
+    One with a section `prune` prunes in one shot; any other trains. The files under `plugins` are imported first.
 
     Raises:
         RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
     """
     path, overrides = find_recipe(str(name_or_path)), tuple(overrides)
     sections = read_sections(path)
+    _import_plugins(sections, path)
     one_shot = is_one_shot(sections)
     for text in overrides:
         override(sections, text, tuple((OneShotRecipe if one_shot else FinePruningRecipe).SECTIONS))
@@ -38,6 +48,21 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         return dataclasses.replace(parse(sections, path.stem, str(path)), overrides=overrides)
     except RecipeError as error:
         raise blamed(error, str(path), overrides) from error
+
+
+def _import_plugins(sections: Sections, path: Path) -> None:
+    """Import what the recipe names under `plugins`, and note where it lies: a saved recipe lies elsewhere."""
+    asked = sections.get(PLUGINS)
+    if asked is None:
+        return
+    if not isinstance(asked, list):
+        raise RecipeError(
+            f"{path}: {PLUGINS}", f"{shown(asked)} is no list.", "Name Python files, e.g. [my_file.py]."
+        )
+    try:
+        sections[PLUGINS] = load_plugins(asked, path.parent)
+    except ArgumentError as error:
+        raise RecipeError(f"{path}: {error.where}", error.what, error.remedy) from error
 
 
 @contextmanager

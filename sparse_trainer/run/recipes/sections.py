@@ -20,6 +20,8 @@ Sections = dict[str, Any]
 T = TypeVar("T")
 
 DESCRIPTION = "description"
+PLUGINS = "plugins"
+"""Python files that a recipe imports before it is read; relative to its own file."""
 
 
 def shipped() -> dict[str, Path]:
@@ -70,6 +72,8 @@ def override(sections: Sections, text: str, known: Sequence[str]) -> None:
     parts = key.split(".")
     if not equals or not all(parts) or len(parts) > MOST_DEPTH:
         raise RecipeError(where, "is not KEY=VALUE.", "Write e.g. training.num_train_epochs=1.")
+    if parts[0] == PLUGINS:
+        raise RecipeError(where, "no override names code.", "Name it in the recipe, or with --plugin FILE.")
     if parts[0] not in (*known, DESCRIPTION):
         raise RecipeError(where, f"unknown section {shown(parts[0])}.", nearest(parts[0], known))
     value = parse_yaml(written, where)
@@ -86,9 +90,9 @@ def override(sections: Sections, text: str, known: Sequence[str]) -> None:
 def check_names(sections: Iterable[str], known: Sequence[str], origin: str) -> None:
     """Raise `RecipeError` where a section is not known; the nearest known one is given."""
     for key in sections:
-        if key not in (*known, DESCRIPTION):
+        if key not in (*known, DESCRIPTION, PLUGINS):
             raise RecipeError(
-                f"{origin}: {key}", "unknown section.", nearest(str(key), (*known, DESCRIPTION))
+                f"{origin}: {key}", "unknown section.", nearest(str(key), (*known, DESCRIPTION, PLUGINS))
             )
 
 
