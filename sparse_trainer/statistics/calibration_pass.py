@@ -28,6 +28,8 @@ class CalibrationPass:
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         self.model, self.structure = model, structure
+        self.consumers = tuple(dict.fromkeys(group.consumer for group in structure.groups))
+        """Paths of the modules that read the groups' units, once each."""
         self.batch: Batch | None = None
         self.loss = LABELS
         """Name of the loss whose backward pass is running."""

@@ -58,7 +58,7 @@ def collect(
         for collector in collectors:
             for place in collector.attach():
                 stack.enter_context(place)
-        if stop_early and not losses and paths <= {group.consumer for group in structure.groups}:
+        if stop_early and not losses and paths <= set(run.consumers):
             last = model.get_submodule(structure.groups[-1].consumer)
             stack.enter_context(last.register_forward_pre_hook(_stop))
         for batch in batches.read(labelled=LABELS in losses, one_by_one=alone):

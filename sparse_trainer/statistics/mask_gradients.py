@@ -51,8 +51,7 @@ class MaskGradientCollector:
     """Streams mask gradients: from what a linear reads, and elsewhere (branches, layers, experts) from a gate."""
 
     def __init__(self, run: CalibrationPass) -> None:
-        self.run, groups = run, run.structure.groups
-        self.paths = tuple(dict.fromkeys(group.consumer for group in groups))
+        self.run, self.paths, groups = run, run.consumers, run.structure.groups
         self._hooked = [g for g in groups if g.kind in READ_BY_A_LINEAR and g.consumer_tensor is None]
         hooked = {group.name for group in self._hooked}
         self._gated = tuple(group for group in groups if group.name not in hooked)

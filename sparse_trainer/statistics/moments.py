@@ -74,9 +74,8 @@ class MomentCollector:
 
     def __init__(self, requests: Sequence[Moments], run: CalibrationPass) -> None:
         self.run = run
-        consumers = tuple(dict.fromkeys(group.consumer for group in run.structure.groups))
         linears = linears_in(run.model, run.structure) if any(r.every_linear for r in requests) else ()
-        self.wanted = {request: linears if request.every_linear else consumers for request in requests}
+        self.wanted = {request: linears if request.every_linear else run.consumers for request in requests}
         self.paths = tuple(dict.fromkeys(path for paths in self.wanted.values() for path in paths))
         self._products = {
             path for request, paths in self.wanted.items() if request.covariance for path in paths

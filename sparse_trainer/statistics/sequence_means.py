@@ -41,8 +41,7 @@ class SequenceMeanCollector:
     one_by_one: ClassVar[bool] = False
 
     def __init__(self, run: CalibrationPass) -> None:
-        self.run = run
-        self.paths = tuple(dict.fromkeys(group.consumer for group in run.structure.groups))
+        self.run, self.paths = run, run.consumers
         self._sums: dict[str, Tensor] = {}
 
     def attach(self) -> list[RemovableHandle]:

@@ -48,8 +48,7 @@ class LargestCollector:
     one_by_one: ClassVar[bool] = False
 
     def __init__(self, run: CalibrationPass) -> None:
-        self.run = run
-        self.paths = [group.consumer for group in run.structure.groups]
+        self.run, self.paths = run, run.consumers
         self.found: dict[str, Tensor] = {}
 
     def attach(self) -> list[RemovableHandle]:
