@@ -103,19 +103,9 @@ class Pool:
 
     def _to(self, device: torch.device) -> None:
         if self.group_N.device != device:
-            for name in (
-                "group_N",
-                "first_N",
-                "step_N",
-                "first_chunk_N",
-                "cost_N",
-                "group_C",
-                "is_floor_C",
-                "full_cost_C",
-                "shared_N",
-                "full_shared_C",
-            ):
-                setattr(self, name, getattr(self, name).to(device))
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self, name, value.to(device))
             self.stacks = [chunk_L.to(device) for chunk_L in self.stacks]
 
     def select(

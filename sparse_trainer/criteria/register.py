@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any, Final, cast
 
+from patchers.units import KINDS
+from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.criteria.training.registry import TRAINING_CRITERIA
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, one_of
 
 _OF_ONE_SHOT: Final = ("kinds", "standardize", "requests", "scores")
 _OF_TRAINING: Final = ("kinds", "default_units", "standardize", "learns", "make_gate", "scores")
@@ -35,6 +37,10 @@ def register_criterion(name: str, criterion: type[Any]) -> None:
             f"{criterion.__name__} has no {', '.join(missing)}.",
             f"Add what {'TrainingCriterion' if trains else 'WidthCriterion'} lists.",
         )
+    made = criterion()
+    for kind in (*made.kinds, *(made.default_units if trains else ())):
+        one_of(f"criterion {name}: kinds", kind, KINDS)
+    one_of(f"criterion {name}: standardize", made.standardize, STANDARDIZERS)
     taken = TRAINING_CRITERIA.get(name) or WIDTH_CRITERIA.get(name)
     if taken not in (None, criterion):
         raise ArgumentError(f"criterion {name}", "is taken.", "Take another name.")

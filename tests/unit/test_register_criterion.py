@@ -226,6 +226,18 @@ class Open:
     need: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Misspelt:
+    kinds: ClassVar[tuple[str, ...]] = ("head",)
+    standardize: ClassVar[str] = "none"
+
+    def requests(self) -> tuple[Statistic[Any], ...]:
+        return ()
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        return {}
+
+
 @dataclass
 class Loose:
     kinds: ClassVar[tuple[Kind, ...]] = (HEADS,)
@@ -237,6 +249,7 @@ class Loose:
         ("mine", without(Loudness, "requests"), "Lacking has no requests. Add what WidthCriterion lists"),
         ("mine", without(Loudness, "kinds", "scores"), "Lacking has no kinds, scores"),
         ("mine", without(GradientSign, "learns"), "Lacking has no learns. Add what TrainingCriterion lists"),
+        ("mine", Misspelt, "criterion mine: kinds: unknown value 'head'. Did you mean 'heads'"),
         ("mine", Open, "Open.need has no default"),
         ("mine", Loose, "Loose can be changed. Make the dataclass frozen"),
         ("mine", Loudness(), "is no dataclass. Decorate"),

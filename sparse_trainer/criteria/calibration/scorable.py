@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from patchers.units import Group, Kind
+from patchers.units import KINDS, Group, Kind
 from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import UnsupportedModelError
@@ -12,7 +12,7 @@ from sparse_trainer.statistics.requests import unsupported_reason
 def scored_kinds(criterion: WidthCriterion) -> tuple[Kind, ...]:
     """Return the kinds of unit that a criterion scores: those it knows a score for, and can get the statistics of."""
     requests = criterion.requests()
-    return tuple(kind for kind in criterion.kinds if all(kind in request.kinds for request in requests))
+    return tuple(kind for kind in KINDS if kind in criterion.kinds and all(kind in r.kinds for r in requests))
 
 
 def criteria_for(kinds: Collection[Kind]) -> list[str]:

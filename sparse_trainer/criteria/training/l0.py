@@ -82,9 +82,9 @@ class ExpectedSize:
 
     def _to(self, device: torch.device) -> None:
         if self.share_N.device != device:
-            self.share_N, self.constraint_N = self.share_N.to(device), self.constraint_N.to(device)
-            self.shared_N = self.shared_N.to(device)
-            self.final_C = self.final_C.to(device)
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self, name, value.to(device))
             self.around_DN = [index_N.to(device) for index_N in self.around_DN]
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from patchers.units import Kind
+from patchers.units import KINDS, Kind
 from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.schedule import CubicSchedule, Schedule
 from sparse_trainer.criteria.training.base import OwnSchedule, TrainingCriterion
@@ -15,6 +15,7 @@ from sparse_trainer.training.arguments.checks import (
     check_units,
 )
 from sparse_trainer.training.arguments.l0 import L0Arguments
+from sparse_trainer.training.arguments.mask_checks import check_mask_options
 from sparse_trainer.training.arguments.masks import MaskArguments
 from sparse_trainer.training.arguments.scoring import check_scoring, criterion_asked, method_of
 from sparse_trainer.training.mask_options import MaskOptions
@@ -146,7 +147,9 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
         options = self.driver_options
         if isinstance(options, GateOptions):
             check_units(options, self.blending)
-        elif self.distillation.learns_layer_map:
+        else:
+            check_mask_options(options, changed_fields(self))
+        if self.uses_masks and self.distillation.learns_layer_map:
             raise ArgumentError(
                 "distil_layer_map", "'learned' goes with gates only.", "Take 'fixed' beside masks."
             )
@@ -187,7 +190,7 @@ class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
             target=self.target,
             scope=self.scope,
             units=None if self.units is None else tuple(self.units),
-            default_units=self.criterion.default_units,
+            default_units=tuple(kind for kind in KINDS if kind in self.criterion.default_units),
             multiple_of=self.multiple_of,
             min_keep=self.min_keep,
             standardize=self.standardize,

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.fields import check_share
-from sparse_trainer.training.mask_options import DISABLED, PartOptions
+from sparse_trainer.training.mask_options import DISABLED, PARTS, MaskOptions, Part, PartOptions
 from sparse_trainer.training.mask_selection import BY_FRACTION
 
 _ASKERS: Final = ("preset", "dense_pruning_method", "attention_pruning_method", "ampere_pruning_method")
@@ -45,33 +44,20 @@ _OF_GATES: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a user said of masks."""
+def check_mask_options(asked: MaskOptions, touched: frozenset[str]) -> None:
+    """Raise `ArgumentError` for the first thing that cannot be meant.
 
-    touched: frozenset[str]
-    """Options, of gates too, that differ from their defaults."""
-    options: Mapping[str, Any]
-    """Options of masks, filled in by the preset."""
-    parts: Mapping[str, PartOptions]
-    """How `dense` and `attention` are masked; those that are not are missing."""
-
-    @property
-    def methods(self) -> set[str]:
-        """Methods of the parts."""
-        return {part.method for part in self.parts.values()}
-
-
-def check(asked: Asked) -> None:
-    """Raise `ArgumentError` for the first thing that cannot be meant."""
-    _check_rivals(asked.touched)
-    _check_ranges(asked.options)
-    _check_families(asked)
+    Args:
+        touched: Flat options, of gates too, that differ from their defaults.
+    """
+    _check_rivals(touched)
+    _check_ranges(asked)
+    _check_families(asked.parts, touched)
     for name, part in asked.parts.items():
         _check_part(name, part)
-    _check_regularization(asked)
+    _check_regularization(asked, touched)
     _check_starts(asked)
-    _check_unread(asked)
+    _check_unread(asked, touched)
 
 
 def _check_rivals(touched: frozenset[str]) -> None:
@@ -103,25 +89,24 @@ def _check_rivals(touched: frozenset[str]) -> None:
         )
 
 
-def _check_ranges(options: Mapping[str, Any]) -> None:
-    check_share("linear_min_parameters", options["linear_min_parameters"], "[0, 1)", "Give a fraction.")
-    for name in _IN_STEPS:
-        if options[name] is not None and not options[name] >= 0:
-            raise ArgumentError(
-                name, f"{options[name]!r} is negative.", "Give multiples of warmup_steps, or 0."
-            )
+def _check_ranges(asked: MaskOptions) -> None:
+    check_share("linear_min_parameters", asked.least, "[0, 1)", "Give a fraction.")
+    for name, value in zip(_IN_STEPS, asked.stretches, strict=True):
+        if value is not None and not value >= 0:
+            raise ArgumentError(name, f"{value!r} is negative.", "Give multiples of warmup_steps, or 0.")
 
 
-def _check_families(asked: Asked) -> None:
+def _check_families(parts: Mapping[Part, PartOptions], touched: frozenset[str]) -> None:
     """Refuse one threshold for a fraction to keep and for a bar that scores have to pass."""
-    given = next((name for name in _THRESHOLDS if asked.options[name] is not None), None)
-    fraction = next((n for n, part in asked.parts.items() if part.method in BY_FRACTION), None)
-    bar = next((n for n, part in asked.parts.items() if part.method in _BY_SCORE), None)
+    # Every preset gives both.
+    given = _THRESHOLDS[0] if "preset" in touched else _first(_THRESHOLDS, touched)
+    fraction = next((n for n, part in parts.items() if part.method in BY_FRACTION), None)
+    bar = next((n for n, part in parts.items() if part.method in _BY_SCORE), None)
     if given and fraction and bar:
         raise ArgumentError(
             given,
-            f"is a fraction to keep for {fraction}_pruning_method ({asked.parts[fraction].method}), "
-            f"a bar for scores for {bar}_pruning_method ({asked.parts[bar].method}).",
+            f"is a fraction to keep for {fraction}_pruning_method ({parts[fraction].method}), "
+            f"a bar for scores for {bar}_pruning_method ({parts[bar].method}).",
             "Take methods of one kind for both, or leave both thresholds alone: each then has its own.",
         )
 
@@ -147,16 +132,16 @@ def _check_part(name: str, part: PartOptions) -> None:
         )
 
 
-def _check_regularization(asked: Asked) -> None:
-    kind, weight = (asked.options[n] for n in ("regularization", "regularization_final_lambda"))
-    if kind == DISABLED:
-        if "l0" in asked.methods:
+def _check_regularization(asked: MaskOptions, touched: frozenset[str]) -> None:
+    penalty, methods = asked.regularization, {part.method for part in asked.parts.values()}
+    if penalty.kind == DISABLED:
+        if "l0" in methods:
             raise ArgumentError(
                 "regularization",
                 "the method l0 prunes by its penalty alone.",
                 "Set it to 'l0', with a lambda.",
             )
-        unread = _first(_LAMBDAS, asked.touched)
+        unread = _first(_LAMBDAS, touched)
         if unread:
             raise ArgumentError(
                 unread,
@@ -164,21 +149,23 @@ def _check_regularization(asked: Asked) -> None:
                 "Set that to l1 or l0, or drop this.",
             )
         return
-    if not weight > 0:
+    if not penalty.weight > 0:
         raise ArgumentError(
-            "regularization_final_lambda", f"{weight!r} makes {kind} do nothing.", "Give a weight above 0."
+            "regularization_final_lambda",
+            f"{penalty.weight!r} makes {penalty.kind} do nothing.",
+            "Give a weight above 0.",
         )
-    if asked.methods <= {"magnitude"} and asked.options["ampere_pruning_method"] in (DISABLED, "magnitude"):
+    if methods <= {"magnitude"} and asked.ampere in (DISABLED, "magnitude"):
         raise ArgumentError("regularization", "magnitude has no scores to keep small.", "Disable it.")
 
 
-def _check_starts(asked: Asked) -> None:
+def _check_starts(asked: MaskOptions) -> None:
     """Refuse `sigmoid_threshold` where all scores start above the bar and no penalty pulls them down."""
-    if asked.options["regularization"] != DISABLED:
+    if asked.regularization.kind != DISABLED:
         return
-    scale = asked.options["mask_scale"] or 0.0
+    scale = asked.scale or 0.0
     # Kaiming's bound is 1 at most: one over the root of the inputs.
-    lowest = {"constant": scale, "uniform": -abs(scale), "kaiming": -1.0}[asked.options["mask_init"]]
+    lowest = {"constant": scale, "uniform": -abs(scale), "kaiming": -1.0}[asked.init]
     start = 0.5 * (1.0 + math.tanh(0.5 * lowest))  # the sigmoid
     for name, part in asked.parts.items():
         if part.method == "sigmoid_threshold" and part.final < start:
@@ -190,29 +177,29 @@ def _check_starts(asked: Asked) -> None:
             )
 
 
-def _check_unread(asked: Asked) -> None:
+def _check_unread(asked: MaskOptions, touched: frozenset[str]) -> None:
     """Refuse what no mask that is asked for reads."""
-    for name in ("dense", "attention"):
-        size = _first((f"{name}_block_rows", f"{name}_block_cols"), asked.touched)
+    for name in PARTS:
+        size = _first((f"{name}_block_rows", f"{name}_block_cols"), touched)
         if size and name not in asked.parts:
             raise ArgumentError(
                 size, f"{name} matrices are not masked.", f"Set {name}_pruning_method, or drop it."
             )
     dense = asked.parts.get("dense")
-    if dense is not None and dense.shape == "1d_alt" and "dense_block_cols" in asked.touched:
+    if dense is not None and dense.shape == "1d_alt" and "dense_block_cols" in touched:
         raise ArgumentError(
             "dense_block_cols",
             "1d_alt closes whole channels.",
             "Drop it; dense_block_rows says how many close together.",
         )
-    if asked.options["ampere_pruning_method"] != "annealing":
-        temperature = _first(_TEMPERATURES, asked.touched)
+    if asked.ampere != "annealing":
+        temperature = _first(_TEMPERATURES, touched)
         if temperature:
             raise ArgumentError(
                 temperature, "is read by annealing alone.", "Set ampere_pruning_method to it, or drop this."
             )
-    threshold = _first(_THRESHOLDS, asked.touched)
-    if threshold and asked.methods <= {"l0"}:
+    threshold = _first(_THRESHOLDS, touched)
+    if threshold and all(part.method == "l0" for part in asked.parts.values()):
         raise ArgumentError(threshold, "no method that is asked for has a threshold.", "Drop it.")
 
 

@@ -8,7 +8,6 @@ from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.fields import changed_fields
 from sparse_trainer.plan.protect import Protection
-from sparse_trainer.training.arguments.mask_checks import Asked, check
 from sparse_trainer.training.mask_options import (
     DISABLED,
     PARTS,
@@ -185,25 +184,12 @@ class MaskArguments:
         )
 
     def check_masks(self) -> None:
-        """Raise `ArgumentError` for values that make no sense; also after `setattr`."""
+        """Raise `ArgumentError` for unknown words, and for options of masks that nobody asked for."""
         one_of("preset", self.preset, (None, *PRESETS))
         for name, known in (("regularization", (DISABLED, "l1", "l0")), ("mask_init", INITS)):
             one_of(name, getattr(self, name), known)
         one_of("ampere_pruning_method", spelled(self.ampere_pruning_method), AMPERE)
-        if not self.uses_masks:
-            self._check_idle()
-            return
-        parts = {name: self.part(name) for name in PARTS}
-        asked = Asked(
-            touched=changed_fields(self),
-            options={f.name: self.mask_option(f.name) for f in fields(MaskArguments)},
-            parts={name: part for name, part in parts.items() if part is not None},
-        )
-        check(asked)
-
-    def _check_idle(self) -> None:
-        """Refuse options of masks that nobody asked for."""
-        for f in fields(MaskArguments):
+        for f in () if self.uses_masks else fields(MaskArguments):
             if getattr(self, f.name) != f.default:
                 raise ArgumentError(
                     f.name,
