@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
+import yaml
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from sparse_trainer.files.yaml_text import read_yaml
 from sparse_trainer.inputs.placeholders import special_ids
 
 # Shape legend: V = ids, B = rows, T = tokens, C = channels, F = frames, M = mel bins, N = patches, P = values of one.
@@ -36,7 +36,10 @@ _IMAGE_TOKEN_NAMES: Final = (
 @cache
 def _model_types() -> Mapping[str, Any]:
     """Return what is known of model types beyond their configs: `several_images`, `sized_images`, …"""
-    return cast(Mapping[str, Any], read_yaml(Path(__file__).with_name("model_types.yaml")))
+    return cast(
+        Mapping[str, Any],
+        yaml.safe_load(Path(__file__).with_name("model_types.yaml").read_text(encoding="utf-8")),
+    )
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.load import is_patched_checkpoint, load_model
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.record import plan_of
+from sparse_trainer.training.load import load_patched
 
 
 def compact_folder(

@@ -15,11 +15,11 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.load import load_pruned
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
+from sparse_trainer.training.load import load_patched
 from tests.recipe_files import small, write_small_files
 
 

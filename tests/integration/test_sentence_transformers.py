@@ -19,8 +19,8 @@ from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.folders.load import is_patched_checkpoint
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.load import load_patched
 from sparse_trainer.training.trainer import SparseTrainer
 from sparse_trainer.training.wrapped_model import WHOLE_FILE
 from tests.character_tokenizer import character_tokenizer

@@ -9,11 +9,11 @@ import torch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.training.checkpoint import STATE_FILE, save_state
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.gate_file import GATE_FILE
+from sparse_trainer.training.load import load_patched
 from tests.compact_models import logits, tiny
 from tests.laws.training import sparse_args
 

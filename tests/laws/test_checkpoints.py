@@ -22,9 +22,9 @@ from patchers.patching.patch import gated, gates_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.load import load_patched
 from sparse_trainer.training.trainer import PruningTrainer, save_state
 from tests.architectures.tiny import NotTestable, model_types, tiny_model
 

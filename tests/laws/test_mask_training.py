@@ -10,9 +10,9 @@ from patchers.patching.patch import masks_of
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.load import is_patched_checkpoint, load_pruned
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.load import load_patched
 from sparse_trainer.training.mask_driver import MaskDriver
 from sparse_trainer.training.trainer import PruningTrainer
 from tests.compact_models import logits, tiny

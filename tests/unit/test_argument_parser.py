@@ -13,10 +13,10 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 
 from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.fields import checked
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import STATE_FILE, save_state
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.load import load_patched
 from tests.architectures.tiny import tiny_model
 
 FIELDS = {field.name for field in dataclasses.fields(SparseTrainingArguments)}

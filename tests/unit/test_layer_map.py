@@ -9,10 +9,10 @@ import torch
 from patchers.patching.patch import unpatch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.folders.patched import load_patched
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.distillation.layer_map import match
+from sparse_trainer.training.load import load_patched
 from tests.compact_models import batch, logits, tiny
 from tests.laws.training import trainer
 
