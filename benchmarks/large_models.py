@@ -33,8 +33,8 @@ from patchers.units import Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.folders.streaming import cut_checkpoint
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {

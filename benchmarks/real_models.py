@@ -30,12 +30,12 @@ from transformers import (
 )
 
 from patchers.discovery.discover import discover
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import make_plan, measure
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import make_plan, measure
 
 
 def random_plan(model: PreTrainedModel, share: float, seed: int) -> Plan:

@@ -28,11 +28,11 @@ from transformers import (
 
 from patchers.patching.patch import gated
 from patchers.units import Kind, Structure
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import make_plan, measure
 from sparse_trainer.data.quickstart.packaged import packaged_folder
 from sparse_trainer.errors import RecipeError
-from sparse_trainer.plan.decision import Decision, Request
-from sparse_trainer.plan.record import make_plan, measure
 
 # Shape legend: U = units.
 

@@ -17,11 +17,11 @@ from patchers.discovery.discover import discover
 from patchers.patching.patch import gated
 from patchers.surgery import cut
 from patchers.units import LAYERS, Group, Structure
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import make_plan, measure
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.inputs.make import forward_outputs
-from sparse_trainer.plan.decision import Decision, Request
-from sparse_trainer.plan.record import make_plan, measure
 
 # Shape legend: U = units of a group.
 

@@ -11,10 +11,10 @@ from patchers.units import LAYERS, Structure
 from patchers.zeros import fold_constants
 from sparse_trainer.cut.alignment import renumber_alignment
 from sparse_trainer.cut.config_changes import Cut
+from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.model_class import record, take_class
+from sparse_trainer.cut.record import density_reached, forget_request, make_plan, measure
 from sparse_trainer.cut.self_check import check_same, outputs_of
-from sparse_trainer.plan.decision import Decision
-from sparse_trainer.plan.record import density_reached, forget_request, make_plan, measure
 
 
 def carry_out(

@@ -12,11 +12,11 @@ from patchers.units import BLOCK_KINDS, CHANNELS, HEADS, HIDDEN, KINDS, Structur
 from patchers.zeros import bake_all, removable
 from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.options import keeps_all
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.layout import earlier_layout
+from sparse_trainer.cut.record import request_of
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
-from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Density, Plan
-from sparse_trainer.plan.record import request_of
 
 # Shape legend: U = units of a group.
 

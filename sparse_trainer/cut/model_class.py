@@ -9,6 +9,7 @@ from patchers.units import KINDS
 from sparse_trainer.cut.auto_classes import auto_map_for
 from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.config_fit import fit_config
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.layout import (
     check_builds,
     earlier_layout,
@@ -17,10 +18,9 @@ from sparse_trainer.cut.layout import (
     layout_of,
     mark_skips,
 )
+from sparse_trainer.cut.record import attach_plan, compose, counts_anew, make_plan, measure, plan_of
 from sparse_trainer.cut.router_logits import most_experts, short_routers
-from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import attach_plan, compose, counts_anew, make_plan, measure, plan_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from patchers.patching.marks import PATCH_ENTRIES
+from sparse_trainer.cut.record import attach_plan
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names
 from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE
@@ -24,7 +25,6 @@ from sparse_trainer.folders.nn_pruning_format import (
 )
 from sparse_trainer.folders.safetensors_files import stored_names
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.plan.record import attach_plan
 
 _HUB_OPTIONS = (
     "cache_dir",

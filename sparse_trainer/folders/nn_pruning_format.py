@@ -23,11 +23,11 @@ from patchers.discovery.discover import discover
 from patchers.patching.blends import read_as_no_norms
 from patchers.units import HEADS, Structure
 from sparse_trainer.cut.carry_out import carry_out
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.model_class import adopt
+from sparse_trainer.cut.record import attach_plan, plan_of
 from sparse_trainer.errors import ArgumentError, CheckpointError
-from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import attach_plan, plan_of
 
 # Shape legend: U = heads of a layer.
 

@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from patchers.patching.blends import blended
 from patchers.patching.patch import is_patched
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.plan.record import plan_of
 
 CARD_FILE = "README.md"
 

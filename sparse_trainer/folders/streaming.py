@@ -18,6 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, 
 
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import attach_plan, plan_of
 from sparse_trainer.cut.traced import Piece, Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import place_of, write_text
@@ -31,7 +32,6 @@ from sparse_trainer.folders.replace import check_target, new_folder
 from sparse_trainer.folders.safetensors_files import Origin, Stored, origins
 from sparse_trainer.folders.save import CARD_FILE
 from sparse_trainer.plan.document import PLAN_FILE, Plan, PlanLike
-from sparse_trainer.plan.record import attach_plan, plan_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""

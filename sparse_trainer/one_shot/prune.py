@@ -18,6 +18,7 @@ from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decide import found_in
+from sparse_trainer.cut.record import attach_plan, plan_of
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
@@ -25,7 +26,6 @@ from sparse_trainer.one_shot.protect import Protect, prunable
 from sparse_trainer.one_shot.repairs.base import DAMPING
 from sparse_trainer.one_shot.round import Source, Watch, run_round
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import attach_plan, plan_of
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.requests import Statistics, unsupported_reason
 

@@ -10,12 +10,12 @@ from patchers.units import Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.one_shot.choose import Scores, choose, score, score_by_block
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
 from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
-from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.requests import Statistics

@@ -1,1 +1,1 @@
-"""The record of a decision: what it holds, how it is made, and what a second run takes from it."""
+"""The plan: the record of a decision."""

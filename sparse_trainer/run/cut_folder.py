@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.exports import find_export
@@ -17,7 +18,6 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.training.load import load_patched
 
 

@@ -23,6 +23,7 @@ from patchers.patching.blends import unblend
 from patchers.patching.patch import unpatch
 from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.configs import read_config, resolve
@@ -31,7 +32,6 @@ from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run.outcome import RECIPE_FILE, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, rehearse_training

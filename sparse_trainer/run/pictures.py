@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.writing import new_file, write_text
-from sparse_trainer.plan.decision import Decision
 from sparse_trainer.plan.document import GroupPlan, Plan
 
 # Shape legend: U = units of a group, N = units of all groups of a kind.

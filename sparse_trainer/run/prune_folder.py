@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.criteria.calibration.mixture import name_of
+from sparse_trainer.cut.decision import Decision
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.data.corpora.batches import calibration_batches
 from sparse_trainer.data.corpora.read import check_source, find
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
@@ -27,9 +29,7 @@ from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
-from sparse_trainer.plan.decision import Decision
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run import pictures
 from sparse_trainer.run.latency import find_device, find_dtype
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.budget.counting import parameter_count
+from sparse_trainer.cut.decision import Decision
 from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.folders.save import Processor, save_pruned
-from sparse_trainer.plan.decision import Decision
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.latency import bench

@@ -161,7 +161,7 @@ class _Replay:
         """Store the outputs of the current block, and run nothing after it."""
         self.outputs = []
 
-        def move(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        def move(_: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
             return send_to_device(args, device), send_to_device(kwargs, device)
 
         with ExitStack() as stack:
@@ -171,17 +171,17 @@ class _Replay:
                 stack.enter_context(hook)
             yield
 
-    def _play(self, *args: Any, **kwargs: Any) -> Any:
+    def _play(self, *args: tuple[Any, ...], **kwargs: Any) -> Any:
         first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         # A copy: what comes next may write into it.
         return send_to_device(recursively_apply(torch.clone, self._before[self._turn]), first.device)
 
-    def _play_last(self, *args: Any, **kwargs: Any) -> Any:
+    def _play_last(self, *args: tuple[Any, ...], **kwargs: Any) -> Any:
         output = self._play(*args, **kwargs)
         self._turn += 1
         return output
 
-    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.outputs.append(send_to_device(output, "cpu"))
         raise StopForward
 

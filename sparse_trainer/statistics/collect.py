@@ -86,7 +86,7 @@ def _collectors(wanted: Sequence[Statistic[Any]], run: CalibrationPass) -> list[
     return [kind.collector(requests, run) for kind, requests in by_class.items()]
 
 
-def _stop(module: nn.Module, args: Any) -> None:
+def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
     raise StopForward
 
 

@@ -24,12 +24,12 @@ from sparse_trainer.criteria.training.base import (
     Penalizes,
     Penalty,
 )
+from sparse_trainer.cut.decision import Request
+from sparse_trainer.cut.record import remember_request
 from sparse_trainer.errors import ArgumentError, NonFiniteError
-from sparse_trainer.plan.decision import Request
-from sparse_trainer.plan.protect import check_affordable, protected_units, put_first
-from sparse_trainer.plan.record import remember_request
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.training.options import GateOptions
+from sparse_trainer.training.protect import check_affordable, protected_units, put_first
 
 
 @final

@@ -16,14 +16,14 @@ from patchers.patching.patch import masks_of
 from patchers.units import Structure
 from patchers.zeros import bake_all
 from sparse_trainer.budget.schedule import Schedule
+from sparse_trainer.cut.decision import Request
+from sparse_trainer.cut.record import remember_request
 from sparse_trainer.errors import ArgumentError, NonFiniteError
-from sparse_trainer.plan.decision import Request
-from sparse_trainer.plan.protect import protected_units
-from sparse_trainer.plan.record import remember_request
 from sparse_trainer.training.mask_options import DISABLED, MaskOptions, Part
 from sparse_trainer.training.mask_placement import hang_masks
 from sparse_trainer.training.mask_selection import BY_FRACTION, Method, keep_by_method, n_of_m
 from sparse_trainer.training.mask_sites import Site, protected_blocks
+from sparse_trainer.training.protect import protected_units
 
 # Shape legend: R x C = blocks, U = units.
 

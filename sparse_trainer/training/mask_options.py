@@ -7,8 +7,8 @@ from typing import Final, Literal
 from patchers.units import CHANNELS, HEADS, Kind
 from sparse_trainer.budget.schedule import CubicSchedule, Schedule
 from sparse_trainer.errors import ArgumentError, one_of
-from sparse_trainer.plan.protect import Protection
 from sparse_trainer.training.mask_selection import METHODS, Method
+from sparse_trainer.training.protect import Protection
 
 Part = Literal["attention", "dense"]
 PARTS: Final[tuple[Part, ...]] = ("dense", "attention")

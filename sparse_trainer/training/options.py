@@ -9,7 +9,7 @@ from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.plan.protect import Protection
+from sparse_trainer.training.protect import Protection
 
 LAYERS: Final = ("relu", "no_norm")
 """Cheaper layers: ReLU for GELU, NoNorm for LayerNorm."""

@@ -15,7 +15,7 @@ from torch import nn
 import patchers.discovery.discover as discovery
 from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, optimize_model, prune
 from sparse_trainer.cut.carry_out import carry_out
-from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.cut.decision import Decision, Request
 from tests.architectures.tiny import tiny_model
 from tests.hidden_models import hidden_model
 

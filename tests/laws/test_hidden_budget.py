@@ -16,12 +16,12 @@ from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.criteria.training.l0 import ExpectedSize
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import make_plan, measure
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.plan.decision import Decision, Request
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.record import make_plan, measure
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.expected_size import counted_share, drawn_alphas

@@ -7,11 +7,11 @@ import yaml
 
 from patchers.discovery.discover import discover
 from sparse_trainer.cut.auto_classes import auto_classes_of
+from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of, remember_request
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.exports import EXPORTS
-from sparse_trainer.plan.decision import Request
-from sparse_trainer.plan.record import plan_of, remember_request
 from tests.compact_models import patched, tiny, uneven_keep
 
 

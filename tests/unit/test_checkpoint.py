@@ -25,10 +25,10 @@ from transformers import (
 from patchers.discovery.discover import discover
 from patchers.patching.patch import gates_of
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.load import is_patched_checkpoint, load_model, load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.load import load_patched

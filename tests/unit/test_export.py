@@ -14,6 +14,7 @@ from patchers.modeling_pruned import stock_class_of
 from patchers.patching.gates import Gate
 from patchers.patching.patch import gates_by_group, patch
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.padded import padded
@@ -22,7 +23,6 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.inputs.make import forward_outputs as run
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.plan.record import plan_of
 from tests.architectures.tiny import tiny_model
 from tests.compact_models import DECISIONS, FAMILIES, even_keep, logits, patched, tiny, uneven_keep
 from tests.same import assert_same

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForQuestionAnswering, BertConfig, BertModel, PreTrainedModel
 
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.folders.load import load_model, load_pruned
 from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.nn_pruning_format import removed_heads
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.run.cut_folder import compact_folder
 from tests.compact_models import batch
 from tests.nn_pruning_files import (

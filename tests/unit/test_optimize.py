@@ -25,11 +25,11 @@ from patchers.modeling_pruned import _index_on, stock_class_of
 from patchers.patching.gates import Gate, PolarGate
 from patchers.patching.patch import gates_by_group, gates_of, patch, unpatch
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of
 from sparse_trainer.cut.self_check import SelfCheckError
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from sparse_trainer.plan.record import plan_of
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.architectures.tiny import tiny_model

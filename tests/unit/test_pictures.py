@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparse_trainer.cut.decision import Decision
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.plan.decision import Decision
 from sparse_trainer.run.pictures import (
     FILES,
     bin_edges,

@@ -10,15 +10,15 @@ import torch
 
 from patchers.discovery.discover import discover
 from patchers.patching.patch import gates_of
+from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of, remember_request
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.plan.decision import Request
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.plan.protect import put_first
-from sparse_trainer.plan.record import plan_of, remember_request
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.load import load_patched
+from sparse_trainer.training.protect import put_first
 from sparse_trainer.training.trainer import save_state
 from tests.architectures.tiny import tiny_model
 from tests.compact_models import branch_keep, patched, tiny, uneven_keep

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from patchers.units import HEADS, KINDS, Kind
 from sparse_trainer.errors import ArgumentError, one_of
-from sparse_trainer.plan.protect import Protection
+from sparse_trainer.training.protect import Protection
 
 _PROTECTED: tuple[Kind, ...] = (HEADS,)
 

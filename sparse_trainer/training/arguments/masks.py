@@ -7,7 +7,6 @@ from typing import Any, Final
 from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.fields import changed_fields
-from sparse_trainer.plan.protect import Protection
 from sparse_trainer.training.mask_options import (
     DISABLED,
     PARTS,
@@ -19,6 +18,7 @@ from sparse_trainer.training.mask_options import (
     spelled,
 )
 from sparse_trainer.training.mask_selection import BY_FRACTION, METHODS, Method
+from sparse_trainer.training.protect import Protection
 
 AMPERE: Final = (DISABLED, "topK", "threshold", "sigmoid_threshold", "magnitude", "annealing")
 INITS: Final = ("constant", "uniform", "kaiming")

@@ -14,7 +14,7 @@ from patchers.units import LAYERS, Structure
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
 from sparse_trainer.budget.nesting import Nesting
-from sparse_trainer.plan.decision import Decision, Request
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.plan.document import GroupPlan, Plan
 
 # Shape legend: U = units of a group.
