@@ -8,6 +8,7 @@ from sparse_trainer.folders.exports import register_export
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.tasks.registry import register_task
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
@@ -26,5 +27,6 @@ __all__ = [
     "prune",
     "register_criterion",
     "register_export",
+    "register_task",
     "save_pruned",
 ]

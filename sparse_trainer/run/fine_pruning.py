@@ -30,15 +30,15 @@ from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.folders.tokenizers import load_tokenizer
+from sparse_trainer.inputs.labels import without_labels
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.run.outcome import RECIPE_FILE, pipeline_lines
+from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, Tell, measure
-from sparse_trainer.tasks.base import Prepared, Task
-from sparse_trainer.tasks.registry import find_task
+from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed, is_over
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
@@ -51,7 +51,6 @@ class FinePruningJob:
     """A recipe that trains, with its data encoded."""
 
     recipe: FinePruningRecipe
-    task: Task
     tokenizer: PreTrainedTokenizerBase
     data: Prepared
     source: str
@@ -128,19 +127,27 @@ class FinePruningJob:
         model = state.models[PRUNED]
         return state.having(PRUNED, model, self._metrics(model, self.recipe.training))
 
+    @property
+    def outputs(self) -> Outputs:
+        """What the task says."""
+        return self.recipe.task.outputs
+
     def auto_class(self, plan: Plan) -> str:
         """Return the name of the auto class in transformers that loads the result."""
-        return self.task.auto_class
+        return self.recipe.task.auto_class
 
     def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return examples of the validation set."""
         count = min(self.recipe.export.verify_samples, len(self.data.validation))
         batch = self.data.collator([self.data.validation[row] for row in range(count)])
-        return {name: value for name, value in batch.items() if name != "labels"}
+        return without_labels(model, batch)
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result and asks it about an example."""
-        return pipeline_lines(self.result, self.task.pipeline, self.data.example)
+        task = self.recipe.task
+        if task.pipeline is None:
+            return model_lines(self.result, task.auto_class)
+        return pipeline_lines(self.result, task.pipeline, self.data.example)
 
     def advice(self) -> str:
         """Return how to go on with a run that is stopped."""
@@ -149,7 +156,7 @@ class FinePruningJob:
     def load_model(self) -> PreTrainedModel:
         """Load the model that the recipe starts from; its fresh head follows from the seed."""
         set_seed(self.recipe.training.seed)
-        return self.task.load_model(self.source, self.recipe.model.revision, self.data.labels)
+        return self.recipe.task.load_model(self.source, self.recipe.model.revision, self.data)
 
     def rewound(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return the model in the shapes of the plan that the recipe names, or the model itself."""
@@ -183,7 +190,7 @@ class FinePruningJob:
         kept = self.folder.dense_model()
         if kept is not None:
             state.tell(f"taking the dense model from {kept}")
-            dense = self.task.load_model(str(kept), "main", self.data.labels)
+            dense = self.recipe.task.load_model(str(kept), "main", self.data)
             dense.config.name_or_path = state.model.config.name_or_path
             return dense
         state.tell("fine-tuning the dense model")
@@ -241,7 +248,6 @@ def _advising(folder: RunFolder, tell: Tell) -> Iterator[None]:
 
 def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
     """Load tokenizer and data."""
-    task = find_task(recipe.task.name)
     try:
         source = resolve(recipe.model.name_or_path)
         config = read_config(source, recipe.model.revision)
@@ -256,10 +262,8 @@ def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
             f"{recipe.data.max_length}, and the model reads {tokenizer.model_max_length} tokens at most.",
             "Give a smaller number.",
         )
-    data = task.prepare(recipe.task, recipe.data, tokenizer)
-    return FinePruningJob(
-        recipe=recipe, task=task, tokenizer=tokenizer, data=data, source=source, folder=folder
-    )
+    data = recipe.task.prepare(recipe.data, tokenizer)
+    return FinePruningJob(recipe=recipe, tokenizer=tokenizer, data=data, source=source, folder=folder)
 
 
 def _load_teacher(job: FinePruningJob, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
@@ -268,7 +272,7 @@ def _load_teacher(job: FinePruningJob, pruning: SparseTrainingArguments) -> PreT
     if name is None or name in (DENSE, "self"):
         return None
     try:
-        return job.task.load_model(resolve(name), "main", job.data.labels)
+        return job.recipe.task.load_model(resolve(name), "main", job.data)
     except SparseTrainerError as error:
         where = f"pruning.distil_teacher_name_or_path: {error.where}"
         raise type(error)(where, error.what, error.remedy) from error

@@ -24,6 +24,7 @@ from sparse_trainer.run.prune_folder import prune_model, read_calibration
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.report import PERPLEXITY
 from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State, Tell
+from sparse_trainer.tasks.base import Outputs
 from sparse_trainer.tasks.language.measure import check_tasks, evaluate
 from sparse_trainer.tasks.language.text import Perplexity
 
@@ -67,6 +68,11 @@ class OneShotJob:
     def evaluate_pruned(self, state: State) -> State:
         """Measure the model as it was cut."""
         return state.having(PRUNED, state.models[PRUNED], self._measured(state, PRUNED))
+
+    @property
+    def outputs(self) -> Outputs:
+        """Logits, by the class or token that they choose."""
+        return Outputs()
 
     def auto_class(self, plan: Plan) -> str:
         """Return the name of the auto class in transformers that loads the result."""

@@ -12,7 +12,8 @@ from sparse_trainer.run.latency import Conditions, Latency
 MISSING = "-"
 """Shown where a number was not measured."""
 PERPLEXITY = "perplexity"
-"""Ends the name of a metric that is no share."""
+NO_SHARES = (PERPLEXITY, "loss", "error")
+"""Ends of names of metrics that are not shown as percentages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Comparison:
         rows = [header]
         for metric in self._metric_names():
             values = [(m.metrics or {}).get(metric) for m in self.models.values()]
-            spell, change = (_plain, _ratio) if metric.endswith(PERPLEXITY) else (_percent, _points)
+            spell, change = (_plain, _ratio) if metric.endswith(NO_SHARES) else (_percent, _points)
             rows.append([metric, *(spell(v) for v in values), *(change(v, values[0]) for v in values[1:])])
         rows.append(
             self._row("parameters", [m.parameters for m in self.models.values()], lambda v: f"{v:,.0f}")

@@ -24,6 +24,7 @@ from sparse_trainer.run.outcome import FILES, write_beside
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.report import Comparison, Measured
 from sparse_trainer.run.verify import Reloaded, verify_reload
+from sparse_trainer.tasks.base import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ class Job(Protocol):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is done, in order."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """Which outputs of the reloaded model are compared, and how."""
 
     def auto_class(self, plan: Plan) -> str:
         """Return the name of the auto class in transformers that loads the result."""
@@ -155,7 +160,7 @@ def reload(state: State) -> State:
     model, folder = state.models[PRUNED], state.job.result
     model.to("cpu")  # type: ignore[arg-type]
     examples, auto_class = state.job.examples(model), state.job.auto_class(Plan.load(folder))
-    return replace(state, reloaded=verify_reload(folder, auto_class, model, examples))
+    return replace(state, reloaded=verify_reload(folder, auto_class, model, examples, state.job.outputs))
 
 
 FINISH: tuple[Stage, ...] = (measure, save, reload)

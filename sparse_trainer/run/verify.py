@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, one_of
 from sparse_trainer.files.foreign_code import CODE_FILE, needs_our_code
-
-# Shape legend: C = classes, or the vocabulary.
+from sparse_trainer.tasks.base import Outputs
 
 _SEEN = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 _SCRIPT = """
 import json, sys
 import torch, transformers
 from safetensors.torch import load_file, save_file
-auto_class, folder, trust, inputs, outputs = sys.argv[1:]
+auto_class, folder, trust, names, inputs, outputs = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=trust == "ours").eval()
 with torch.inference_mode():
-    logits = model(**load_file(inputs)).logits
-save_file({"logits": logits.contiguous()}, outputs)
+    found = model(**load_file(inputs))
+save_file({name: found[name].clone() for name in names.split(",")}, outputs)
 ours = sorted(name for name in sys.modules if name.split(".")[0] in ("sparse_trainer", "patchers"))
 print(json.dumps({"ours": ours, "parameters": model.num_parameters()}))
 """
@@ -47,12 +46,16 @@ class Reloaded:
     """Predictions: one per example, of language models one per token."""
     same_predictions: int
     largest_difference: float
-    """Largest absolute difference of logits."""
+    """Largest absolute difference of what is compared."""
     parameters: int
 
 
 def verify_reload(
-    folder: Path, auto_class: str, model: PreTrainedModel, inputs: Mapping[str, Tensor]
+    folder: Path,
+    auto_class: str,
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    outputs: Outputs,
 ) -> Reloaded:
     """Compare `model` with what a new process loads from `folder` with stock transformers.
 
@@ -65,18 +68,22 @@ def verify_reload(
     """
     model.train(False)
     with torch.inference_mode():
-        here_C = model(**inputs).logits.cpu()
-    there_C, facts = _predict_elsewhere(folder, auto_class, inputs)
+        found = model(**{name: value.to(model.device) for name, value in inputs.items()})
+    for name in outputs.names:
+        one_of("outputs", name, found)
+    here = {name: found[name].cpu() for name in outputs.names}
+    there, facts = _predict_elsewhere(folder, auto_class, inputs, outputs.names)
     if facts["ours"]:
         raise CheckpointError(
             str(folder),
             f"loading it imported {', '.join(facts['ours'])}.",
             "Please report this: the folder must load with transformers alone.",
         )
+    same = outputs.same(here, there)
     reloaded = Reloaded(
-        samples=here_C[..., 0].numel(),
-        same_predictions=int((here_C.argmax(-1) == there_C.argmax(-1)).sum()),
-        largest_difference=float((here_C - there_C).abs().max()),
+        samples=same.numel(),
+        same_predictions=int(same.sum()),
+        largest_difference=max(float((here[name] - there[name]).abs().max()) for name in outputs.names),
         parameters=facts["parameters"],
     )
     if reloaded.same_predictions != reloaded.samples:
@@ -89,10 +96,12 @@ def verify_reload(
     return reloaded
 
 
-def _predict_elsewhere(folder: Path, auto_class: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-    """Return the logits of the new process and what it says about itself."""
+def _predict_elsewhere(
+    folder: Path, auto_class: str, inputs: Mapping[str, Tensor], names: Sequence[str]
+) -> tuple[dict[str, Tensor], Any]:
+    """Return the outputs of the new process and what it says about itself."""
     with tempfile.TemporaryDirectory() as scratch:
-        batch, logits = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
+        batch, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         save_file({name: value.cpu().contiguous() for name, value in inputs.items()}, batch)
         trust = _lay_out(folder, Path(scratch, "model"))
         # -I keeps the working directory and PYTHONPATH out: what it finds is what is installed.
@@ -104,8 +113,9 @@ def _predict_elsewhere(folder: Path, auto_class: str, inputs: Mapping[str, Tenso
             auto_class,
             f"{scratch}/model",
             trust,
+            ",".join(names),
             str(batch),
-            str(logits),
+            str(outputs),
         ]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode != 0:
@@ -115,7 +125,7 @@ def _predict_elsewhere(folder: Path, auto_class: str, inputs: Mapping[str, Tenso
                 f"does not load with transformers alone: {reason[0]}.",
                 "Export it in another form.",
             )
-        return load_file(logits)["logits"], json.loads(process.stdout.strip().splitlines()[-1])
+        return load_file(outputs), json.loads(process.stdout.strip().splitlines()[-1])
 
 
 def _lay_out(folder: Path, view: Path) -> str:

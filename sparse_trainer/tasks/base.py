@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datasets import Dataset
+from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.data.splits import DataOptions
-from sparse_trainer.errors import ArgumentError
+
+# Shape legend: B = examples, C = classes, or the vocabulary.
+
+Named = Mapping[str, Tensor]
+"""Outputs of a model by name."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskOptions:
-    """What is learned and how it is measured."""
+def same_class(one: Named, other: Named) -> Tensor:
+    """Tell which predictions choose the same class: [B], of language models one per token."""
+    same: Tensor = one["logits"].argmax(-1) == other["logits"].argmax(-1)
+    return same
 
-    name: str = "text-classification"
-    """A name in `sparse_trainer.tasks.TASKS`."""
-    labels: tuple[str, ...] | None = None
-    """Names of the classes in the order of their numbers; default: those of the data."""
-    metrics: tuple[str, ...] = ("accuracy",)
-    """Metrics of the evaluate library; the first one is the headline."""
 
-    def __post_init__(self) -> None:
-        if not self.metrics:
-            raise ArgumentError("metrics", "names none.", "Give e.g. [accuracy].")
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Which outputs of a model are predictions, and when those of two models are the same."""
+
+    names: tuple[str, ...] = ("logits",)
+    """Fields of the model's output that are compared."""
+    same: Callable[[Named, Named], Tensor] = same_class
+    """Takes these outputs of two models, returns one true or false per prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +40,41 @@ class Prepared:
 
     train: Dataset
     validation: Dataset
-    labels: tuple[str, ...]
-    example: str | dict[str, str]
+    labels: tuple[str, ...] = ()
+    """Names of the classes, where there are classes."""
+    example: object
     """An input as the task's pipeline takes it."""
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
 
 
 class Task(Protocol):
-    """One kind of task: its data, its models, its metrics."""
+    """One kind of task: its options, data, models and metrics, and how outputs are compared.
 
-    pipeline: str
-    """Name of the transformers pipeline that runs the result."""
-    auto_class: str
-    """Name of the auto class in transformers that loads the result."""
+    Its options are its fields: a frozen dataclass, made of the keys that stand beside `name` in section `task`.
+    """
 
-    def prepare(
-        self, options: TaskOptions, data: DataOptions, tokenizer: PreTrainedTokenizerBase
-    ) -> Prepared:
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of what `compute_metrics` returns, the headline first.
+
+        Those that end in `perplexity`, `loss` or `error` are shown as numbers, all others as percentages.
+        """
+
+    @property
+    def pipeline(self) -> str | None:
+        """Name of the transformers pipeline that runs the result; None where there is none."""
+
+    @property
+    def auto_class(self) -> str:
+        """Name of the auto class in transformers that loads the result."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """How the model that is reloaded from the finished folder is compared with the one in memory."""
+
+    def prepare(self, data: DataOptions, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Load, check and encode the data."""
-        ...
 
-    def load_model(self, source: str, revision: str, labels: tuple[str, ...]) -> PreTrainedModel:
-        """Load the weights with a head for these classes."""
-        ...
+    def load_model(self, source: str, revision: str, data: Prepared) -> PreTrainedModel:
+        """Load the weights with a head for this data."""

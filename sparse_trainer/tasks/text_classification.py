@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any, final
 
@@ -15,23 +16,32 @@ from transformers import (
 )
 
 from sparse_trainer.data.splits import DataOptions, label_ids, label_names, load_splits
-from sparse_trainer.errors import DataError, RecipeError
+from sparse_trainer.errors import ArgumentError, DataError, RecipeError
 from sparse_trainer.folders.configs import config_values
 from sparse_trainer.folders.load import load_model
-from sparse_trainer.tasks.base import Prepared, TaskOptions
+from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.tasks.metrics import classification_metrics
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class TextClassification:
     """Sequence classification; batches are padded to their longest member."""
 
+    labels: tuple[str, ...] | None = None
+    """Names of the classes in the order of their numbers; default: those of the data."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Metrics of the evaluate library; the first one is the headline."""
+
     pipeline = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
+    outputs = Outputs()
 
-    def prepare(
-        self, options: TaskOptions, data: DataOptions, tokenizer: PreTrainedTokenizerBase
-    ) -> Prepared:
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ArgumentError("metrics", "names none.", "Give e.g. [accuracy].")
+
+    def prepare(self, data: DataOptions, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Load, check and encode the data.
 
         Raises:
@@ -39,9 +49,9 @@ class TextClassification:
             RecipeError: Columns or truncation that do not fit together; an unknown metric.
         """
         _check_columns(data)
-        compute_metrics = classification_metrics(options.metrics)
+        compute_metrics = classification_metrics(self.metrics)
         splits = load_splits(data, (*data.text_columns, data.label_column))
-        labels = label_names(splits.train, data.label_column, options.labels)
+        labels = label_names(splits.train, data.label_column, self.labels)
         return Prepared(
             train=_encoded(splits.train, labels, data, tokenizer, "train set"),
             validation=_encoded(splits.validation, labels, data, tokenizer, "validation set"),
@@ -51,7 +61,7 @@ class TextClassification:
             compute_metrics=compute_metrics,
         )
 
-    def load_model(self, source: str, revision: str, labels: tuple[str, ...]) -> PreTrainedModel:
+    def load_model(self, source: str, revision: str, data: Prepared) -> PreTrainedModel:
         """Load the weights with a head for these classes; a fresh head where the checkpoint has none.
 
         Raises:
@@ -59,8 +69,8 @@ class TextClassification:
             DataError: The checkpoint was fine-tuned for another number of classes.
         """
         values = config_values(source, {"revision": revision})
-        _check_head(values, labels, source)
-        names = dict(enumerate(labels))
+        _check_head(values, data.labels, source)
+        names = dict(enumerate(data.labels))
         return load_model(
             source,
             AutoModelForSequenceClassification,

@@ -22,6 +22,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.verify import verify_reload
 from sparse_trainer.tasks import metrics
+from sparse_trainer.tasks.base import Outputs
 from tests.architectures.tiny import tiny_model
 from tests.character_tokenizer import character_tokenizer
 
@@ -147,11 +148,11 @@ def test_the_check_in_a_new_process_has_no_other_code_to_run(source: Path, tmp_p
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text((source / "marked.py").read_text())
     inputs = {"input_ids": torch.tensor([[1, 2, 3]])}
-    assert verify_reload(folder, "AutoModelForCausalLM", model, inputs).largest_difference == 0
+    assert verify_reload(folder, "AutoModelForCausalLM", model, inputs, Outputs()).largest_difference == 0
     assert not (tmp_path / MARK).exists()
     (folder / CODE_FILE).write_text((source / "marked.py").read_text())
     with pytest.raises(CheckpointError, match="is not the file that this version writes"):
-        verify_reload(folder, "AutoModelForCausalLM", model, inputs)
+        verify_reload(folder, "AutoModelForCausalLM", model, inputs, Outputs())
     assert not (tmp_path / MARK).exists()
 
 

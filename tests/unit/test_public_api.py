@@ -19,6 +19,7 @@ PUBLIC_NAMES = [
     "prune",
     "register_criterion",
     "register_export",
+    "register_task",
     "save_pruned",
 ]
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from sparse_trainer.data.splits import DataOptions
-from sparse_trainer.errors import RecipeError
+from sparse_trainer.errors import RecipeError, nearest, shown
 from sparse_trainer.fields import checked
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
-from sparse_trainer.tasks.base import TaskOptions
+from sparse_trainer.tasks.base import Task
+from sparse_trainer.tasks.registry import DEFAULT_TASK, TASKS
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
 DENSE = "dense"
@@ -44,7 +45,7 @@ class FinePruningRecipe(Recipe):
     """A run that trains: what to train on, what to prune, what to write."""
 
     SECTIONS: ClassVar[Mapping[str, type]] = {
-        "task": TaskOptions,
+        "task": TASKS[DEFAULT_TASK],
         "model": ModelOptions,
         "data": DataOptions,
         "pruning": SparseTrainingArguments,
@@ -52,12 +53,17 @@ class FinePruningRecipe(Recipe):
         "export": ExportOptions,
     }
 
-    task: TaskOptions
+    task: Task
     model: ModelOptions
     data: DataOptions
     pruning: SparseTrainingArguments | None
     """None = a dense run."""
     training: TrainingArguments
+
+    @property
+    def classes(self) -> Mapping[str, type]:
+        """Section -> the dataclass of its options: of the task, its own."""
+        return {**self.SECTIONS, "task": type(self.task)}
 
     def dense_training(self) -> TrainingArguments | None:
         """Return the options of the dense fine-tune that comes first, or None."""
@@ -74,7 +80,7 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
     """Check the sections of a recipe that trains, and parse each into its dataclass."""
     header = FinePruningRecipe.header(sections, name, origin)
     recipe = FinePruningRecipe(
-        task=parsed(TaskOptions, sections, "task", origin),
+        task=_task(sections, origin),
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
@@ -89,6 +95,21 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
             "Give less, e.g. 0.5; or train without pruning (pruning: null).",
         )
     return recipe
+
+
+def _task(sections: Sections, origin: str) -> Task:
+    """Make the task that a section names; the other keys are its own options."""
+    options, where = section(sections, "task", origin), f"{origin}: task"
+    name = options.get("name", DEFAULT_TASK)
+    if not isinstance(name, str) or name not in TASKS:
+        raise RecipeError(f"{where}.name", f"unknown task {shown(name)}.", nearest(str(name), TASKS))
+    cls: type = TASKS[name]
+    known = ("name", *(field.name for field in fields(cls)))
+    for key in options:
+        if key not in known:
+            raise RecipeError(f"{where}.{key}", "unknown key.", nearest(str(key), known))
+    own = {key: value for key, value in options.items() if key != "name"}
+    return parsed(TASKS[name], {"task": own}, "task", origin)
 
 
 def _training(section: dict[str, Any], name: str, where: str) -> TrainingArguments:

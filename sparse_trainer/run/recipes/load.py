@@ -71,5 +71,5 @@ def speaking_of(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except SparseTrainerError as error:
-        said = error.respelled(spelling_of(recipe.SECTIONS))
+        said = error.respelled(spelling_of(recipe.classes))
         raise blamed(said, recipe.origin, recipe.overrides) from error

@@ -35,6 +35,11 @@ class Recipe:
     overrides: tuple[str, ...] = field(default=(), compare=False)
     """What was changed of it on the command line, for messages."""
 
+    @property
+    def classes(self) -> Mapping[str, type]:
+        """Section -> the dataclass of its options, in this recipe."""
+        return self.SECTIONS
+
     def dump(self) -> str:
         """Return the recipe as YAML that loads to the same recipe."""
         return as_yaml(self.sections)
