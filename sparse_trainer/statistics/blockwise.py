@@ -171,12 +171,12 @@ class _Replay:
                 stack.enter_context(hook)
             yield
 
-    def _play(self, *args: tuple[Any, ...], **kwargs: Any) -> Any:
+    def _play(self, *args: Any, **kwargs: Any) -> Any:
         first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         # A copy: what comes next may write into it.
         return send_to_device(recursively_apply(torch.clone, self._before[self._turn]), first.device)
 
-    def _play_last(self, *args: tuple[Any, ...], **kwargs: Any) -> Any:
+    def _play_last(self, *args: Any, **kwargs: Any) -> Any:
         output = self._play(*args, **kwargs)
         self._turn += 1
         return output
