@@ -14,7 +14,7 @@ from patchers.units import BLOCK_KINDS, KINDS
 from sparse_trainer.architectures.matrix import Matrix
 from sparse_trainer.cli import show
 from sparse_trainer.cli.boundary import run_app
-from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.cli.console import Json, Plugins, print_result, tell
 from sparse_trainer.cli.environment import describe_environment
 from sparse_trainer.cli.evaluate import evaluate_command
 from sparse_trainer.cli.inspection import inspect_model
@@ -51,6 +51,7 @@ def run_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped, from its last checkpoint.")
     ] = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
@@ -76,6 +77,7 @@ def inspect_command(
     hidden: Annotated[
         bool, typer.Option("--hidden", help="Hidden features too, or the reason why they cannot go.")
     ] = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
@@ -100,6 +102,7 @@ def optimize_command(
         str | None, typer.Option(help="Folder or hub id of the model below an adapter; default: as it says.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Cut a checkpoint: a smaller dense model with the same outputs."""

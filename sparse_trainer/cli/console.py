@@ -9,6 +9,22 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
+from sparse_trainer.run.plugins import load_plugins
+
+
+def _load(files: list[str] | None) -> list[str] | None:
+    load_plugins(files or [])
+    return files
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        callback=_load,
+        help="Python file that registers criteria, exports, ... of your own; may be repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import Json, Plugins, print_result
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
@@ -80,6 +80,7 @@ def evaluate_command(
             dtype="auto, float32, bfloat16 or float16.",
         ),
     ],
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity on running text, and accuracy on multiple-choice questions."""

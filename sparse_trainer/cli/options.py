@@ -21,6 +21,7 @@ CALLED = {
     "file": "calibration_file",
     "files": "data",
     "name_or_path": "model",
+    "plugins": "plugin",
     "source": "calibration",
 }
 """Options of functions and recipes that commands call otherwise."""

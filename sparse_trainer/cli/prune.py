@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.cli.console import Json, Plugins, print_result, tell
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError
@@ -89,6 +89,7 @@ def prune_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier result.", rich_help_panel=RESULT)
     ] = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Prune a pretrained model in one shot: score on calibration text, cut, repair, save. No training."""

@@ -40,9 +40,11 @@ def load_plugins(files: Iterable[str | Path], folder: Path | None = None) -> lis
 def _found(file: str | Path, folder: Path) -> str:
     if not isinstance(file, str | Path):
         raise ArgumentError("plugins", f"{shown(file)} is no path.", "Name Python files, e.g. [my_file.py].")
+    if not os.path.isfile(folder / file):  # unlike Path.is_file, no error for a name that no file can have
+        raise ArgumentError(
+            "plugins", f"there is no file {shown(str(folder / file))}.", "Name a Python file."
+        )
     path = os.path.realpath(folder / file)
-    if not os.path.isfile(path):  # unlike Path.is_file, no error for a name that no file can have
-        raise ArgumentError("plugins", f"there is no file {shown(path)}.", "Name a Python file.")
     if not path.endswith(".py"):
         raise ArgumentError("plugins", f"{path} is no Python file.", "Name a file that ends in .py.")
     return path

@@ -102,6 +102,10 @@ FILES = (
     "{place}/empty.txt",
     "{place}/binary.txt", "{place}/torn.jsonl", "{place}/blank.txt", "{place}/plan.json",
 )  # fmt: skip
+PLUGINS = (
+    "{place}/nowhere.py", "{place}", "{place}/broken", "{place}/loop", "a\0b", LONG + ".py", "",
+    "{place}/binary.txt", "{place}/torn.jsonl",
+)  # fmt: skip
 PRUNE = ("prune", "{place}/llama", "{place}/out", "--device", "cpu")
 TEXT = ("--calibration", "{place}/text.txt", "--samples", "4", "--length", "16")
 EVALUATE = ("evaluate", "{place}/llama", "--device", "cpu")
@@ -140,6 +144,8 @@ def mistakes() -> Iterator[tuple[str, ...]]:
         yield *ONCE, f"evaluation.tasks=[{yaml_of(name)}]"
         yield "optimize", "{place}/llama", "{place}/out", "--plan", name
         yield "run", name
+    for name in PLUGINS:
+        yield *PRUNE, "--criterion", "magnitude", "--plugin", name
     for option in ("--samples", "--length", "--batch-size", "--steps", "--density", "--max-prune"):
         for value in ("0", "-1", "nan", "many"):
             yield *PRUNE, *TEXT, option, value
