@@ -138,6 +138,13 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
     raise RecipeError(where, *_complaint(value, hint))
 
 
+def option(default: Any, help: str) -> Any:
+    """Return a dataclass field with a text for `--help`; a list is made anew for every instance."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """Return the default of a field, made anew where there is a factory."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -248,30 +248,24 @@ class SparseTrainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Load a checkpoint; a library whose model wraps another one cannot read the inner one back with its gates."""
-        if has_whole(resume_from_checkpoint):
-            load_whole(resume_from_checkpoint, self.model)  # type: ignore[attr-defined]
-            return
-        if lie_apart(self.model):  # type: ignore[attr-defined]
-            restore_adapters(resume_from_checkpoint, self.model, EARLIER)  # type: ignore[attr-defined]
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
-        self._restore_gates(resume_from_checkpoint)
+        load = super()._load_from_checkpoint  # type: ignore[misc]
+        self._load(resume_from_checkpoint, lambda: load(resume_from_checkpoint, *args, **kwargs))
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, likewise."""
-        best = self.state.best_model_checkpoint  # type: ignore[attr-defined]
-        if has_whole(best):
-            load_whole(best, self.model)  # type: ignore[attr-defined]
-            return
-        if lie_apart(self.model):  # type: ignore[attr-defined]
-            restore_adapters(best, self.model, EARLIER)  # type: ignore[attr-defined]
-        else:
-            super()._load_best_model()  # type: ignore[misc]
-        self._restore_gates(best)
+        self._load(self.state.best_model_checkpoint, super()._load_best_model)  # type: ignore[attr-defined,misc]
 
-    def _restore_gates(self, checkpoint: str) -> None:
-        """Bring back the gates beside an adapter, which is all that a Trainer loads."""
-        if has_adapters(self.model):  # type: ignore[attr-defined]
+    def _load(self, checkpoint: str, usual: Callable[[], None]) -> None:
+        """Load a whole wrapper, or the adapters that Trainer would not find, or as Trainer does; then the gates."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        if has_whole(checkpoint):
+            load_whole(checkpoint, model)
+            return
+        if lie_apart(model):
+            restore_adapters(checkpoint, model, EARLIER)
+        else:
+            usual()
+        if has_adapters(model):
             restore_gates(checkpoint, self.coordinator.model, EARLIER)
 
 

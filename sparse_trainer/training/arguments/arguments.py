@@ -1,13 +1,20 @@
 """What a user can ask of fine-pruning, checked once, before any work is done."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from patchers.units import KINDS, Kind
 from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.schedule import CubicSchedule, Schedule
 from sparse_trainer.criteria.training.base import OwnSchedule, TrainingCriterion
 from sparse_trainer.errors import ArgumentError, nearest
-from sparse_trainer.fields import PerKind, changed_fields, check_positive, check_types, understands_old_names
+from sparse_trainer.fields import (
+    PerKind,
+    changed_fields,
+    check_positive,
+    check_types,
+    option,
+    understands_old_names,
+)
 from sparse_trainer.training.arguments.cheaper import CheaperArguments
 from sparse_trainer.training.arguments.checks import (
     check_distillation_options,
@@ -29,98 +36,57 @@ from sparse_trainer.training.options import DistillationOptions, GateOptions
 class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
-    scoring: str = field(
-        default="movement",
-        metadata={
-            "help": "Criterion: movement, layer_gate, l0, taylor, magnitude, random; or one of one-shot pruning, "
-            "such as wanda, taken once before training."
-        },
+    scoring: str = option(
+        "movement",
+        "Criterion: movement, layer_gate, l0, taylor, magnitude, random; or one of one-shot pruning, such"
+        " as wanda, taken once before training.",
     )
-    target: str = field(
-        default="params", metadata={"help": "What density counts: params, macs (per token) or units."}
+    target: str = option("params", "What density counts: params, macs (per token) or units.")
+    density: PerKind = option(
+        0.5,
+        'Fraction of the prunable part to keep, in (0, 1]; or of the units of each kind: {"heads": 0.75}.',
     )
-    density: PerKind = field(
-        default=0.5,
-        metadata={
-            "help": 'Fraction of the prunable part to keep, in (0, 1]; or of the units of each kind: {"heads": 0.75}.'
-        },
+    units: list[str] | None = option(
+        None, "Kinds of unit to prune; default: the kinds in density, else those of the criterion."
     )
-    units: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Kinds of unit to prune; default: the kinds in density, else those of the criterion."
-        },
+    scope: str = option(
+        "global", "global (over the whole model), layer (each layer meets it) or uniform (equal widths)."
     )
-    scope: str = field(
-        default="global",
-        metadata={
-            "help": "global (over the whole model), layer (each layer meets it) or uniform (equal widths)."
-        },
+    multiple_of: PerKind | None = option(
+        None, "Kept channels are multiples of this; or one number per kind. Default: 8 in experts, else 1."
     )
-    multiple_of: PerKind | None = field(
-        default=None,
-        metadata={
-            "help": "Kept channels are multiples of this; or one number per kind. Default: 8 in experts, else 1."
-        },
+    min_keep: PerKind = option(1, "Heads and channels that every layer keeps; or one number per kind.")
+    exclude: list[str] = option([], "Patterns of group names that stay dense, e.g. layer.0 or *.heads.")
+    include: list[str] = option(
+        [], "Patterns of the only groups to prune, e.g. language_model or vision_tower; none = all."
     )
-    min_keep: PerKind = field(
-        default=1, metadata={"help": "Heads and channels that every layer keeps; or one number per kind."}
+    standardize: str | None = option(
+        None,
+        "Makes scores comparable: none, cost, share, zscore_layer, zscore_global; default: by criterion.",
     )
-    exclude: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Patterns of group names that stay dense, e.g. layer.0 or *.heads."},
+    sequence_length: int = option(128, "Tokens per sequence, for target macs.")
+    pruning_warmup_ratio: float = option(0.1, "Fraction of training, at its start, in which all is kept.")
+    cooldown_ratio: float = option(0.3, "Fraction of training, at the end, with the final structure.")
+    score_learning_rate: float = option(1e-2, "Learning rate of learned scores.")
+    update_every: int = option(1, "Optimizer steps between two selections.")
+    taylor_order: int = option(1, "taylor: 1 = |g|, 2 = g^2 per step (Fisher).")
+    taylor_decay: float = option(0.99, "taylor: decay of the running saliency per step.")
+    magnitude_norm: int = option(2, "magnitude: 1 or 2.")
+    gate_epsilon: float = option(0.1, "layer_gate: epsilon of the gates at the start.")
+    gate_epsilon_final: float = option(1e-4, "layer_gate: epsilon at the end.")
+    gate_penalty: float = option(10.0, "layer_gate: weight of the budget penalty.")
+    calibration_samples: int = option(
+        128, "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
     )
-    include: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Patterns of the only groups to prune, e.g. language_model or vision_tower; none = all."
-        },
+    pruning_seed: int = option(42, "Seed of what random and l0 draw.")
+    distil_teacher_name_or_path: str | None = option(
+        None, "Teacher: a path or hub id, or 'self' = the model before pruning."
     )
-    standardize: str | None = field(
-        default=None,
-        metadata={
-            "help": "Makes scores comparable: none, cost, share, zscore_layer, zscore_global; default: by criterion."
-        },
-    )
-    sequence_length: int = field(default=128, metadata={"help": "Tokens per sequence, for target macs."})
-    pruning_warmup_ratio: float = field(
-        default=0.1, metadata={"help": "Fraction of training, at its start, in which all is kept."}
-    )
-    cooldown_ratio: float = field(
-        default=0.3, metadata={"help": "Fraction of training, at the end, with the final structure."}
-    )
-    score_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of learned scores."})
-    update_every: int = field(default=1, metadata={"help": "Optimizer steps between two selections."})
-    taylor_order: int = field(default=1, metadata={"help": "taylor: 1 = |g|, 2 = g^2 per step (Fisher)."})
-    taylor_decay: float = field(
-        default=0.99, metadata={"help": "taylor: decay of the running saliency per step."}
-    )
-    magnitude_norm: int = field(default=2, metadata={"help": "magnitude: 1 or 2."})
-    gate_epsilon: float = field(
-        default=0.1, metadata={"help": "layer_gate: epsilon of the gates at the start."}
-    )
-    gate_epsilon_final: float = field(default=1e-4, metadata={"help": "layer_gate: epsilon at the end."})
-    gate_penalty: float = field(default=10.0, metadata={"help": "layer_gate: weight of the budget penalty."})
-    calibration_samples: int = field(
-        default=128,
-        metadata={
-            "help": "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
-        },
-    )
-    pruning_seed: int = field(default=42, metadata={"help": "Seed of what random and l0 draw."})
-    distil_teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "Teacher: a path or hub id, or 'self' = the model before pruning."}
-    )
-    distil_alpha_ce: float = field(
-        default=0.1, metadata={"help": "Weight of the task loss beside a teacher."}
-    )
-    distil_alpha_teacher: float = field(default=0.9, metadata={"help": "Weight of the logits distillation."})
-    distil_temperature: float = field(
-        default=2.0, metadata={"help": "Temperature of the logits distillation."}
-    )
-    final_finetune: bool = field(
-        default=False,
-        metadata={"help": "Of nn_pruning: a run of its own here, with model.fill in its recipe."},
+    distil_alpha_ce: float = option(0.1, "Weight of the task loss beside a teacher.")
+    distil_alpha_teacher: float = option(0.9, "Weight of the logits distillation.")
+    distil_temperature: float = option(2.0, "Temperature of the logits distillation.")
+    final_finetune: bool = option(
+        False, "Of nn_pruning: a run of its own here, with model.fill in its recipe."
     )
 
     def __post_init__(self) -> None:

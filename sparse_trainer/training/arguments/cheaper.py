@@ -1,10 +1,10 @@
 """What a user can ask of cheaper layers, in our words and in those of nn_pruning."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Final
 
 from sparse_trainer.errors import ArgumentError, one_of
-from sparse_trainer.fields import check_share
+from sparse_trainer.fields import check_share, option
 from sparse_trainer.training.options import LAYERS, BlendingOptions
 
 _OF_LAYER: Final = {
@@ -25,32 +25,24 @@ _OLD_DEFAULTS: Final = {
 class CheaperArguments:
     """Options of cheaper layers. Naming one in `cheaper`, or setting an old `…_patch`, asks for it."""
 
-    cheaper: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Cheaper layers to blend in while training: relu for GELU, no_norm for LayerNorm."},
+    cheaper: list[str] = option(
+        [], "Cheaper layers to blend in while training: relu for GELU, no_norm for LayerNorm."
     )
-    cheaper_until: float = field(
-        default=0.7, metadata={"help": "Fraction of training after which only the cheaper layers count."}
+    cheaper_until: float = option(0.7, "Fraction of training after which only the cheaper layers count.")
+    cheaper_decay: float = option(0.99, "no_norm: decay of the running mean and variance per step.")
+    gelu_patch: bool = option(False, "nn_pruning's word for cheaper: relu.")
+    gelu_patch_steps: int | None = option(
+        None, "Steps until only ReLU counts; default: cheaper_until of training."
     )
-    cheaper_decay: float = field(
-        default=0.99, metadata={"help": "no_norm: decay of the running mean and variance per step."}
+    layer_norm_patch: bool = option(False, "nn_pruning's word for cheaper: no_norm.")
+    layer_norm_patch_steps: int | None = option(
+        None, "Steps until only NoNorm counts; default: cheaper_until of training."
     )
-    gelu_patch: bool = field(default=False, metadata={"help": "nn_pruning's word for cheaper: relu."})
-    gelu_patch_steps: int | None = field(
-        default=None, metadata={"help": "Steps until only ReLU counts; default: cheaper_until of training."}
+    layer_norm_patch_start_delta: float | None = option(
+        None, "nn_pruning's word for cheaper_decay, which stays as it is."
     )
-    layer_norm_patch: bool = field(
-        default=False, metadata={"help": "nn_pruning's word for cheaper: no_norm."}
-    )
-    layer_norm_patch_steps: int | None = field(
-        default=None, metadata={"help": "Steps until only NoNorm counts; default: cheaper_until of training."}
-    )
-    layer_norm_patch_start_delta: float | None = field(
-        default=None, metadata={"help": "nn_pruning's word for cheaper_decay, which stays as it is."}
-    )
-    eval_with_current_patch_params: bool = field(
-        default=False,
-        metadata={"help": "Evaluate with blends and mask thresholds as they are, not as they will be."},
+    eval_with_current_patch_params: bool = option(
+        False, "Evaluate with blends and mask thresholds as they are, not as they will be."
     )
 
     @property

@@ -1,10 +1,11 @@
 """What a user can ask of `scoring="l0"`, of CoFi's layer map beside it, and of a second run after a first."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from patchers.units import HEADS, KINDS, Kind
 from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.fields import option
 from sparse_trainer.training.protect import Protection
 
 _PROTECTED: tuple[Kind, ...] = (HEADS,)
@@ -14,39 +15,28 @@ _PROTECTED: tuple[Kind, ...] = (HEADS,)
 class L0Arguments:
     """Options of the hard-concrete gates and their Lagrangian, of the layer map, and of what is protected."""
 
-    l0_learning_rate: float = field(default=0.1, metadata={"help": "l0: learning rate of the gates."})
-    l0_multiplier_rate: float = field(
-        default=0.3,
-        metadata={"help": "l0: step of the Lagrange multipliers, up the violation of the budget."},
+    l0_learning_rate: float = option(0.1, "l0: learning rate of the gates.")
+    l0_multiplier_rate: float = option(
+        0.3, "l0: step of the Lagrange multipliers, up the violation of the budget."
     )
-    l0_warmup: float = field(
-        default=0.5,
-        metadata={
-            "help": "l0: part of the time between dense start and cool-down in which the budget falls, linearly."
-        },
+    l0_warmup: float = option(
+        0.5, "l0: part of the time between dense start and cool-down in which the budget falls, linearly."
     )
 
-    distil_layer_map: str = field(
-        default="fixed",
-        metadata={"help": "Which layers distil_alpha_hidden compares: fixed (each with its own) or learned."},
+    distil_layer_map: str = option(
+        "fixed", "Which layers distil_alpha_hidden compares: fixed (each with its own) or learned."
     )
-    distil_in_order: bool = field(
-        default=True, metadata={"help": "learned map: a later layer never learns from an earlier one."}
-    )
-    distil_alpha_hidden: float = field(
-        default=0.0, metadata={"help": "Weight of the hidden-state distillation."}
-    )
+    distil_in_order: bool = option(True, "learned map: a later layer never learns from an earlier one.")
+    distil_alpha_hidden: float = option(0.0, "Weight of the hidden-state distillation.")
 
-    protect_plan: str | None = field(
-        default=None,
-        metadata={"help": "Plan of an earlier run (file or folder), whose survivors may not close."},
+    protect_plan: str | None = option(
+        None, "Plan of an earlier run (file or folder), whose survivors may not close."
     )
-    rewind_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "nn_pruning's word for protect_plan: a folder with the plan in it."}
+    rewind_model_name_or_path: str | None = option(
+        None, "nn_pruning's word for protect_plan: a folder with the plan in it."
     )
-    protect_kinds: list[str] = field(
-        default_factory=lambda: list(map(str, _PROTECTED)),
-        metadata={"help": "Kinds whose survivors protect_plan protects."},
+    protect_kinds: list[str] = option(
+        list(map(str, _PROTECTED)), "Kinds whose survivors protect_plan protects."
     )
 
     @property

@@ -1,12 +1,12 @@
 """What a user can ask of weight masks, in the words of nn_pruning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.errors import ArgumentError, one_of
-from sparse_trainer.fields import changed_fields
+from sparse_trainer.fields import changed_fields, option
 from sparse_trainer.training.mask_options import (
     DISABLED,
     PARTS,
@@ -48,77 +48,58 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 class MaskArguments:
     """Options of weight masks. Naming a pruning method, or a preset, asks for masks instead of gates."""
 
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "help": "hybrid or struct: fills in the mask options that were left alone; what is set to its usual "
-            "default counts as left alone."
-        },
+    preset: str | None = option(
+        None,
+        "hybrid or struct: fills in the mask options that were left alone; what is set to its usual "
+        "default counts as left alone.",
     )
-    dense_pruning_method: str | None = field(
-        default=None,
-        metadata={
-            "help": "Masks on feed-forward matrices: topK, threshold, sigmoid_threshold, magnitude, l0 or disabled, "
-            "with :1d or :1d_alt where it is not by blocks."
-        },
+    dense_pruning_method: str | None = option(
+        None,
+        "Masks on feed-forward matrices: topK, threshold, sigmoid_threshold, magnitude, l0 or disabled, "
+        "with :1d or :1d_alt where it is not by blocks.",
     )
-    attention_pruning_method: str | None = field(
-        default=None, metadata={"help": "Masks on attention: as for dense, with :1d or :joint."}
+    attention_pruning_method: str | None = option(
+        None, "Masks on attention: as for dense, with :1d or :joint."
     )
-    attention_output_with_dense: bool = field(
-        default=True, metadata={"help": "Mask the output matrix of attention like the dense ones."}
+    attention_output_with_dense: bool = option(
+        True, "Mask the output matrix of attention like the dense ones."
     )
-    ampere_pruning_method: str = field(
-        default=DISABLED,
-        metadata={"help": "2 of 4 weights: by score (topK), magnitude or annealing; disabled = no."},
+    ampere_pruning_method: str = option(
+        DISABLED, "2 of 4 weights: by score (topK), magnitude or annealing; disabled = no."
     )
-    dense_block_rows: int = field(default=1, metadata={"help": "Rows of a block of a dense matrix."})
-    dense_block_cols: int = field(default=1, metadata={"help": "Columns of a block; 0 = all."})
-    attention_block_rows: int = field(
-        default=1,
-        metadata={"help": "Rows of a block of q, k and v; 0 = a head's. The output matrix swaps both."},
+    dense_block_rows: int = option(1, "Rows of a block of a dense matrix.")
+    dense_block_cols: int = option(1, "Columns of a block; 0 = all.")
+    attention_block_rows: int = option(
+        1, "Rows of a block of q, k and v; 0 = a head's. The output matrix swaps both."
     )
-    attention_block_cols: int = field(default=1, metadata={"help": "Columns of a block; 0 = all."})
-    initial_threshold: float | None = field(
-        default=None, metadata={"help": "At first; default: 1 where it is the fraction to keep, else 0."}
+    attention_block_cols: int = option(1, "Columns of a block; 0 = all.")
+    initial_threshold: float | None = option(
+        None, "At first; default: 1 where it is the fraction to keep, else 0."
     )
-    final_threshold: float | None = field(
-        default=None,
-        metadata={"help": "In the end; default: 0.5 where it is the fraction to keep, else 0.1."},
+    final_threshold: float | None = option(
+        None, "In the end; default: 0.5 where it is the fraction to keep, else 0.1."
     )
-    initial_warmup: float | None = field(
-        default=None,
-        metadata={"help": "Dense start, in warmup_steps; default: pruning_warmup_ratio of training."},
+    initial_warmup: float | None = option(
+        None, "Dense start, in warmup_steps; default: pruning_warmup_ratio of training."
     )
-    final_warmup: float | None = field(
-        default=None,
-        metadata={"help": "Final stretch, in warmup_steps; default: cooldown_ratio of training."},
+    final_warmup: float | None = option(
+        None, "Final stretch, in warmup_steps; default: cooldown_ratio of training."
     )
-    initial_ampere_temperature: float = field(default=0.0, metadata={"help": "annealing: at first."})
-    final_ampere_temperature: float = field(default=20.0, metadata={"help": "annealing: in the end."})
-    mask_init: str = field(
-        default="constant", metadata={"help": "Scores start constant, uniform or kaiming."}
+    initial_ampere_temperature: float = option(0.0, "annealing: at first.")
+    final_ampere_temperature: float = option(20.0, "annealing: in the end.")
+    mask_init: str = option("constant", "Scores start constant, uniform or kaiming.")
+    mask_scale: float | None = option(None, "The constant, or the bound of uniform; default 0, for l0 2.197.")
+    mask_scores_learning_rate: float = option(1e-2, "Learning rate of mask scores.")
+    bias_mask: bool = option(True, "An output without any weight loses its bias as well.")
+    linear_min_parameters: float = option(0.005, "Fraction of a matrix that thresholds leave in any case.")
+    regularization: str = option(DISABLED, "Of the scores: l1, l0 or disabled.")
+    regularization_final_lambda: float = option(0.0, "Its weight in the end.")
+    attention_lambda: float = option(1.0, "Its share for attention.")
+    dense_lambda: float = option(1.0, "Its share for dense matrices.")
+    decoder_attention_lambda: float | None = option(
+        None, "Its share for attention of a decoder behind an encoder."
     )
-    mask_scale: float | None = field(
-        default=None, metadata={"help": "The constant, or the bound of uniform; default 0, for l0 2.197."}
-    )
-    mask_scores_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of mask scores."})
-    bias_mask: bool = field(
-        default=True, metadata={"help": "An output without any weight loses its bias as well."}
-    )
-    linear_min_parameters: float = field(
-        default=0.005, metadata={"help": "Fraction of a matrix that thresholds leave in any case."}
-    )
-    regularization: str = field(default=DISABLED, metadata={"help": "Of the scores: l1, l0 or disabled."})
-    regularization_final_lambda: float = field(default=0.0, metadata={"help": "Its weight in the end."})
-    attention_lambda: float = field(default=1.0, metadata={"help": "Its share for attention."})
-    dense_lambda: float = field(default=1.0, metadata={"help": "Its share for dense matrices."})
-    decoder_attention_lambda: float | None = field(
-        default=None, metadata={"help": "Its share for attention of a decoder behind an encoder."}
-    )
-    decoder_dense_lambda: float | None = field(
-        default=None, metadata={"help": "Its share for dense matrices of such a decoder."}
-    )
+    decoder_dense_lambda: float | None = option(None, "Its share for dense matrices of such a decoder.")
 
     @property
     def uses_masks(self) -> bool:
