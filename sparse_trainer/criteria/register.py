@@ -42,12 +42,17 @@ def register_criterion(name: str, criterion: type[Any]) -> None:
         one_of(f"criterion {name}: kinds", kind, KINDS)
     one_of(f"criterion {name}: standardize", made.standardize, STANDARDIZERS)
     taken = TRAINING_CRITERIA.get(name) or WIDTH_CRITERIA.get(name)
-    if taken not in (None, criterion):
+    # A plugin that is loaded again makes the class again.
+    if taken is not None and _full_name(taken) != _full_name(criterion):
         raise ArgumentError(f"criterion {name}", "is taken.", "Take another name.")
     if trains:
         TRAINING_CRITERIA[name] = cast(type[TrainingCriterion], criterion)
     else:
         WIDTH_CRITERIA[name] = cast(type[WidthCriterion], criterion)
+
+
+def _full_name(criterion: type[Any]) -> str:
+    return f"{criterion.__module__}.{criterion.__qualname__}"
 
 
 def _check_class(name: str, criterion: type[Any]) -> None:

@@ -37,7 +37,7 @@ from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, rehearse_training
 from sparse_trainer.run.resume import RunFolder
-from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, Tell, measure
+from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, Tell, measure_models
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed, is_over
@@ -72,7 +72,7 @@ class FinePruningJob:
     def stages(self) -> tuple[Stage, ...]:
         """Without pruning: fine-tune, measure, save. Else: fine-tune dense, fine-prune and cut, evaluate, finish."""
         if self.recipe.pruning is None:
-            return (self.fine_tune, measure, self.save_dense)
+            return (self.fine_tune, measure_models, self.save_dense)
         return (self.fine_tune_dense, self.fine_prune, self.evaluate_pruned, *FINISH)
 
     def fine_tune(self, state: State) -> State:

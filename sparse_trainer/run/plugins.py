@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from sparse_trainer.errors import ArgumentError, shown
+from sparse_trainer.folders.configs import first_line
 
 _LOADED: Final[set[str]] = set()
 
@@ -59,13 +60,15 @@ def _import(path: str) -> None:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the file does
+    except (Exception, SystemExit) as error:  # whatever the file does
         del sys.modules[name]
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
-        ]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-        place = path if line is None else f"{path}, line {line}"
-        raise ArgumentError(
-            "plugins", f"{place}: {type(error).__name__}: {error}.", "Change that file."
-        ) from error
+        what = f"{_place(error, path)}: {type(error).__name__}: {first_line(error)}."
+        raise ArgumentError("plugins", what, "Change that file.") from error
+
+
+def _place(error: BaseException, path: str) -> str:
+    """Return the file, and the line of it at which an error arose."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"{path}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return path + "".join([f", line {frame.lineno}" for frame in frames if frame.filename == path][-1:])

@@ -107,7 +107,7 @@ class State:
 Stage = Callable[[State], State]
 
 
-def measure(state: State) -> State:
+def measure_models(state: State) -> State:
     """Measure the sizes of the models, and their latencies side by side."""
     state.tell("measuring")
     options = state.job.recipe.export
@@ -163,7 +163,7 @@ def reload(state: State) -> State:
     return replace(state, reloaded=verify_reload(folder, auto_class, model, examples, state.job.outputs))
 
 
-FINISH: tuple[Stage, ...] = (measure, save, reload)
+FINISH: tuple[Stage, ...] = (measure_models, save, reload)
 """How every run ends that has cut a model."""
 
 

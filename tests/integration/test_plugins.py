@@ -93,6 +93,10 @@ def test_a_plugin_is_imported_once(tmp_path: Path) -> None:
         ("x = 1\nraise KeyError('lost')\n", r"mine_3\.py, line 2: KeyError: 'lost'"),
         ("import no_such_package_anywhere\n", r"line 1: ModuleNotFoundError"),
         ("x = (\n", r"line 1: SyntaxError"),
+        ("import sys\n\nsys.exit(3)\n", r"line 3: SystemExit: 3"),
+        ("raise ValueError('a\\nb')\n", r"line 1: ValueError: a\. Change"),
+        ("\n\nexec(compile('x =', 'other.py', 'exec'))\n", r"mine_3\.py, line 3: SyntaxError"),
+        ("\0", r"mine_3\.py.*: SyntaxError"),
         (
             "from sparse_trainer import register_criterion\nregister_criterion('wanda', int)\n",
             r"line 2: ArgumentError: criterion wanda: <class 'int'> is no dataclass",
@@ -129,3 +133,10 @@ def test_an_override_names_no_code(tmp_path: Path) -> None:
         RecipeError, match=r"no override names code\. Name it in the recipe, or with --plugin"
     ):
         load_recipe(recipe_file(tmp_path, "magnitude", None), [f"plugins=[{file}]"])
+
+
+def test_a_plugin_that_failed_halfway_is_loaded_once_it_is_corrected(tmp_path: Path) -> None:
+    file = plugin(tmp_path, 5, f"{PLUGIN}\n1 / 0\n")
+    with pytest.raises(ArgumentError, match="ZeroDivisionError"):
+        load_plugins([file])
+    assert load_plugins([plugin(tmp_path, 5)]) == [str(file.resolve())]
