@@ -8,7 +8,7 @@ from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind
 from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.errors import ArgumentError, BudgetError, one_of
-from sparse_trainer.fields import PerKind, check_types
+from sparse_trainer.fields import PerKind, check_positive, check_types
 
 SCOPES: Final = ("global", "layer", "uniform")
 
@@ -55,10 +55,7 @@ class Budget:
         if self.multiple_of is not None:
             _check_per_kind("multiple_of", self.multiple_of, least=1)
         _check_per_kind("min_keep", self.min_keep, least=0)
-        if not self.sequence_length > 0:
-            raise ArgumentError(
-                "sequence_length", f"{self.sequence_length!r} is not positive.", "Give a positive number."
-            )
+        check_positive("sequence_length", self.sequence_length)
 
     def _check_units(self) -> None:
         for kind in self.units or ():

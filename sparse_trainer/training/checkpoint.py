@@ -1,7 +1,7 @@
 """What a checkpoint of a pruning training records beside its weights, and whether a resumed training asks for the same.
 
 The gates themselves (scores, masks) stand in the weights, or in a file beside an adapter. `pruning_state.json` holds
-the arguments that hang the same gates on a fresh model; `trainer_state.json` is Trainer's own record, written last.
+the arguments that attach the same gates to a fresh model; `trainer_state.json` is Trainer's own record, written last.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ EARLIER = "Resume from an earlier checkpoint, or train from the start."
 
 
 def save_state(folder: str | os.PathLike[str], coordinator: ModelPatchingCoordinator) -> None:
-    """Write what hangs the same gates again: the pruning arguments, and how far the training is.
+    """Write what attaches the same gates again: the pruning arguments, and how far the training is.
 
     Beside adapters, whose `save_pretrained` writes neither gates nor the config of the model, these are written too.
     """

@@ -18,7 +18,7 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.arguments.checks import check_on_model
 from sparse_trainer.training.blending import Blending
-from sparse_trainer.training.distillation.layer_map import LayerMap, hang_projection
+from sparse_trainer.training.distillation.layer_map import LayerMap, attach_projection
 from sparse_trainer.training.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
 from sparse_trainer.training.drivers import Driver, make_driver
 from sparse_trainer.training.extra_losses import Averages, ExtraLosses
@@ -71,7 +71,7 @@ class ModelPatchingCoordinator:
         self._averages = Averages()
 
     def patch_model(self, model: nn.Module) -> nn.Module:
-        """Find the units of `model`, hang gates or masks on them (all open), make the teacher ready; return the model.
+        """Find the units of `model`, attach gates or masks (all open), make the teacher ready; return the model.
 
         Raises:
             UnsupportedModelError: nothing of a known form is in the model, or nothing of it is left to prune.
@@ -86,7 +86,7 @@ class ModelPatchingCoordinator:
         return self._attach(model, distiller)
 
     def restore(self, model: nn.Module) -> nn.Module:
-        """Hang what `patch_model` hangs, without a teacher, on a model that is about to load weights and gates."""
+        """Attach what `patch_model` attaches, without a teacher, to a model that is about to load weights and gates."""
         return self._attach(model, None)
 
     def _attach(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
@@ -97,7 +97,7 @@ class ModelPatchingCoordinator:
         self.blending = Blending(base_model(model), self.args.blending)
         self._attached = (model, make_driver(model, self.structure, options))
         if asked.learns_layer_map:
-            projection = hang_projection(model, self.gates)
+            projection = attach_projection(model, self.gates)
             if distiller is not None:
                 distiller.layer_map = LayerMap(projection, in_order=asked.in_order)
         self._asked = asdict(self.args)
@@ -118,7 +118,7 @@ class ModelPatchingCoordinator:
         self._thaw()
 
     def _thaw(self) -> None:
-        """Let scores learn, and what hangs under gates."""
+        """Let scores learn, and what is attached to gates."""
         for gate in self.gates.values():
             gate.requires_grad_(True)
         for score in self.score_parameters():
@@ -138,7 +138,7 @@ class ModelPatchingCoordinator:
 
     @property
     def pruner(self) -> Driver:
-        """What hangs on the model."""
+        """What closes units of the model."""
         return self._patched()[1]
 
     @property

@@ -15,7 +15,7 @@ from sparse_trainer.training.options import GateOptions
 
 
 class Driver(Protocol):
-    """Opens and closes what hangs on one model; all state that a restart needs lives in the model."""
+    """Opens and closes the gates or masks of one model; all state that a restart needs lives in the model."""
 
     @property
     def gates(self) -> dict[str, Gate]:
@@ -70,7 +70,7 @@ class Driver(Protocol):
 
 
 def make_driver(model: nn.Module, structure: Structure, options: GateOptions | MaskOptions) -> Driver:
-    """Return the driver that the options ask for, with everything hung on the model, all open.
+    """Return the driver that the options ask for, with its gates or masks on the model, all open.
 
     Raises:
         BudgetError: the budget cannot be met.

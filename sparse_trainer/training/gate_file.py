@@ -24,7 +24,7 @@ from sparse_trainer.files.writing import new_file
 
 
 def save_gates(folder: str | os.PathLike[str], model: nn.Module) -> None:
-    """Write gates, masks, scores and all else that a pruning hangs in a model."""
+    """Write gates, masks, scores and all else that a pruning attaches to a model."""
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _state(model)}
     with new_file(Path(folder) / GATE_FILE) as draft:
         save_file(state, draft)
@@ -32,7 +32,7 @@ def save_gates(folder: str | os.PathLike[str], model: nn.Module) -> None:
 
 @torch.no_grad()
 def restore_gates(folder: str | os.PathLike[str], model: nn.Module, remedy: str) -> None:
-    """Set what hangs in a model to what `save_gates` wrote, in place.
+    """Set what is attached to a model to what `save_gates` wrote, in place.
 
     Args:
         remedy: What the user can do about a file that is missing, damaged or of another model.
@@ -46,7 +46,7 @@ def restore_gates(folder: str | os.PathLike[str], model: nn.Module, remedy: str)
 
 
 def read_gates(folder: str | os.PathLike[str], model: nn.Module, remedy: str) -> dict[str, Tensor]:
-    """Return what `save_gates` wrote, once it is known to fit what hangs in a model.
+    """Return what `save_gates` wrote, once it is known to fit what is attached to a model.
 
     Raises:
         CheckpointError: as `restore_gates`.

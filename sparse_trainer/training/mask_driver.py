@@ -20,7 +20,7 @@ from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.record import remember_request
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.training.mask_options import DISABLED, MaskOptions, Part
-from sparse_trainer.training.mask_placement import hang_masks
+from sparse_trainer.training.mask_placement import attach_masks
 from sparse_trainer.training.mask_selection import BY_FRACTION, Method, keep_by_method, n_of_m
 from sparse_trainer.training.mask_sites import Site, protected_blocks
 from sparse_trainer.training.protect import protected_units
@@ -34,7 +34,7 @@ class MaskDriver:
 
     def __init__(self, model: nn.Module, structure: Structure, options: MaskOptions) -> None:
         self.model, self.structure, self.options = model, structure, options
-        self.sites: list[Site] = hang_masks(model, structure, options)
+        self.sites: list[Site] = attach_masks(model, structure, options)
         remember_request(model, Request(method=options.method))
         self.masks: dict[str, WeightMask] = masks_of(model)
         self._protected = self._find_protected()

@@ -21,7 +21,7 @@ _L0_START: Final = 2.197
 """Nine of ten blocks are open (Sanh et al., arXiv 2005.07683, appendix)."""
 
 
-def hang_masks(model: nn.Module, structure: Structure, options: MaskOptions) -> list[Site]:
+def attach_masks(model: nn.Module, structure: Structure, options: MaskOptions) -> list[Site]:
     """Hang the masks that are asked for, all open; channels of whole FFNs get gates.
 
     Raises:
@@ -34,7 +34,7 @@ def hang_masks(model: nn.Module, structure: Structure, options: MaskOptions) -> 
     for group in structure.of([CHANNELS]):
         plan.dense(group)
     _check_sites(plan.sites, options.regularization)
-    plan.hang()
+    plan.attach()
     with torch.no_grad():
         for site in plan.sites:
             if site.score is not None:
@@ -102,7 +102,7 @@ class _Plan:
         self.gates[group.name] = gate
         self._site("dense", group, options, paths, gate)
 
-    def hang(self) -> None:
+    def attach(self) -> None:
         """Put masks on the model, then gates."""
         for paths, factors in self.factors.items():
             outputs = features(linear_at(self.model, paths[0]))[0]

@@ -90,8 +90,8 @@ class LayerMap:
         return torch.stack([compare(h_BTD, t_BTD) for h_BTD, t_BTD in pairs]).mean()
 
 
-def hang_projection(model: Any, gates: Mapping[str, Gate]) -> nn.Linear:
-    """Return a projection that starts as the identity, hung under a gate: it is trained, stored and goes with it."""
+def attach_projection(model: Any, gates: Mapping[str, Gate]) -> nn.Linear:
+    """Return a projection that starts as the identity, as a child of a gate: it is trained, stored and goes with it."""
     gate = next(iter(gates.values()))
     size = model.config.get_text_config().hidden_size
     weight = next(p for p in model.parameters() if p.is_floating_point() and p.dim() > 1)
