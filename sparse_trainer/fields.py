@@ -1,7 +1,5 @@
 """Fields of a dataclass: checked against a mapping (names, types, what is missing), read off command lines, renamed."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import enum

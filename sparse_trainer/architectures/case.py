@@ -1,7 +1,5 @@
 """A model under test: decisions about it, and what it says gated and cut."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Prove on one model that what is discovered can be cut, saved and loaded again without changing what it says."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Text written token by token, with the cache that a model takes by itself: the gated model and the cut one agree."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """The laws that every prunable model keeps, one function each. True = it holds, False = it has nothing to say here."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import replace

@@ -4,8 +4,6 @@ Exit codes: 0 done; 2 something that the user can mend; 1 a bug of ours, or a re
 130 and 143 interrupted and terminated, as shells count them.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

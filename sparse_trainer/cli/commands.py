@@ -1,7 +1,5 @@
 """The command line: parse, call, show. Results go to stdout, everything else to stderr."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from contextlib import redirect_stdout

@@ -1,7 +1,5 @@
 """What all commands share: results go to stdout, everything else to stderr."""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Annotated, Any

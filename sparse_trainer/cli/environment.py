@@ -1,7 +1,5 @@
 """What a bug report has to say of the place where it happened: versions and hardware."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """The command `evaluate`: perplexity and multiple-choice accuracy of a model folder."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout

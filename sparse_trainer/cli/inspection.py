@@ -1,7 +1,5 @@
 """What of a model can be pruned, what it costs, and what stays untouched and why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Options of commands that are the fields of a dataclass: written down there, with type and default, and only there."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import typing

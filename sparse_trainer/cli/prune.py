@@ -1,7 +1,5 @@
 """The command `prune`: one-shot pruning on the command line."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Results as a reader in a terminal sees them: rich tables and lines of text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ transformers runs what `auto_map` and `custom_pipelines` name as soon as somebod
 our own uneven folders need. So nothing of a source folder may hand such a name on.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

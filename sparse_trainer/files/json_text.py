@@ -1,7 +1,5 @@
 """Read JSON that nobody here wrote: one typed error that names the file, whatever is wrong with it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

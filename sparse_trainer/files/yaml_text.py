@@ -1,7 +1,5 @@
 """Read YAML that nobody here wrote: one typed error with file and line, and no document that grows while it is read."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Hashable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read the config.json of a folder or hub id, whoever wrote it, and check it before anything is built from it."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

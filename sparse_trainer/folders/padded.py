@@ -1,7 +1,5 @@
 """Zero-pad an uneven model to common widths, for tools that know the stock class only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Save a pruned model elsewhere when measuring or saving it fails, so that no training is lost."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 import uuid

@@ -1,7 +1,5 @@
 """Load the tokenizer of a folder, or of a name on the hub, without running code of either."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

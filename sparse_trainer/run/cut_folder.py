@@ -1,7 +1,5 @@
 """Turn a checkpoint from the middle of pruning, or a model full of zeros, into a compact folder."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

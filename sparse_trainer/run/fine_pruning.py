@@ -1,7 +1,5 @@
 """What a recipe that trains brings to a run: fine-tune dense, fine-prune and cut, evaluate."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping

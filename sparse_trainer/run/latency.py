@@ -1,7 +1,5 @@
 """Measure latency, models side by side, so that a slow moment of the machine hits all of them alike."""
 
-from __future__ import annotations
-
 import platform
 import statistics
 import time

@@ -1,7 +1,5 @@
 """What a one-shot recipe brings to a run: measure, prune, measure again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What a run of a recipe leaves behind: measurements, files beside the model, and how to load it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

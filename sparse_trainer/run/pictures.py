@@ -1,7 +1,5 @@
 """Pictures and tables of what was kept and why: widths of the layers, scores of the units; PNG and CSV."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import io

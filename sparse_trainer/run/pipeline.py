@@ -1,7 +1,5 @@
 """Run a recipe: its stages in order, and what they leave behind."""
 
-from __future__ import annotations
-
 import logging
 import time
 

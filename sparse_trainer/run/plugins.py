@@ -4,8 +4,6 @@ A plugin is code that is run. So only a user names one: in the recipe that is ru
 folder, never an override of a recipe.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

@@ -1,7 +1,5 @@
 """One-shot pruning from a model's name to a folder: load, calibrate, prune, save."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path

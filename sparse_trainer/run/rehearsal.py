@@ -1,7 +1,5 @@
 """What can be known of a training before it starts: what can fail here must not fail after the dense stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

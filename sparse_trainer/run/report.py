@@ -1,7 +1,5 @@
 """What a run or a model has to show: the comparison table, changed shapes, kept units per layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Going on with a run that was stopped: its folder says which recipe it ran and which stages are done."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 That process sees config, weights and our own file, so that there is no other code that it could run.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Metrics of the evaluate library; where its scripts cannot be had, the same metric of scikit-learn."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence

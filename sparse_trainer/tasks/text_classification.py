@@ -1,7 +1,5 @@
 """Classify one text, or a pair of texts such as a question and a passage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import shorten

@@ -1,7 +1,5 @@
 """Recipes that train: fine-tune dense, fine-prune, or both."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Load a recipe of any kind, with overrides from the command line; and let errors speak of it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Recipes of one-shot pruning: which model, which text, how it is pruned, what is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """What every recipe has: where it was read from, how it is written, and what its result looks like."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Recipe files as data: find them, read their sections, override single keys."""
 
-from __future__ import annotations
-
 import importlib.resources
 import os
 from collections.abc import Iterable, Mapping, Sequence
