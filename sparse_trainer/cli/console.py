@@ -20,7 +20,7 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         callback=_load,
-        help="Python file that registers criteria, exports, ... of your own; may be repeated.",
+        help="Python file that registers criteria, tasks or exports; may be repeated.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]

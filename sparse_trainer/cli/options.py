@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -26,6 +26,8 @@ CALLED = {
 
 Values = dict[str, Any]
 """Fields of a dataclass that a command line gives."""
+T = TypeVar("T")
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 class Fields:
@@ -51,10 +53,8 @@ class Fields:
             if defaults[name] is False:
                 flag = [f"--{option.replace('_', '-')}"]
             info = typer.Option(*flag, help=help_text, rich_help_panel=self.panel)
-            yield (
-                name,
-                _keyword(option, Annotated[kind if default is not None else kind | None, info], default),
-            )
+            hint: Any = Annotated[kind if default is not None else kind | None, info]
+            yield name, inspect.Parameter(option, _KEYWORD, annotation=hint, default=default)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,7 +81,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def made(cls: Callable[..., Any], **values: Any) -> Any:
+def made(cls: type[T], **values: Any) -> T:
     """Return the dataclass of options that a command line gives, checked against the types of its fields.
 
     Raises:
@@ -93,7 +93,7 @@ def made(cls: Callable[..., Any], **values: Any) -> Any:
         for name, value in values.items()
     }
     try:
-        return cls(**checked(typing.cast(type, cls), read, ""))
+        return cls(**checked(cls, read, ""))
     except RecipeError as error:
         raise ArgumentError(error.where.removeprefix("."), error.what, error.remedy) from error
 
@@ -126,12 +126,10 @@ def _number(name: str, text: str) -> int | float:
         raise ArgumentError(name, f"{text!r} is no number.", "Give e.g. 0.8.") from error
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, UnionType) else (hint,)
-
-
 def _origins(hint: Any) -> list[Any]:
-    found = (typing.get_origin(member) or member for member in _members(hint))
+    """Return the types that a field may have, less what is in them: mappings of any sort are `dict`."""
+    is_union = typing.get_origin(hint) in (typing.Union, UnionType)
+    found = [typing.get_origin(each) or each for each in (typing.get_args(hint) if is_union else [hint])]
     return [dict if origin is Mapping else origin for origin in found]
 
 
@@ -145,7 +143,3 @@ def _type_of(hint: Any) -> Any:
     if tuple in kinds or (dict in kinds and str not in kinds):
         return list[str]
     return kinds[0] if kinds[0] in (bool, int, float) else str
-
-
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

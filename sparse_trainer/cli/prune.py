@@ -121,5 +121,4 @@ def _text(given: Values) -> CalibrationOptions | None:
     source = given.get("source", given.get("file"))
     if source is None:
         raise ArgumentError(min(given), "there is no calibration text.", "Set `calibration`, or drop it.")
-    options: CalibrationOptions = made(CalibrationOptions, **{**given, "source": source})
-    return options
+    return made(CalibrationOptions, **{**given, "source": source})
