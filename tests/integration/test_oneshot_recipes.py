@@ -90,7 +90,7 @@ def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: 
     # One prediction per token.
     assert first.reloaded.same_predictions == first.reloaded.samples > 2
     assert first.reloaded.parameters == first.plan.params["compact"]
-    shown = [part for part in show.run_result(first) if isinstance(part, str)]
+    shown = [part for part in show.run_lines(first) if isinstance(part, str)]
     assert any(line.startswith("scores table: ") for line in shown)
     scope: dict[str, Any] = {}
     exec("\n".join(first.load_lines), scope)
