@@ -16,11 +16,12 @@ from sparse_trainer.cli.console import Json, Plugins, print_result
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.show import table
 from sparse_trainer.errors import ArgumentError, DataError
-from sparse_trainer.folders.configs import resolve
+from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.load import check_weight_files
+from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.latency import device_name
-from sparse_trainer.run.prune_folder import SourceOptions
+from sparse_trainer.run.options import SourceOptions
 from sparse_trainer.tasks.language.choices import Accuracy
 from sparse_trainer.tasks.language.measure import (
     Change,
@@ -90,7 +91,9 @@ def evaluate_command(
     for source in sources:
         source.place()
         check_weight_files(resolve(source.name_or_path))
-        check_positions("length", options.length, positions_of(source.config()))
+        check_positions(
+            "length", options.length, positions_of(read_config(source.name_or_path, source.revision))
+        )
     with redirect_stdout(sys.stderr):
         tokenizer = shared_tokenizer(sources)
         found = [_evaluate(source, tokenizer, names, files, options) for source in sources]
@@ -130,7 +133,8 @@ def shared_tokenizer(sources: Sequence[SourceOptions]) -> Any:
         DataError: No model has one.
         ArgumentError: Their vocabularies differ: there are no same tokens to measure on.
     """
-    found = [tokenizer for source in sources if (tokenizer := source.tokenizer()) is not None]
+    loaded = [find_tokenizer(source.name_or_path, source.revision) for source in sources]
+    found = [tokenizer for tokenizer in loaded if tokenizer is not None]
     if not found:
         raise DataError(sources[0].name_or_path, "no tokenizer can be loaded.", "Save one in the folder.")
     if found[0].get_vocab() != found[-1].get_vocab():

@@ -14,12 +14,8 @@ from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.one_shot.repairs.registry import REPAIRS
-from sparse_trainer.run.prune_folder import (
-    CalibrationOptions,
-    PruneSection,
-    SourceOptions,
-    prune_folder,
-)
+from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions
+from sparse_trainer.run.prune_folder import prune_folder
 
 CRITERIA = Fields(
     PruneSection,

@@ -2,8 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +146,6 @@ class FinePruningJob:
             return model_lines(self.result, task.auto_class)
         return pipeline_lines(self.result, task.pipeline, self.data.example)
 
-    def advice(self) -> str:
-        """Return how to go on with a run that is stopped."""
-        return self.folder.advice()
-
     def load_model(self) -> PreTrainedModel:
         """Load the model that the recipe starts from; its fresh head follows from the seed."""
         set_seed(self.recipe.training.seed)
@@ -218,30 +213,19 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     folder = RunFolder(recipe=recipe, resume=resume)
     folder.check(overwrite=overwrite)
     check_options(recipe)
-    with _advising(folder, tell):
-        tell("loading data and model")
-        job = prepare(recipe, folder)
-        model = job.load_model()
-        if recipe.pruning is None:
-            model = job.start(model, tell)
-        else:
-            job = dataclasses.replace(job, teacher=_load_teacher(job, recipe.pruning))
-            _rehearse(job, model, recipe.pruning)
-        rehearse_training(recipe, model, job.trainer_options())
-        if recipe.pruning is not None:
-            folder.check_room(least_bytes(model, recipe.pruning.density))
-        folder.start()
+    tell("loading data and model")
+    job = prepare(recipe, folder)
+    model = job.load_model()
+    if recipe.pruning is None:
+        model = job.start(model, tell)
+    else:
+        job = dataclasses.replace(job, teacher=_load_teacher(job, recipe.pruning))
+        _rehearse(job, model, recipe.pruning)
+    rehearse_training(recipe, model, job.trainer_options())
+    if recipe.pruning is not None:
+        folder.check_room(least_bytes(model, recipe.pruning.density))
+    folder.start()
     return State(job=job, tell=tell, model=model, models={DENSE: model}, metrics={DENSE: None})
-
-
-@contextmanager
-def _advising(folder: RunFolder, tell: Tell) -> Iterator[None]:
-    """Say how to go on to somebody who stops the run."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        tell(folder.advice())
-        raise
 
 
 def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import spare_folder
+from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.plan.document import Plan
@@ -85,9 +87,6 @@ class OneShotJob:
         assert plan is not None
         return model_lines(self.result, self.auto_class(plan))
 
-    def advice(self) -> None:
-        """Nothing is kept of a run that is stopped."""
-
     def _measured(self, state: State, name: str) -> Mapping[str, float] | None:
         """Return what the recipe wants to know of a model, as rows of the table."""
         options, model = self.recipe.evaluation, state.models[name]
@@ -121,7 +120,7 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     if recipe.evaluation is not None:
         check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
     _check_positions(recipe)
-    device, tokenizer = recipe.model.place(), recipe.model.tokenizer()
+    device, tokenizer = recipe.model.place(), find_tokenizer(recipe.model.name_or_path, recipe.model.revision)
     batches = read_calibration(recipe.model, tokenizer, recipe.prune, recipe.calibration, tell)
     tell("loading the model")
     dense = recipe.model.load(by_block=recipe.prune.by_block)
@@ -135,7 +134,7 @@ def _result_of(recipe: OneShotRecipe) -> Path:
 
 def _check_positions(recipe: OneShotRecipe) -> None:
     """Raise `ArgumentError` for sequences, of the measurements at the end, that the model has no positions for."""
-    positions = positions_of(recipe.model.config())
+    positions = positions_of(read_config(recipe.model.name_or_path, recipe.model.revision))
     if recipe.calibration is not None:
         check_positions("calibration.length", recipe.calibration.length, positions)
     if recipe.evaluation is not None:

@@ -12,6 +12,7 @@ from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import speaking_of
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recipes.recipe import Recipe
+from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import PRUNED, State, Tell, files_of
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,15 @@ def run(
     """
     start = time.monotonic()
     with speaking_of(recipe):
-        state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
         try:
+            state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
             for stage in state.job.stages:
                 with state.rescuing():
                     state = stage(state)
             return _result(state, time.monotonic() - start)
         except (KeyboardInterrupt, SystemExit):
-            advice = state.job.advice()
-            if advice is not None:
-                tell(advice)
+            if isinstance(recipe, FinePruningRecipe):
+                tell(RunFolder(recipe=recipe, resume=resume).advice())
             raise
 
 

@@ -70,9 +70,6 @@ class Job(Protocol):
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads and uses the result."""
 
-    def advice(self) -> str | None:
-        """Return what to tell somebody who stops the run, if there is something to go on with."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class State:

@@ -17,9 +17,10 @@ from sparse_trainer.cli import show
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.run.options import PruneSection, SourceOptions
 from sparse_trainer.run.outcome import FILES
 from sparse_trainer.run.pipeline import run
-from sparse_trainer.run.prune_folder import PruneSection, SourceOptions, prune_folder
+from sparse_trainer.run.prune_folder import prune_folder
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.recipe_files import write_text, write_tiny_llama
@@ -106,7 +107,7 @@ def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: 
 def test_mistakes_are_found_before_a_model_is_loaded(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run.prune_folder.load_model", _no_loading)
+    monkeypatch.setattr("sparse_trainer.run.options.load_model", _no_loading)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
         run(small("llama-wanda", files, tmp_path), print)
@@ -287,7 +288,7 @@ def test_empty_calibration_is_refused(files: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run.prune_folder.load_model", _no_loading)
+    monkeypatch.setattr("sparse_trainer.run.options.load_model", _no_loading)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):
         command("prune", files / "model", tmp_path, "--criterion", "random", "--overwrite")

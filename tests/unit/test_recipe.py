@@ -10,7 +10,7 @@ import yaml
 
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.run.prune_folder import PruneSection
+from sparse_trainer.run.options import PruneSection
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sparse_trainer.errors import DataError, RecipeError
-from sparse_trainer.run.prune_folder import CalibrationOptions, PruneSection, SourceOptions, check_calibration
+from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions, check_calibration
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none
 from sparse_trainer.tasks.language.measure import EvaluationOptions
