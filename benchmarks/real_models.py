@@ -32,7 +32,7 @@ from transformers import (
 from patchers.discovery.discover import discover
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.record import make_plan, measure
+from sparse_trainer.cut.record import make_plan, measures_of
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import Plan
@@ -51,7 +51,7 @@ def random_plan(model: PreTrainedModel, share: float, seed: int) -> Plan:
         whole = torch.cat(list(scores.values())).sort(descending=True).values
         bar = whole[round(share * whole.numel()) - 1]
         keep |= {name: score >= bar for name, score in scores.items()}
-    sizes = measure(model, structure, 128)
+    sizes = measures_of(model, structure, 128)
     decision = Decision(structure=structure, keep=keep, request=Request(method="random"))
     return make_plan(model, decision, before=sizes, after=sizes)
 

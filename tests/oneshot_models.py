@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.units import Structure
 from sparse_trainer.architectures.perturb import perturb
-from sparse_trainer.one_shot.repairs.base import Repaired
+from sparse_trainer.one_shot.repairs.base import Consumer, Repair, Repaired
 from sparse_trainer.statistics.moments import MomentSums
 from tests.architectures.tiny import tiny_config, tiny_model
 
@@ -74,6 +74,17 @@ def calibration(model: PreTrainedModel, rows: int = 8, length: int = 20) -> list
     """Return batches of two sequences, one of them padded."""
     single = sequences(model, [length - 3 * (i % 2) for i in range(rows)])
     return [padded(single[i : i + 2]) for i in range(0, rows, 2)]
+
+
+def refit(
+    repair: Repair, weight_OI: Tensor, moments: MomentSums, keep_I: Tensor, unit_I: Tensor | None = None
+) -> Repaired:
+    """Return what a repair makes of a consumer with a bias; without `unit_I` every feature is a unit."""
+    units = torch.arange(len(keep_I)) if unit_I is None else unit_I
+    consumer = Consumer(
+        name="down_proj", weight_OI=weight_OI, has_bias=True, moments=moments, keep_I=keep_I, unit_I=units
+    )
+    return repair.refit(consumer)
 
 
 def error(weight_OI: Tensor, moments: MomentSums, keep_I: Tensor, repaired: Repaired) -> Tensor:

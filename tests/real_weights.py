@@ -30,7 +30,7 @@ from patchers.patching.patch import gated
 from patchers.units import Kind, Structure
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.record import make_plan, measure
+from sparse_trainer.cut.record import make_plan, measures_of
 from sparse_trainer.data.quickstart.packaged import packaged_folder
 from sparse_trainer.errors import RecipeError
 
@@ -209,7 +209,7 @@ def said(
 def cut(dense: PreTrainedModel, structure: Structure, keep: Mapping[str, Tensor]) -> PreTrainedModel:
     """Return the cut model, by way of a plan."""
     decision = Decision(structure=structure, keep=keep, request=Request(method="random"))
-    sizes = measure(dense, structure, 128)
+    sizes = measures_of(dense, structure, 128)
     plan = make_plan(dense, decision, before=sizes, after=sizes)
     return optimize_model(dense, plan=plan)
 

@@ -17,7 +17,7 @@ from patchers.surgery import cut
 from patchers.units import LAYERS, Group, Structure
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.record import make_plan, measure
+from sparse_trainer.cut.record import make_plan, measures_of
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.inputs.make import forward_outputs
 
@@ -99,7 +99,7 @@ class Case:
     def compact(self, keep: Mapping[str, Tensor]) -> PreTrainedModel:
         """Return a copy cut by a plan, handed in as JSON values, as a user would."""
         decision = Decision(structure=self.structure, keep=keep, request=Request(method="conformance"))
-        sizes = measure(self.model, self.structure, 128)
+        sizes = measures_of(self.model, self.structure, 128)
         plan = make_plan(self.model, decision, before=sizes, after=sizes)
         return optimize_model(self.fresh(), plan=json.loads(plan.to_json()), inplace=True, check=False)
 
@@ -142,7 +142,7 @@ class Case:
 
     def same(self, found: list[Tensor], expected: list[Tensor]) -> None:
         """Raise unless outputs agree up to rounding."""
-        if not check_same(found, expected):
+        if not check_alike(found, expected):
             self.notes.add("float32 inside")
 
 
@@ -151,7 +151,7 @@ def cast(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs.items()}
 
 
-def check_same(found: list[Tensor], expected: list[Tensor]) -> bool:
+def check_alike(found: list[Tensor], expected: list[Tensor]) -> bool:
     """Raise unless outputs agree up to rounding; return False where only up to that of float32 inside the model."""
     exact = True
     for one, other in zip(found, expected, strict=True):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from patchers.discovery.discover import discover
 from patchers.discovery.findings import starred
-from sparse_trainer.architectures.case import Case, Report, cast, check_same, reached_stacks
+from sparse_trainer.architectures.case import Case, Report, cast, check_alike, reached_stacks
 from sparse_trainer.architectures.decoding import RUN_ERRORS
 from sparse_trainer.architectures.laws import DEFAULT, EXACT, EXPECTED_FILE, INPUT, OUTPUT, Law
 from sparse_trainer.errors import SparseTrainerError
@@ -91,4 +91,4 @@ def check_reload(folder: Path) -> None:
     inputs = {name.removeprefix(INPUT): t for name, t in tensors.items() if name.startswith(INPUT)}
     expected = [tensors[f"{OUTPUT}{place}"] for place in range(len(tensors) - len(inputs))]
     model = load_pruned(folder).eval()
-    check_same(forward_outputs(model, inputs), expected)
+    check_alike(forward_outputs(model, inputs), expected)

@@ -2,29 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 from torch import Tensor, nn
 
 from patchers.layers import LINEAR_TYPES, Linear, features, linear_at
 from patchers.patching.gates import SCORE_ENTRIES
 from patchers.units import ATTENTION, EXPERTS, HEADS, HIDDEN, LAYERS, Group, Slice, Structure, TensorSlice
-
-
-class Quantity(Protocol):
-    """What the parts of a model count."""
-
-    def row(self, linear: Linear) -> int:
-        """Return the count of one output feature, with its bias."""
-
-    def entries(self, tensor: Tensor, count: int, group: Group) -> int:
-        """Return the count of some entries of a tensor that is no linear's, of one unit of a group."""
-
-    def attention(self, width: int) -> int:
-        """Return the count of the attention products over so many features."""
-
-    def block(self, block: nn.Module) -> int:
-        """Return the count of all linears and parameters in a block."""
 
 
 @final
@@ -82,7 +66,7 @@ class Counting:
     A layer costs all that is in its block; a hidden feature its rows and columns in the linears of all blocks.
     """
 
-    def __init__(self, quantity: Quantity) -> None:
+    def __init__(self, quantity: Params | Macs) -> None:
         self.quantity = quantity
 
     def unit(self, model: nn.Module, group: Group) -> int:

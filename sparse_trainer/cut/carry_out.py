@@ -13,7 +13,7 @@ from sparse_trainer.cut.alignment import renumber_alignment
 from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.model_class import record, take_class
-from sparse_trainer.cut.record import density_reached, forget_request, make_plan, measure
+from sparse_trainer.cut.record import density_reached, forget_request, make_plan, measures_of
 from sparse_trainer.cut.self_check import check_same, outputs_of
 
 
@@ -35,7 +35,7 @@ def carry_out(
     if expected is None and check:
         expected = _masked_outputs(model, decision)
     structure, keep, length = decision.structure, decision.keep, decision.request.sequence_length
-    before, reached = measure(model, structure, length), density_reached(model, decision)
+    before, reached = measures_of(model, structure, length), density_reached(model, decision)
     if decision.folds:
         fold_constants(model, structure, keep, lambda: outputs_of(model))
     cut(model, structure, keep)
@@ -46,7 +46,7 @@ def carry_out(
             gone.setdefault(group.stack, set()).add(group.layer)
     left = discover(model, decision.kinds)
     take_class(model, Cut(before=structure, after=left, gone=gone))
-    after = measure(model, left, length)
+    after = measures_of(model, left, length)
     record(model, make_plan(model, decision, reached=reached, before=before, after=after))
     forget_request(model)
     if expected is not None:

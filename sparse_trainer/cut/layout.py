@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel
 
+from patchers.discovery.tables.names import NUM_EXPERTS, NUM_LAYERS
 from patchers.modeling_pruned import (
     LayoutError,
     OwnConfig,
@@ -172,17 +173,6 @@ def _selects(model: PreTrainedModel) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-_COUNTED = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-)
-"""Attributes outside the blocks that repeat a count of the config."""
-
-
 def follow_counts(model: PreTrainedModel, built: PreTrainedModel, stacks: Iterable[str]) -> None:
     """Give what stands outside the blocks the counts that the config has now, in place."""
     plain, inside = dict(built.named_modules()), tuple(f"{stack}." for stack in stacks)
@@ -190,7 +180,11 @@ def follow_counts(model: PreTrainedModel, built: PreTrainedModel, stacks: Iterab
         if path in plain and not path.startswith(inside or ("\0",)):
             own, other = vars(module), vars(plain[path])
             own.update(
-                {name: other[name] for name in _COUNTED if type(own.get(name)) is int and name in other}
+                {
+                    name: other[name]
+                    for name in (*NUM_EXPERTS, *NUM_LAYERS)
+                    if type(own.get(name)) is int and name in other
+                }
             )
 
 

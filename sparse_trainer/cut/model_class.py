@@ -18,7 +18,7 @@ from sparse_trainer.cut.layout import (
     layout_of,
     mark_skips,
 )
-from sparse_trainer.cut.record import attach_plan, compose, counts_anew, make_plan, measure, plan_of
+from sparse_trainer.cut.record import attach_plan, compose, counts_anew, make_plan, measures_of, plan_of
 from sparse_trainer.cut.router_logits import most_experts, short_routers
 from sparse_trainer.plan.document import Plan
 
@@ -29,7 +29,7 @@ def adopt(model: Any, method: str) -> None:
     """Give a model of which nothing was cut, but layers exchanged, the class that builds it and a plan that says so."""
     decision = Decision(structure=discover(model, KINDS), keep={}, request=Request(method=method))
     take_class(model, Cut(before=decision.structure, after=decision.structure, gone={}))
-    sizes = measure(model, decision.structure, decision.request.sequence_length)
+    sizes = measures_of(model, decision.structure, decision.request.sequence_length)
     record(model, make_plan(model, decision, reached=1.0, before=sizes, after=sizes))
 
 

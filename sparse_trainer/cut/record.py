@@ -71,7 +71,7 @@ def plan_of(model: nn.Module) -> Plan | None:
     return plan
 
 
-def measure(model: nn.Module, structure: Structure, sequence_length: int) -> Measures:
+def measures_of(model: nn.Module, structure: Structure, sequence_length: int) -> Measures:
     """Return the sizes of a model without gates."""
     return Measures(
         params=parameter_count(model),
@@ -95,7 +95,7 @@ def make_plan(
 
     Args:
         model: Before or after the cut: what names its class and type.
-        before: What `measure` says of it before the cut; `after` likewise.
+        before: What `measures_of` says of it before the cut; `after` likewise.
         reached: The kept share of the cost.
     """
     structure, keep, request = decision.structure, decision.keep, decision.request

@@ -12,7 +12,7 @@ from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.criteria.calibration.base import Evidence, scores_of
-from sparse_trainer.criteria.calibration.mixture import criterion_of, name_of
+from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.one_shot.allocation import select
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.statistics.blockwise import Blockwise
@@ -37,8 +37,8 @@ def score(evidence: Evidence, options: PruneOptions) -> Scores:
     Raises:
         CriterionError: scores that are not one finite number per unit.
     """
-    asked = options.asked.values()
-    found = [scores_of(criterion_of(one, options.normalize), evidence, name_of(one)) for one in asked]
+    asked = zip(options.criteria, options.asked.values(), strict=True)
+    found = [scores_of(criterion, evidence, name_of(one)) for criterion, one in asked]
     return Scores(ranks=found[0], shares=found[-1])
 
 
@@ -68,9 +68,8 @@ def choose(
     """Return the units that stay under the budget; warn where scores do not tell units, or whole layers, apart."""
     for one, found in zip(options.asked.values(), (scores.ranks, scores.shares), strict=False):
         warn_of_ties(found, tied(found, structure.kinds), name_of(one))
-    *_, shares_by = options.asked.values()
-    own = criterion_of(shares_by, options.normalize).standardize
-    standardize = options.budget.standardize or fitting(own, {g.kind for g in structure.groups})
+    own = options.criteria[-1].standardize
+    standardize = options.standardize or fitting(own, {g.kind for g in structure.groups})
     keep = select(
         structure,
         costs,

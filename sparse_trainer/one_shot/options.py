@@ -9,6 +9,7 @@ from typing import Any
 from patchers.units import WIDTH_KINDS
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
+from sparse_trainer.criteria.calibration.base import WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import (
     MIXED_AFTER,
     CriterionLike,
@@ -178,22 +179,26 @@ class PruneOptions:
         allocation = {} if self.allocation is None else {"allocation": self.allocation}
         return {"criterion": self.criterion, **allocation}
 
+    @cached_property
+    def criteria(self) -> tuple[WidthCriterion, ...]:
+        """The criteria: what scores the units; what shares the widths out, where that is another."""
+        return tuple(criterion_of(asked, self.normalize) for asked in self.asked.values())
+
     @property
     def criteria_requests(self) -> tuple[Statistic[Any], ...]:
         """What the criteria need to know."""
-        criteria = [criterion_of(asked, self.normalize) for asked in self.asked.values()]
-        return tuple(request for criterion in criteria for request in criterion.requests())
+        return tuple(request for criterion in self.criteria for request in criterion.requests())
 
     @property
     def requests(self) -> tuple[Statistic[Any], ...]:
         """What criteria and repair need to know; nothing where they look at weights only."""
-        return self.criteria_requests + (() if self.repair is None else (self.repair.request(),))
+        return self.criteria_requests + (() if self.repair is None else (self.repair.request,))
 
     @property
     def method(self) -> str:
         """What plans and cards call this way of pruning."""
         parts = [name_of(self.criterion)]
-        if isinstance(criterion_of(self.criterion), Mixture) and self.normalize != MIXED_AFTER:
+        if isinstance(self.criteria[0], Mixture) and self.normalize != MIXED_AFTER:
             parts.append(f"mixed after {self.normalize}")
         if self.allocation is not None:
             parts.append(f"widths by {name_of(self.allocation)}")

@@ -12,7 +12,7 @@ from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
 from patchers.units import Structure
 from sparse_trainer.budget.options import keeps_all
-from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, criterion_of, name_of
+from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, name_of
 from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.bare import bare
@@ -177,12 +177,12 @@ def _check_model(model: Any) -> None:
 
 def _check_structure(structure: Structure, options: PruneOptions) -> None:
     """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
-    for asked in options.asked.values():
-        check_scorable(structure.groups, criterion_of(asked, options.normalize), name_of(asked))
+    for asked, criterion in zip(options.asked.values(), options.criteria, strict=True):
+        check_scorable(structure.groups, criterion, name_of(asked))
     if options.repair is None:
         return
     for group in structure.groups:
-        reason = unsupported_reason(group, [options.repair.request()])
+        reason = unsupported_reason(group, [options.repair.request])
         if reason is not None:
             raise UnsupportedModelError(
                 group.name,

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from sparse_trainer.architectures.case import Report, check_same
+from sparse_trainer.architectures.case import Report, check_alike
 from sparse_trainer.architectures.check import check_model, check_reload
 from sparse_trainer.inputs.make import forward_outputs, inputs_for
 from tests.architectures.tiny import NotTestable, tiny_model
@@ -62,7 +62,7 @@ def _stock_reloads(model_type: str) -> bool:
         try:
             model.save_pretrained(folder)
             again = type(model).from_pretrained(folder).eval()
-            check_same(forward_outputs(again, inputs), forward_outputs(model, inputs))
+            check_alike(forward_outputs(again, inputs), forward_outputs(model, inputs))
         except (AssertionError, RuntimeError, ValueError) as error:
             logger.debug("%s: stock", model_type, exc_info=error)
             return False

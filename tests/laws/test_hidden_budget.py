@@ -18,7 +18,7 @@ from sparse_trainer.budget.selectors import make_selector
 from sparse_trainer.criteria.training.l0 import ExpectedSize
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.cut.record import make_plan, measure
+from sparse_trainer.cut.record import make_plan, measures_of
 from sparse_trainer.errors import ArgumentError, BudgetError, UnsupportedModelError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import Plan
@@ -94,7 +94,7 @@ def test_what_counts_is_what_the_linears_in_blocks_hold(name: str) -> None:
 
 def plan_of(model: Any, keep: dict[str, torch.Tensor]) -> Plan:
     structure = discover(model, KINDS)
-    sizes = measure(model, structure, 128)
+    sizes = measures_of(model, structure, 128)
     decision = Decision(structure=structure, keep=keep, request=Request(method="test"))
     return make_plan(model, decision, before=sizes, after=sizes)
 

@@ -14,12 +14,12 @@ from sparse_trainer.criteria.calibration.obs import Obs
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.calibration.taylor import Taylor
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.one_shot.repairs.least_squares import least_squares
+from sparse_trainer.one_shot.repairs.least_squares import LeastSquares
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.moments import Moments
-from tests.oneshot_models import MODELS, calibration, error, model_of, padded, sequences, widths
+from tests.oneshot_models import MODELS, calibration, error, model_of, padded, refit, sequences, widths
 
 # Shape legend: U = units, I = features of a consumer's input.
 
@@ -83,7 +83,9 @@ def test_obs_score_is_the_least_squares_error_of_removing_that_unit(name: str) -
             for unit in range(min(g.num_units, 4)):
                 keep_I = torch.ones(weight_OI_.shape[1], dtype=torch.bool)
                 keep_I[g.consumer_slice.index_UW[unit]] = False
-                repaired = least_squares(weight_OI_, moments, keep_I, damping=0.0, bias=centred)
+                repaired = refit(
+                    LeastSquares(damping=0.0, reconstruct_bias=centred), weight_OI_, moments, keep_I
+                )
                 expected = error(weight_OI_, moments, keep_I, repaired)
                 torch.testing.assert_close(scores[g.name][unit], expected, rtol=1e-5, atol=1e-12)
 
@@ -107,7 +109,7 @@ def test_obs_in_rounds_orders_units_as_greedy_removal_does() -> None:
         for candidate in keep_I.nonzero().flatten().tolist():
             trial_I = keep_I.clone()
             trial_I[candidate] = False
-            repaired = least_squares(weight, moments, trial_I, damping=1e-9, bias=False)
+            repaired = refit(LeastSquares(damping=1e-9, reconstruct_bias=False), weight, moments, trial_I)
             costs[candidate] = float(error(weight, moments, trial_I, repaired))
         assert min(costs, key=lambda c: costs[c]) == unit
         keep_I[unit] = False

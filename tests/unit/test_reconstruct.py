@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import DataError, NonFiniteError
-from sparse_trainer.one_shot.repairs.bias import fold_mean
-from sparse_trainer.one_shot.repairs.least_squares import least_squares
-from sparse_trainer.one_shot.repairs.scale import scale
+from sparse_trainer.one_shot.repairs.bias import FoldMean
+from sparse_trainer.one_shot.repairs.least_squares import LeastSquares
+from sparse_trainer.one_shot.repairs.scale import Scale
 from sparse_trainer.statistics.moments import MomentSums
-from tests.oneshot_models import error
+from tests.oneshot_models import error, refit
 
 # Shape legend: N = tokens, I = input features, O = outputs, K = kept features.
 
@@ -45,7 +45,7 @@ def moments_of(x_NI: Tensor) -> MomentSums:
 def test_least_squares_is_lstsq(seed: int) -> None:
     x_NI, weight_OI, keep_I = data(seed)
     y_NO = x_NI @ weight_OI.T
-    found = least_squares(weight_OI, moments_of(x_NI), keep_I, damping=0.0, bias=False)
+    found = refit(LeastSquares(damping=0.0, reconstruct_bias=False), weight_OI, moments_of(x_NI), keep_I)
     expected = torch.linalg.lstsq(x_NI[:, keep_I], y_NO).solution.T
     torch.testing.assert_close(found.weight_OK, expected, rtol=1e-8, atol=1e-9)
     assert found.shift_O is None
@@ -55,7 +55,7 @@ def test_least_squares_is_lstsq(seed: int) -> None:
 def test_least_squares_with_bias_is_lstsq_with_a_column_of_ones(seed: int) -> None:
     x_NI, weight_OI, keep_I = data(seed)
     ones = torch.ones(len(x_NI), 1, dtype=torch.float64)
-    found = least_squares(weight_OI, moments_of(x_NI), keep_I, damping=0.0, bias=True)
+    found = refit(LeastSquares(damping=0.0, reconstruct_bias=True), weight_OI, moments_of(x_NI), keep_I)
     expected = torch.linalg.lstsq(torch.cat([x_NI[:, keep_I], ones], 1), x_NI @ weight_OI.T).solution.T
     assert found.shift_O is not None
     torch.testing.assert_close(found.weight_OK, expected[:, :-1], rtol=1e-8, atol=1e-9)
@@ -74,13 +74,13 @@ def test_error_is_that_on_the_data_and_no_repair_makes_it_larger(seed: int) -> N
 
     without = on_data(weight_OI[:, keep_I], None)
     units = torch.arange(FEATURES)
-    repairs = {"bias": fold_mean(weight_OI, moments, keep_I)}
+    repairs = {"bias": refit(FoldMean(), weight_OI, moments, keep_I)}
     for damping in (0.0, 1e-3, 0.1, 10.0):
-        repairs[f"scale {damping}"] = scale(weight_OI, moments, keep_I, units, damping=damping)
-        repairs[f"pairs {damping}"] = scale(weight_OI, moments, keep_I, units // 2, damping=damping)
+        repairs[f"scale {damping}"] = refit(Scale(damping=damping), weight_OI, moments, keep_I, units)
+        repairs[f"pairs {damping}"] = refit(Scale(damping=damping), weight_OI, moments, keep_I, units // 2)
         for bias in (False, True):
-            repairs[f"{bias} {damping}"] = least_squares(
-                weight_OI, moments, keep_I, damping=damping, bias=bias
+            repairs[f"{bias} {damping}"] = refit(
+                LeastSquares(damping=damping, reconstruct_bias=bias), weight_OI, moments, keep_I
             )
     for name, repaired in repairs.items():
         measured = on_data(repaired.weight_OK, repaired.shift_O)
@@ -97,7 +97,7 @@ def test_scale_is_the_best_factor_per_unit() -> None:
     x_NI, weight_OI, keep_I = data()
     keep_I = torch.tensor([True, True, False, False, *[True] * 8])
     unit_I = torch.arange(FEATURES) // 2
-    found = scale(weight_OI, moments_of(x_NI), keep_I, unit_I, damping=0.0)
+    found = refit(Scale(damping=0.0), weight_OI, moments_of(x_NI), keep_I, unit_I)
     contributions = torch.stack(
         [(x_NI[:, unit_I == u] @ weight_OI[:, unit_I == u].T).flatten() for u in (0, 2, 3, 4, 5)], 1
     )
@@ -110,14 +110,14 @@ def test_scale_is_the_best_factor_per_unit() -> None:
 
 def test_damping_pulls_towards_the_old_weight() -> None:
     x_NI, weight_OI, keep_I = data()
-    found = least_squares(weight_OI, moments_of(x_NI), keep_I, damping=1e12, bias=False)
+    found = refit(LeastSquares(damping=1e12, reconstruct_bias=False), weight_OI, moments_of(x_NI), keep_I)
     torch.testing.assert_close(found.weight_OK, weight_OI[:, keep_I], rtol=1e-6, atol=1e-6)
 
 
 def test_too_few_tokens_say_how_many_are_needed() -> None:
     x_NI, weight_OI, keep_I = data()
     with pytest.raises(DataError, match=r"6 calibration tokens for 8 kept features.*at least 8.*80"):
-        least_squares(weight_OI, moments_of(x_NI[:6]), keep_I, damping=0.1, bias=False)
+        refit(LeastSquares(damping=0.1, reconstruct_bias=False), weight_OI, moments_of(x_NI[:6]), keep_I)
 
 
 def test_ill_conditioned_moments_get_more_damping_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -125,9 +125,9 @@ def test_ill_conditioned_moments_get_more_damping_and_a_warning(caplog: pytest.L
     x_NI[:, keep_I.nonzero().flatten()[1]] = x_NI[:, keep_I.nonzero().flatten()[0]]
     moments = moments_of(x_NI)
     with caplog.at_level(logging.WARNING):
-        found = least_squares(weight_OI, moments, keep_I, damping=0.0, bias=False, name="down_proj")
+        found = refit(LeastSquares(damping=0.0, reconstruct_bias=False), weight_OI, moments, keep_I)
     assert "down_proj: ill-conditioned" in caplog.text
-    kept = fold_mean(weight_OI, moments, keep_I)
+    kept = refit(FoldMean(), weight_OI, moments, keep_I)
     plain = error(weight_OI, moments, keep_I, type(kept)(weight_OK=kept.weight_OK))
     assert error(weight_OI, moments, keep_I, found) < plain
 
@@ -136,11 +136,13 @@ def test_moments_that_cannot_be_solved_are_an_error() -> None:
     x_NI, weight_OI, keep_I = data()
     x_NI[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="down_proj"):
-        least_squares(weight_OI, moments_of(x_NI), keep_I, damping=0.1, bias=False, name="down_proj")
+        refit(LeastSquares(damping=0.1, reconstruct_bias=False), weight_OI, moments_of(x_NI), keep_I)
 
 
 def test_nothing_kept_leaves_only_the_bias() -> None:
     x_NI, weight_OI, keep_I = data()
-    found = least_squares(weight_OI, moments_of(x_NI), keep_I & False, damping=0.1, bias=True)
+    found = refit(
+        LeastSquares(damping=0.1, reconstruct_bias=True), weight_OI, moments_of(x_NI), keep_I & False
+    )
     assert found.weight_OK.shape == (OUTPUTS, 0)
     torch.testing.assert_close(found.shift_O, weight_OI @ x_NI.mean(0))

@@ -1,16 +1,16 @@
 """Closed-form repair of a consumer that lost some of its input features: what every repair offers.
 
-y = W x + b is the consumer, K the kept and P the removed features of x, C = E[x x^T], S the covariance, m the mean.
+y = W x + b is the consumer, K the kept and P the removed features of x, C = E[x x^T], m the mean.
 """
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from torch import Tensor
 
 from sparse_trainer.statistics.moments import Moments, MomentSums
 
-# Shape legend: O = outputs, I = input features, K = kept features, U = units, W = features of a unit.
+# Shape legend: O = outputs, I = input features, K = kept features.
 
 DAMPING: Final = 0.1
 """Unless another is asked for."""
@@ -37,8 +37,8 @@ class Consumer:
     moments: MomentSums
     keep_I: Tensor
     """Input features that stay, and those of no unit."""
-    index_UW: Tensor
-    """Input features of every unit."""
+    unit_I: Tensor
+    """Number of the unit of every input feature; features of no unit are units of their own."""
 
 
 class Repair(Protocol):
@@ -48,12 +48,12 @@ class Repair(Protocol):
     the kinds of unit that its request exists for.
     """
 
+    request: ClassVar[Moments]
+    """What it has to know of the consumer's inputs."""
+
     @property
     def adds_bias(self) -> bool:
         """Whether it writes into the bias of every consumer, so that those without get one."""
-
-    def request(self) -> Moments:
-        """Return what it has to know of the consumer's inputs."""
 
     def refit(self, consumer: Consumer) -> Repaired:
         """Return what the consumer becomes.

@@ -39,7 +39,7 @@ def refit(
     model: Any, structure: Structure, keep: Mapping[str, Tensor], repair: Repair, statistics: Statistics
 ) -> None:
     """Repair the consumers of units that go, by what a calibration pass collected, in place."""
-    found = statistics.by_group(repair.request(), _touched(structure, keep))
+    found = statistics.by_group(repair.request, _touched(structure, keep))
     for name, moments in found.items():
         _refit_one(model, structure[name], keep[name], moments, repair)
 
@@ -63,7 +63,7 @@ def refit_by_block(
     part = replace(structure, groups=_touched(structure, keep))
     if not part.groups:
         return
-    request = repair.request()
+    request = repair.request
     with gated(model, structure, keep) if sequential else nullcontext():
         blocks = Blockwise(model, part, batches, changing=sequential, device=device)
         for groups in blocks:
@@ -92,13 +92,21 @@ def _refit_one(model: nn.Module, group: Group, keep_U: Tensor, moments: MomentSu
             has_bias=bias is not None,
             moments=moments,
             keep_I=keep_I,
-            index_UW=index_UW,
+            unit_I=_units_of(index_UW, len(keep_I)),
         )
     )
     stored_OI[:, keep_I] = repaired.weight_OK.to(stored_OI.dtype)
     if repaired.shift_O is not None:
         assert bias is not None
         bias.add_(repaired.shift_O.to(bias.dtype))
+
+
+def _units_of(index_UW: Tensor, features: int) -> Tensor:
+    """Return the number of the unit of every input feature, shape [I]."""
+    units, width = index_UW.shape
+    unit_I = torch.arange(units, units + features, device=index_UW.device)
+    unit_I[index_UW.flatten()] = torch.arange(units, device=index_UW.device).repeat_interleave(width)
+    return unit_I
 
 
 def _bias(linear: Linear) -> Tensor | None:
