@@ -30,6 +30,10 @@ class CheckpointError(SparseTrainerError):
     """A folder that cannot be loaded, or must not be written."""
 
 
+class ExportError(SparseTrainerError):
+    """An export that writes nothing, or has nothing to say in the model card."""
+
+
 class CriterionError(SparseTrainerError):
     """Scores that are not one number per unit."""
 
@@ -96,6 +100,7 @@ __all__ = [
     "CheckpointError",
     "CriterionError",
     "DataError",
+    "ExportError",
     "NonFiniteError",
     "RecipeError",
     "SparseTrainerError",

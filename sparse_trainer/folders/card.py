@@ -11,6 +11,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
+from sparse_trainer.errors import ExportError, shown
 from sparse_trainer.folders.exports import Export
 from sparse_trainer.plan.document import Plan
 
@@ -67,6 +68,9 @@ def model_card(
     Args:
         metrics: Rows of the table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
         export: The form in which the model is saved: it says how it is loaded.
+
+    Raises:
+        ExportError: what it says is no text.
     """
     autos = auto_classes_of(plan.architecture) or ("AutoModel",)
     base = _hub_name(model.config.name_or_path or "")
@@ -79,13 +83,22 @@ def model_card(
         title=f"{base or plan.model_type}, pruned",
         base=base,
         task=_task(autos),
-        loading=export.card(model, autos[0]),
+        loading=_loading(export, model, autos[0]),
         rows=_rows(plan, metrics),
         asked=_asked(plan),
         kinds=_kept(plan),
         made_with=", ".join(f"{name} {version}" for name, version in plan.versions.items()),
         percent=lambda part, whole: f"{100 * part / whole:.1f}%",
     )
+
+
+def _loading(export: Export, model: PreTrainedModel, loader: str) -> str:
+    text = export.card(model, loader)
+    if not isinstance(text, str):
+        raise ExportError(
+            f"{type(export).__name__}.card", f"gave {shown(text)}, no text.", "Return Markdown."
+        )
+    return text
 
 
 def _rows(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, str]]]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from patchers.patching.blends import blended
 from patchers.patching.patch import is_patched
 from sparse_trainer.cut.record import plan_of
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, ExportError
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.exports import find_export
@@ -55,6 +55,7 @@ def save_pruned(
         ArgumentError: there is no such export.
         CheckpointError: the folder is not ours to replace or cannot be written, or the model is not finished or does
             not fit the export.
+        ExportError: an export of your own writes no file, or says no text.
     """
     form = find_export(export)
     plan = plan or plan_of(model)
@@ -67,6 +68,10 @@ def save_pruned(
     card = model_card(model, plan, metrics or {}, form)
     with new_folder(directory, overwrite=overwrite, need=bytes_of(model)) as folder:
         form.write(model, folder)
+        if not any(folder.iterdir()):
+            raise ExportError(
+                f"{type(form).__name__}.write", "wrote no file.", "Write into the folder it is given."
+            )
         if processor is not None:
             processor.save_pretrained(str(folder))
         plan.save(folder / PLAN_FILE)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import sparse_trainer
 from patchers.discovery.discover import discover
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.errors import ArgumentError, CheckpointError, ExportError
 from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.run.recipes.sections import ExportOptions
@@ -47,6 +47,21 @@ class Halfway(Arrays):
         """Write the config, then fail."""
         model.config.save_pretrained(folder)
         raise ZeroDivisionError
+
+
+class Mute(Arrays):
+    """Has nothing to say."""
+
+    def card(self, model: PreTrainedModel, loader: str) -> str:
+        """Return no text."""
+        return None  # type: ignore[return-value]
+
+
+class Idle(Arrays):
+    """Writes nothing."""
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """Do nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +111,19 @@ def test_a_registered_export_that_fails_leaves_the_earlier_folder(
     with pytest.raises(ZeroDivisionError):
         save_pruned(compact, folder, export="halfway", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    [(Mute(), r"Mute\.card: gave None, no text"), (Idle(), r"Idle\.write: wrote no file")],
+)
+def test_a_faulty_export_is_one_typed_error(
+    export: Arrays, message: str, compact: PreTrainedModel, tmp_path: Path
+) -> None:
+    sparse_trainer.register_export("faulty", export)
+    with pytest.raises(ExportError, match=message):
+        save_pruned(compact, tmp_path / "out", export="faulty")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_know_a_registered_export() -> None:
