@@ -30,11 +30,12 @@ from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.inputs.labels import without_labels
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, rehearse_training
 from sparse_trainer.run.resume import RunFolder
-from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, Tell, measure_models
+from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed, is_over

@@ -47,11 +47,6 @@ class Latency:
     high: float
     """Third quartile."""
 
-    @property
-    def iqr(self) -> float:
-        """Interquartile range in seconds."""
-        return self.high - self.low
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:

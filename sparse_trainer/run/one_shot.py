@@ -19,11 +19,12 @@ from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
+from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import model_lines
 from sparse_trainer.run.prune_folder import prune_model, read_calibration
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.report import PERPLEXITY
-from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State, Tell
+from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State
 from sparse_trainer.tasks.base import Outputs
 from sparse_trainer.tasks.language.measure import check_tasks, evaluate
 from sparse_trainer.tasks.language.text import Perplexity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -19,6 +20,8 @@ from sparse_trainer.folders.load import load_model
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.run.latency import find_device, find_dtype
 
+Tell = Callable[[str], None]
+"""Takes one line about what is being done."""
 DataType = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -7,13 +7,14 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.fine_pruning import prepare_fine_pruning
 from sparse_trainer.run.one_shot import prepare_one_shot
+from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, RunResult
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import speaking_of
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.resume import RunFolder
-from sparse_trainer.run.stages import PRUNED, State, Tell, files_of
+from sparse_trainer.run.stages import PRUNED, State, files_of
 
 logger = logging.getLogger(__name__)
 

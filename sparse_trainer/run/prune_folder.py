@@ -1,6 +1,6 @@
 """One-shot pruning from a model's name to a folder: load, calibrate, prune, save."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,7 @@ from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
-from sparse_trainer.run.options import CalibrationOptions, SourceOptions, check_calibration
-
-Tell = Callable[[str], None]
-"""Takes one line about what is being done."""
+from sparse_trainer.run.options import CalibrationOptions, SourceOptions, Tell, check_calibration
 
 
 @dataclass(frozen=True, kw_only=True)

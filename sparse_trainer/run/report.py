@@ -36,23 +36,18 @@ class Comparison:
 
     def rows(self) -> list[list[str]]:
         """Return the table: a header, then one row per quantity, one column per model, and the ratio to the first."""
-        header = ["", *self.models, *(f"{name} / {self._baseline}" for name in list(self.models)[1:])]
-        rows = [header]
-        for metric in self._metric_names():
-            values = [(m.metrics or {}).get(metric) for m in self.models.values()]
+        baseline, *others = self.models
+        rows = [["", baseline, *others, *(f"{name} / {baseline}" for name in others)]]
+        measured = list(self.models.values())
+        for metric in dict.fromkeys(name for m in measured for name in m.metrics or {}):
+            values = [(m.metrics or {}).get(metric) for m in measured]
             spell, change = (_plain, _ratio) if metric.endswith(NO_SHARES) else (_percent, _points)
             rows.append([metric, *(spell(v) for v in values), *(change(v, values[0]) for v in values[1:])])
-        rows.append(
-            self._row("parameters", [m.parameters for m in self.models.values()], lambda v: f"{v:,.0f}")
-        )
-        rows.append(
-            self._row(
-                "file size", [m.file_bytes for m in self.models.values()], lambda v: f"{v / 1e6:.1f} MB"
-            )
-        )
-        for batch in next(iter(self.models.values())).latencies:
-            medians = [m.latencies[batch].median for m in self.models.values()]
-            rows.append(self._row(f"latency, batch {batch}", medians, lambda v: f"{v * 1e3:.1f} ms"))
+        rows.append(_row("parameters", [m.parameters for m in measured], "{:,.0f}"))
+        rows.append(_row("file size", [m.file_bytes / 1e6 for m in measured], "{:.1f} MB"))
+        for batch in measured[0].latencies:
+            medians = [m.latencies[batch].median * 1e3 for m in measured]
+            rows.append(_row(f"latency, batch {batch}", medians, "{:.1f} ms"))
         return rows
 
     def card_rows(self) -> dict[str, dict[str, str]]:
@@ -68,15 +63,9 @@ class Comparison:
             "conditions": asdict(self.conditions),
         }
 
-    @property
-    def _baseline(self) -> str:
-        return next(iter(self.models))
 
-    def _metric_names(self) -> list[str]:
-        return list(dict.fromkeys(name for m in self.models.values() for name in m.metrics or {}))
-
-    def _row(self, title: str, values: Sequence[float], spell: Any) -> list[str]:
-        return [title, *(spell(v) for v in values), *(f"{v / values[0]:.2f}x" for v in values[1:])]
+def _row(title: str, values: Sequence[float], form: str) -> list[str]:
+    return [title, *(form.format(v) for v in values), *(f"{v / values[0]:.2f}x" for v in values[1:])]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

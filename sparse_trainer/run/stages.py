@@ -20,6 +20,7 @@ from sparse_trainer.folders.save import Processor, save_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.latency import bench
+from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import FILES, write_beside
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.report import Comparison, Measured
@@ -28,8 +29,6 @@ from sparse_trainer.tasks.base import Outputs
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[str], None]
-"""Takes one line about what is being done."""
 DENSE, PRUNED = "dense", "pruned"
 """What the models of a run are called: the one that all is compared with, and the one that is cut."""
 

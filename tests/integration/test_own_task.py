@@ -195,3 +195,15 @@ def test_what_cannot_serve_is_refused(name: str, task: Any, message: str) -> Non
     register_task("text-length", Length)
     with pytest.raises(ArgumentError, match=message):
         register_task(name, task)
+
+
+def test_a_recipe_finds_the_task_of_its_plugin(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from sparse_trainer import register_task\nfrom tests.integration.test_own_task import Length\n"
+        "register_task('its-length', Length)\n"
+    )
+    path = write_recipe(tmp_path, name="its-lenght")
+    path.write_text(f"plugins: [mine.py]\n{path.read_text()}")
+    with pytest.raises(RecipeError, match=r"unknown task 'its-lenght'\. Did you mean 'its-length'"):
+        load_recipe(path)
+    assert vars(load_recipe(path, ["task.name=its-length", "task.per=2"]))["task"].per == 2
