@@ -1,13 +1,17 @@
 """Options of `prune`: what they do, how they meet, and what is refused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
+from patchers.units import Group
+from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.mixture import criterion_of
@@ -317,3 +321,22 @@ def test_block_by_block_is_the_same_pruning(name: str, sequential: bool) -> None
 def test_errors_are_of_one_root() -> None:
     with pytest.raises(SparseTrainerError):
         prune(model_of("llama"), criterion="wanda")
+
+
+def test_repair_block_by_block_asks_for_calibration() -> None:
+    with pytest.raises(DataError, match="reconstruct='bias' needs one"):
+        prune(model_of("bert"), criterion="magnitude", density=0.7, reconstruct="bias", by_block=True)
+
+
+def test_a_cost_of_ones_own_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dear:
+        def unit(self, model: nn.Module, group: Group) -> int:
+            return 1000 if group.layer == 0 else 1
+
+        def per_feature(self, model: nn.Module, groups: Sequence[Group]) -> dict[str, int]:
+            return {}
+
+    monkeypatch.setitem(COSTS, "dear", lambda sequence_length: Dear())
+    _, plan = prune(model_of("bert"), criterion="random", density=0.5, target="dear", units=["channels"])
+    assert plan.target == "dear"
+    assert plan.density_reached == pytest.approx(0.5, abs=0.05)
