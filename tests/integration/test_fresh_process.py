@@ -20,9 +20,18 @@ from patchers.discovery.discover import discover
 from patchers.units import KINDS
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.folders.save import save_pruned
-from tests.compact_models import DECISIONS, FAMILIES, batch, cheap, logits, patched, tiny, uneven_keep
-from tests.hidden_models import some
-from tests.same import assert_same_answer
+from tests.fixtures.compact_models import (
+    DECISIONS,
+    FAMILIES,
+    batch,
+    cheap,
+    logits,
+    patched,
+    tiny,
+    uneven_keep,
+)
+from tests.fixtures.hidden_models import some
+from tests.fixtures.same import assert_same_answer
 
 ROOT = Path(__file__).parents[2]
 

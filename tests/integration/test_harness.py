@@ -21,7 +21,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
 from tests.architectures.tiny import tiny_model
-from tests.character_tokenizer import character_tokenizer
+from tests.fixtures.character_tokenizer import character_tokenizer
 
 pytestmark = [
     pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (extra `harness`)"),

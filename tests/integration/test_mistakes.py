@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from sparse_trainer import cli
-from tests.recipe_files import boolq_rows, write_rows, write_text, write_tiny_llama, write_tiny_model
+from tests.fixtures.recipe_files import boolq_rows, write_rows, write_text, write_tiny_llama, write_tiny_model
 
 LONG = "x" * 5000
 

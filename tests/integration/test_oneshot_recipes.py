@@ -23,7 +23,7 @@ from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
-from tests.recipe_files import write_text, write_tiny_llama
+from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
 PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")

@@ -25,7 +25,7 @@ from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.tasks.base import Outputs, Prepared, Task
 from sparse_trainer.tasks.registry import TASKS
-from tests.recipe_files import boolq_rows, write_rows, write_tiny_model
+from tests.fixtures.recipe_files import boolq_rows, write_rows, write_tiny_model
 
 
 @pytest.fixture(autouse=True)

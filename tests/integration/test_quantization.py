@@ -11,7 +11,7 @@ from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
-from tests.oneshot_models import calibration, model_of
+from tests.fixtures.oneshot_models import calibration, model_of
 
 torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
 

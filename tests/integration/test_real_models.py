@@ -1,7 +1,7 @@
 """Pretrained weights, a quarter of them cut away: what the gated model says, the cut one says, wherever it is read.
 
 MiniLM-L6 (BERT), SmolLM2-135M (Llama, three KV groups a layer) and rxnmapper's ALBERT (one layer, used twelve times).
-`tests.real_weights` says where the weights come from.
+`tests.fixtures.real_weights` says where the weights come from.
 """
 
 import json
@@ -31,7 +31,7 @@ from patchers.discovery.discover import discover
 from patchers.units import Group, Structure
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
-from tests.real_weights import (
+from tests.fixtures.real_weights import (
     WIDTHS,
     cut,
     folder_of,

@@ -21,7 +21,7 @@ from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
-from tests.recipe_files import STEPS, small, write_small_files
+from tests.fixtures.recipe_files import STEPS, small, write_small_files
 
 TRAINING = sorted(name for name, path in shipped().items() if not is_one_shot(read_sections(path)))
 

@@ -20,7 +20,7 @@ from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.training.load import load_patched
-from tests.recipe_files import small, write_small_files
+from tests.fixtures.recipe_files import small, write_small_files
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import torch
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from tests.laws.training import METHODS, trainer
-from tests.oneshot_models import calibration, model_of
+from tests.fixtures.oneshot_models import calibration, model_of
+from tests.fixtures.training import METHODS, trainer
 
 RECORD = Path(__file__).parents[1] / "data" / "same_results.json"
 ONE_SHOT = (

@@ -23,7 +23,7 @@ from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.load import load_patched
 from sparse_trainer.training.trainer import SparseTrainer
 from sparse_trainer.training.wrapped_model import WHOLE_FILE
-from tests.character_tokenizer import character_tokenizer
+from tests.fixtures.character_tokenizer import character_tokenizer
 
 sentence_transformers = pytest.importorskip(
     "sentence_transformers", reason="sentence-transformers is not installed"

@@ -13,7 +13,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.trainer import SparseTrainer
-from tests.character_tokenizer import character_tokenizer
+from tests.fixtures.character_tokenizer import character_tokenizer
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")

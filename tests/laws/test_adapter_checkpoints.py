@@ -15,8 +15,8 @@ from sparse_trainer.errors import CheckpointError
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.gate_file import GATE_FILE
 from sparse_trainer.training.trainer import PruningTrainer
-from tests.compact_models import batch
-from tests.laws.training import quiet_model, sparse_args, trainer
+from tests.fixtures.compact_models import batch
+from tests.fixtures.training import quiet_model, sparse_args, trainer
 
 peft = pytest.importorskip("peft")
 

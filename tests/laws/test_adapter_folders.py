@@ -14,8 +14,8 @@ from sparse_trainer.training.checkpoint import STATE_FILE, save_state
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.gate_file import GATE_FILE
 from sparse_trainer.training.load import load_patched
-from tests.compact_models import logits, tiny
-from tests.laws.training import sparse_args
+from tests.fixtures.compact_models import logits, tiny
+from tests.fixtures.training import sparse_args
 
 peft = pytest.importorskip("peft")
 

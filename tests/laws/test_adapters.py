@@ -21,8 +21,8 @@ from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from tests.architectures.tiny import tiny_model
-from tests.compact_models import batch, tiny
-from tests.same import assert_same
+from tests.fixtures.compact_models import batch, tiny
+from tests.fixtures.same import assert_same
 
 peft = pytest.importorskip("peft")
 

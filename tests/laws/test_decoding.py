@@ -38,7 +38,7 @@ from patchers.modeling_pruned import Skip, is_skip
 from patchers.patching.gates import Gate
 from patchers.patching.patch import patch
 from sparse_trainer.cut.optimize import optimize_model
-from tests.compact_models import perturbed
+from tests.fixtures.compact_models import perturbed
 
 # Shape legend: B = rows, T = tokens, V = vocabulary.
 

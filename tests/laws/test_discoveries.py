@@ -17,7 +17,7 @@ from sparse_trainer import ModelPatchingCoordinator, SparseTrainingArguments, op
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decision import Decision, Request
 from tests.architectures.tiny import tiny_model
-from tests.hidden_models import hidden_model
+from tests.fixtures.hidden_models import hidden_model
 
 Count = Callable[[], int]
 

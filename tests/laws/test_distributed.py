@@ -14,7 +14,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.laws.test_mask_training import asked
-from tests.laws.training import sparse_args, trainer
+from tests.fixtures.training import sparse_args, trainer
 
 folder, batch_size, *methods = sys.argv[1:]
 for method in methods:

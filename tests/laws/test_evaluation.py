@@ -15,7 +15,7 @@ from sparse_trainer.tasks.language.choices import multiple_choice
 from sparse_trainer.tasks.language.measure import compare, evaluate
 from sparse_trainer.tasks.language.text import perplexity
 from tests.architectures.tiny import tiny_model
-from tests.character_tokenizer import character_tokenizer
+from tests.fixtures.character_tokenizer import character_tokenizer
 
 # Shape legend: T = tokens, V = vocabulary.
 

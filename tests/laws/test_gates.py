@@ -13,8 +13,8 @@ from patchers.surgery import cut
 from patchers.units import BLOCK_KINDS, Kind, Structure
 from sparse_trainer.criteria.training.registry import read_scoring, scorings
 from tests.architectures.tiny import tiny_model
-from tests.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
-from tests.same import assert_same, assert_same_answer
+from tests.fixtures.compact_models import DECISIONS, FAMILIES, batch, logits, tiny
+from tests.fixtures.same import assert_same, assert_same_answer
 
 CASES = [
     (family, kinds)

@@ -28,9 +28,9 @@ from patchers.units import KINDS, Kind
 from sparse_trainer.criteria.training.registry import read_scoring
 from sparse_trainer.cut.optimize import optimize_model
 from tests.architectures.tiny import tiny_model
-from tests.compact_models import tiny
-from tests.hidden_models import NAMES, hidden_model, outputs, some, tolerance
-from tests.same import assert_same, assert_same_answer
+from tests.fixtures.compact_models import tiny
+from tests.fixtures.hidden_models import NAMES, hidden_model, outputs, some, tolerance
+from tests.fixtures.same import assert_same, assert_same_answer
 
 KINDS_BESIDE: list[tuple[Kind, ...]] = [
     ("hidden",),

@@ -24,8 +24,8 @@ from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from tests.expected_size import counted_share, drawn_alphas
-from tests.hidden_models import hidden_model, outputs, some, tolerance
+from tests.fixtures.expected_size import counted_share, drawn_alphas
+from tests.fixtures.hidden_models import hidden_model, outputs, some, tolerance
 
 FLAT: tuple[Kind, ...] = ("heads", "channels", "hidden")
 COMBINATIONS: list[tuple[Kind, ...]] = [

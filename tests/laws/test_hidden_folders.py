@@ -25,9 +25,9 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.run.cut_folder import compact_folder
 from tests.architectures.tiny import tiny_model
-from tests.hidden_models import hidden_model, outputs, some
-from tests.laws.training import quiet_model, sparse_args, trainer
-from tests.same import assert_same, assert_same_answer
+from tests.fixtures.hidden_models import hidden_model, outputs, some
+from tests.fixtures.same import assert_same, assert_same_answer
+from tests.fixtures.training import quiet_model, sparse_args, trainer
 
 
 @pytest.mark.parametrize(("name", "left"), [("llama-tied", 20), ("qwen2", 21), ("mistral", 12), ("bert", 20)])

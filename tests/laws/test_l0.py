@@ -18,8 +18,8 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.optimizer_groups import options_known_to
-from tests.compact_models import batch, logits, tiny
-from tests.expected_size import counted_share, drawn_alphas
+from tests.fixtures.compact_models import batch, logits, tiny
+from tests.fixtures.expected_size import counted_share, drawn_alphas
 
 NESTED = ["heads", "channels", "attention", "ffn", "layers"]
 

@@ -15,8 +15,8 @@ from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.load import load_patched
 from sparse_trainer.training.mask_driver import MaskDriver
 from sparse_trainer.training.trainer import PruningTrainer
-from tests.compact_models import logits, tiny
-from tests.laws.training import CHECKPOINTING, quiet_model, state, trainer
+from tests.fixtures.compact_models import logits, tiny
+from tests.fixtures.training import CHECKPOINTING, quiet_model, state, trainer
 
 BLOCKS = {"attention_block_rows": 4, "attention_block_cols": 8}
 L0 = {"regularization": "l0", "regularization_final_lambda": 20.0, "mask_scores_learning_rate": 0.5}

@@ -19,8 +19,8 @@ from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.mask_driver import MaskDriver
 from tests.architectures.tiny import tiny_model
-from tests.compact_models import batch, logits, tiny
-from tests.same import assert_same
+from tests.fixtures.compact_models import batch, logits, tiny
+from tests.fixtures.same import assert_same
 
 BLOCKS = {"attention_block_rows": 4, "attention_block_cols": 8, "dense_block_rows": 2, "dense_block_cols": 4}
 CHANNELS = {option: size for option, size in BLOCKS.items() if option != "dense_block_cols"}

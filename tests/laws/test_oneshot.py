@@ -19,7 +19,16 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.moments import Moments
-from tests.oneshot_models import MODELS, calibration, error, model_of, padded, refit, sequences, widths
+from tests.fixtures.oneshot_models import (
+    MODELS,
+    calibration,
+    error,
+    model_of,
+    padded,
+    refit,
+    sequences,
+    widths,
+)
 
 # Shape legend: U = units, I = features of a consumer's input.
 

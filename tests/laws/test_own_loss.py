@@ -15,7 +15,7 @@ from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.loss import SAYS_WHO_DIVIDES
 from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
-from tests.laws.training import quiet_model, rows, sparse_args, state, trainer
+from tests.fixtures.training import quiet_model, rows, sparse_args, state, trainer
 
 SPLIT: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 MASKS = {

@@ -9,7 +9,7 @@ from patchers.units import Group, Structure
 from sparse_trainer.criteria.calibration.magnitude import magnitude
 from sparse_trainer.criteria.training.registry import read_scoring
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from tests.compact_models import FAMILIES, batch, tiny
+from tests.fixtures.compact_models import FAMILIES, batch, tiny
 
 
 def gate_gradients(family: str) -> tuple[torch.nn.Module, Structure, dict[str, torch.Tensor]]:

@@ -13,8 +13,8 @@ from patchers.patching.patch import gates_of
 from sparse_trainer.errors import NonFiniteError
 from sparse_trainer.training.trainer import PruningTrainer, SparseTrainer
 from tests.architectures.tiny import tiny_model
-from tests.compact_models import FAMILIES, tiny
-from tests.laws.training import CHECKPOINTING, METHODS, quiet_model, rows, sparse_args, state, trainer
+from tests.fixtures.compact_models import FAMILIES, tiny
+from tests.fixtures.training import CHECKPOINTING, METHODS, quiet_model, rows, sparse_args, state, trainer
 
 CASES = [("bert", method) for method in METHODS] + [
     (family, method)

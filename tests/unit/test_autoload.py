@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 from patchers.discovery.discover import discover
 from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.cut.optimize import optimize_model
-from tests.compact_models import logits, patched, tiny, uneven_keep
-from tests.same import assert_same
+from tests.fixtures.compact_models import logits, patched, tiny, uneven_keep
+from tests.fixtures.same import assert_same
 
 
 @pytest.fixture

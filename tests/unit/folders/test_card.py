@@ -1,0 +1,79 @@
+"""The model card."""
+
+import re
+
+import pytest
+import yaml
+
+from patchers.discovery.discover import discover
+from sparse_trainer.cut.auto_classes import auto_classes_of
+from sparse_trainer.cut.decision import Request
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.cut.record import plan_of, remember_request
+from sparse_trainer.folders.card import model_card
+from sparse_trainer.folders.exports import EXPORTS
+from tests.fixtures.compact_models import patched, tiny, uneven_keep
+
+
+def card(form: str, name: str = "", density: float | dict[str, float] | None = 0.25) -> str:
+    """Return the card of a small model."""
+    model = tiny()
+    gated = patched(model, uneven_keep(discover(model)))
+    remember_request(gated, Request(method="movement", density=density))
+    compact = optimize_model(gated)
+    compact.config.name_or_path = name
+    plan = plan_of(compact)
+    assert plan is not None
+    metrics = {
+        "accuracy": {"dense": 0.71234567, "pruned": 0.7},
+        "file size": {"dense": "9 MB", "pruned": None},
+    }
+    return model_card(compact, plan, metrics, EXPORTS[form])
+
+
+@pytest.mark.parametrize("form", ["native", "padded", "self-contained"])
+def test_front_matter_and_tables_are_whole(form: str) -> None:
+    text = card(form, "google-bert/bert-base-uncased")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "base_model": "google-bert/bert-base-uncased",
+        "tags": ["pruning", "structured-sparsity", "sparse-trainer"],
+    }
+    assert "| accuracy | 0.7123 | 0.7 |\n| file size | 9 MB | – |\n" in body
+    assert "| parameters | 28,243 | 12,766 |" in body
+    assert "| heads | 3 | 12 |\n" in body
+    assert "Chosen by `movement`, asked to keep 25% of the prunable params;" in body
+    assert "{" not in body
+    assert not re.search(r"\n\n\n", body)
+
+
+def test_the_lines_that_load_are_those_of_the_form() -> None:
+    lines = {form: card(form) for form in ("native", "padded", "self-contained")}
+    plain = 'model = AutoModelForSequenceClassification.from_pretrained("this-folder")\n'
+    assert plain in lines["native"]
+    assert plain in lines["padded"]
+    assert 'from_pretrained("this-folder", trust_remote_code=True)\n' in lines["self-contained"]
+    assert "Zeros pad" in lines["padded"]
+    assert "no special kernel" not in lines["padded"]
+
+
+def test_paths_of_this_machine_stay_out() -> None:
+    text = card("native", "/home/me/models/bert")
+    assert "/home/me" not in text
+    assert "base_model" not in text
+
+
+def test_densities_of_several_kinds() -> None:
+    assert "asked to keep 50% of the heads, 12.5% of the channels;" in card(
+        "native", density={"heads": 0.5, "channels": 0.125}
+    )
+    assert "asked to" not in card("native", density=None)
+
+
+def test_auto_classes_are_found_by_the_name_of_the_class() -> None:
+    assert auto_classes_of("BertModel")[0] == "AutoModel"
+    assert auto_classes_of("DistilBertForQuestionAnswering") == ("AutoModelForQuestionAnswering",)
+    assert "AutoModelForMaskedLM" in auto_classes_of("RobertaForMaskedLM")
+    assert auto_classes_of("NoSuchModel") == ()

@@ -1,0 +1,114 @@
+"""Pictures and tables of widths and scores."""
+
+import csv
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_trainer.cut.decision import Decision
+from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.run.pictures import (
+    FILES,
+    bin_edges,
+    scores_by_kind,
+    write_map,
+    write_pictures,
+    write_scores,
+)
+from tests.architectures.tiny import tiny_model
+from tests.unit.run.test_report import plan
+
+
+@pytest.fixture(scope="module")
+def rounds() -> list[Decision]:
+    found: list[Decision] = []
+    prune(tiny_model("llama"), criterion="magnitude", density=0.7, steps=2, watch=found.append)
+    return found
+
+
+def test_the_map_is_a_picture_that_differs_where_units_do(tmp_path: Path) -> None:
+    write_map(plan(), tmp_path / "kept.png")
+    other = plan()
+    other.groups["layer.0.heads"]["keep"] = [0, 1, 2, 3]
+    write_map(other, tmp_path / "other.png")
+    pictures = [_pixels(tmp_path / name) for name in ("kept.png", "other.png")]
+    assert pictures[0] != pictures[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.png", "other.png"]
+
+
+def test_all_pictures_and_tables_are_written_and_nothing_else(tmp_path: Path, rounds: list[Decision]) -> None:
+    write_pictures(plan(), rounds, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES.values())
+    for name in FILES.values():
+        if name.endswith(".png"):
+            _pixels(tmp_path / name)
+
+
+def test_the_table_of_scores_has_every_unit_of_every_round(tmp_path: Path, rounds: list[Decision]) -> None:
+    write_scores(rounds, tmp_path)
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(g.num_units for decision in rounds for g in decision.groups)
+    assert {row["round"] for row in rows} == {"1", "2"}
+    first = rounds[0].groups[0]
+    shown = [float(row["score"]) for row in rows if row["round"] == "1" and row["group"] == first.name]
+    assert shown == pytest.approx(rounds[0].scores[first.name].tolist())
+
+
+def test_each_round_scores_what_the_one_before_left(rounds: list[Decision]) -> None:
+    before, after = rounds
+    left = {g.name: g.num_units for g in after.groups}
+    assert left
+    assert {name: int(before.keep[name].sum()) for name in left} == left
+
+
+def test_the_histogram_shows_the_scores(tmp_path: Path, rounds: list[Decision]) -> None:
+    write_scores(rounds[:1], tmp_path)
+    first = _pixels(tmp_path / "scores.png")
+    write_scores(rounds, tmp_path)
+    assert _pixels(tmp_path / "scores.png") != first
+
+
+def test_scores_of_a_kind_are_put_together(rounds: list[Decision]) -> None:
+    found = scores_by_kind(rounds[0])
+    assert set(found) == {"heads", "channels"}
+    groups = [g for g in rounds[0].groups if g.kind == "channels"]
+    assert len(found["channels"][0]) == sum(g.num_units for g in groups)
+    assert int(found["channels"][1].sum()) == sum(int(rounds[0].keep[g.name].sum()) for g in groups)
+
+
+@pytest.mark.parametrize("is_log", [True, False])
+@pytest.mark.parametrize("scores", [[3.0, 3.0], [1e-9, 1.0, 1e9]])
+def test_bins_cover_all_scores_and_rise(scores: list[float], is_log: bool) -> None:
+    edges = bin_edges(torch.tensor(scores, dtype=torch.float64), is_log=is_log)
+    assert edges == sorted(set(edges))
+    assert edges[0] <= min(scores)
+    assert edges[-1] >= max(scores) * (1 - 1e-12)
+
+
+def test_scores_below_zero_and_no_rounds_can_be_drawn(tmp_path: Path, rounds: list[Decision]) -> None:
+    below = {name: score_U - score_U.mean() for name, score_U in rounds[0].scores.items()}
+    negative = replace(rounds[0], scores=below)
+    for decisions in ([negative], []):
+        write_scores(decisions, tmp_path)
+        _pixels(tmp_path / "scores.png")
+
+
+def _pixels(path: Path) -> bytes:
+    """Return the compressed scan lines of a PNG, after checking that it is whole."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    data, position = b"", 8
+    while position < len(content):
+        length, kind = struct.unpack(">I4s", content[position : position + 8])
+        body = content[position + 8 : position + 8 + length]
+        assert struct.unpack(">I", content[position + 8 + length : position + 12 + length])[0] == zlib.crc32(
+            kind + body
+        )
+        data += body if kind == b"IDAT" else b""
+        position += 12 + length
+    return zlib.decompress(data)
