@@ -3,7 +3,8 @@
 python benchmarks/real_models.py --threads 1 --smollm2 FOLDER [--profile] [--json]
 
 FOLDER holds SmolLM2-135M-Instruct as a stock model folder (tests/fixtures/real_weights.py makes one). Targets:
-discovery of 32 layers of Llama 7B in less than 1 s, the cut of SmolLM2 in less than 3 s, of BERT-base in less than 1.5 s.
+discovery of 32 layers of Llama 7B in less than 1 s, the cut of SmolLM2 in less than 3 s, of BERT-base in less than
+1.5 s.
 A quarter of the KV groups and channels goes at random, another share in every layer.
 """
 

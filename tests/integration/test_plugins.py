@@ -1,5 +1,6 @@
 """Files of a user's own: what they register serves recipes; what is wrong with them is one typed error."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,11 @@ def test_a_criterion_of_a_plugin_prunes_and_the_saved_recipe_finds_it_again(tmp_
     for group in result.plan.groups.values():
         if group["kind"] == "channels":
             assert group["keep"] == list(range(group["size"] // 2, group["size"]))
-    assert load_recipe(result.folder / "recipe.yaml").sections["plugins"] == [str(file.resolve())]
+    saved = result.folder / "recipe.yaml"
+    with pytest.raises(RecipeError, match="no file in a model's folder names code that is run"):
+        load_recipe(saved)
+    shutil.copy(saved, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml").sections["plugins"] == [str(file.resolve())]
 
 
 def test_without_its_plugin_a_criterion_is_not_known(tmp_path: Path) -> None:

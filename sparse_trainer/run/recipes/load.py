@@ -30,17 +30,18 @@ def is_one_shot(sections: Mapping[str, Any]) -> bool:
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
 
-    One with a section `prune` prunes in one shot; any other trains. The files under `plugins` are imported first.
+    One with a section `prune` prunes in one shot; any other trains. The files under `plugins` are imported
+    before the sections are read, unless the recipe lies in a model's folder, whose files name no code.
 
     Raises:
         RecipeError: Unknown recipe, section or key; a missing or ill-typed value; the place is named.
     """
     path, overrides = find_recipe(str(name_or_path)), tuple(overrides)
     sections = read_sections(path)
-    _import_plugins(sections, path)
     one_shot = is_one_shot(sections)
     for text in overrides:
         override(sections, text, tuple((OneShotRecipe if one_shot else FinePruningRecipe).SECTIONS))
+    _import_plugins(sections, path)
     try:
         parse = parse_one_shot if one_shot else parse_fine_pruning
         return dataclasses.replace(parse(sections, path.stem, str(path)), overrides=overrides)
@@ -56,6 +57,12 @@ def _import_plugins(sections: Sections, path: Path) -> None:
     if not isinstance(asked, list):
         raise RecipeError(
             f"{path}: {PLUGINS}", f"{shown(asked)} is no list.", "Name Python files, e.g. [my_file.py]."
+        )
+    if (path.parent / "config.json").exists():
+        raise RecipeError(
+            f"{path}: {PLUGINS}",
+            "no file in a model's folder names code that is run.",
+            "Read those files, and copy the recipe out of the folder.",
         )
     try:
         sections[PLUGINS] = load_plugins(asked, path.parent)
