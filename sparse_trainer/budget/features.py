@@ -10,7 +10,7 @@ from patchers.units import HIDDEN
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.budget.options import Budget, check_reachable
-from sparse_trainer.budget.pool import Selection
+from sparse_trainer.budget.pool import Kept
 
 # Shape legend: U = hidden features, K = counts of them that may stay.
 
@@ -38,29 +38,16 @@ class FeatureSelector:
         size, step = self.group.num_units, budget.step_of(self.group)
         least = -(-max(1, min(budget.floor_of(HIDDEN), size)) // step) * step
         self._counts_K = torch.tensor([*range(min(least, size), size, step), size])
-        self._check()
+        least_K, _ = self._bounds({g.name: torch.zeros(g.num_units) for g in nesting.groups})
+        check_reachable(self.density, float(least_K[0]) / self.total)
 
     @property
     def constraints(self) -> list[Constraint]:
         """What must hold: one density over all groups."""
-        return [
-            Constraint(
-                costs={name: float(cost) for name, cost in self.nesting.own.items()},
-                total=self.total,
-                density=self.density,
-                around=self.nesting.around,
-                shared={name: float(cost) for name, cost in self.nesting.shared.items()},
-                hidden=self.group.name,
-            )
-        ]
-
-    def _check(self) -> None:
-        least_K, _ = self._bounds({g.name: torch.zeros(g.num_units) for g in self.nesting.groups})
-        least = float(least_K[0]) / self.total
-        check_reachable(self.density, least)
+        return [self.nesting.constraint(self.density)]
 
     @torch.no_grad()
-    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:
+    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Kept:
         """Keep the best units; `remaining` as in `Selector.select`."""
         allowed = (self.density + (1.0 - self.density) * remaining) * self.total
         score_U = scores[self.group.name].detach().float().flatten()
@@ -71,9 +58,9 @@ class FeatureSelector:
         rank_U[order_U] = torch.arange(len(score_U), device=score_U.device)
         keep = {self.group.name: rank_U < count}
         if self._inner is None:
-            return Selection(keep=keep, threshold=score_U.masked_fill(rank_U >= count, torch.inf).min())
+            return Kept(keep=keep, threshold=score_U.masked_fill(rank_U >= count, torch.inf).min())
         selection = self._inner.spend(scores, allowed - self.own * count, self._gone(count))
-        return Selection(keep={**selection.keep, **keep}, threshold=selection.threshold)
+        return Kept(keep={**selection.keep, **keep}, threshold=selection.threshold)
 
     def _gone(self, count: Tensor) -> Tensor:
         return 1.0 - count.double() / self.group.num_units

@@ -9,7 +9,7 @@ from torch import Tensor
 from patchers.units import LAYERS, Group
 from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.budget.options import Budget, check_reachable
-from sparse_trainer.budget.pool import Pool, Selection
+from sparse_trainer.budget.pool import Kept, Pool
 
 # Shape legend: U = units of a group.
 
@@ -31,7 +31,7 @@ class NestedSelector:
 
     def __init__(self, nesting: Nesting, budget: Budget) -> None:
         assert not budget.is_per_kind
-        self.budget, self.density = budget, float(budget.density)
+        self.density = float(budget.density)
         self.nesting = nesting
         self.total = float(self.nesting.total)
         self.outer = self.nesting.outer
@@ -58,7 +58,8 @@ class NestedSelector:
                   for peers in spared}  # fmt: skip
         self._stacks = {f"stack {' '.join(peers)}": torch.tensor(found) for peers, found in places.items()}
         self._tensors |= self._stacks
-        self._check()
+        turn_G = self._turns(torch.zeros(len(self.outer)))
+        check_reachable(self.density, float(self._left_of("least", turn_G)[-1]) / self.total)
 
     def _floors(self, whole: Budget, spared: Collection[tuple[str, str]]) -> dict[str, float]:
         """Return how many units of each inner group stay in any case, by name."""
@@ -79,23 +80,17 @@ class NestedSelector:
     @property
     def constraints(self) -> list[Constraint]:
         """What must hold: one density over all groups."""
-        own = {name: float(cost) for name, cost in self.nesting.own.items()}
-        return [Constraint(costs=own, total=self.total, density=self.density, around=self.nesting.around)]
-
-    def _check(self) -> None:
-        turn_G = self._turns(torch.zeros(len(self.outer)))
-        least = float(self._left_of("least", turn_G)[-1]) / self.total
-        check_reachable(self.density, least)
+        return [self.nesting.constraint(self.density)]
 
     @torch.no_grad()
-    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:
+    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Kept:
         """Keep the best units; `remaining` as in `Selector.select`."""
         return self.spend(scores, (self.density + (1.0 - self.density) * remaining) * self.total)
 
     @torch.no_grad()
     def spend(
         self, scores: Mapping[str, Tensor], allowed: float | Tensor, gone: Tensor | None = None
-    ) -> Selection:
+    ) -> Kept:
         """Keep the best units that an amount pays for.
 
         Args:
@@ -110,7 +105,7 @@ class NestedSelector:
         stays = dict(zip([g.name for g in (*self.outer, *self.inner)], stays_G.unbind(), strict=True))
         keep, threshold = self._pool.select(scores, density, stays_G[len(self.outer) :], gone)
         keep |= {g.name: stays[g.name].expand(g.num_units) for g in self.outer}
-        return Selection(keep=keep, threshold=threshold.nan_to_num(posinf=0.0))
+        return Kept(keep=keep, threshold=threshold.nan_to_num(posinf=0.0))
 
     def bounds(self, scores: Mapping[str, Tensor], gone_K: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and the most that can stay, for some shares of hidden features that do not, shape [K]."""

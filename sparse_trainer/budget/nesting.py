@@ -73,6 +73,17 @@ class Nesting:
         """Tell whether these are the hidden features in which other units have a share."""
         return group is self.hidden and bool(self.shared)
 
+    def constraint(self, density: float) -> Constraint:
+        """Return what must hold where all groups share one density."""
+        return Constraint(
+            costs={name: float(cost) for name, cost in self.own.items()},
+            total=float(self.total),
+            density=density,
+            around=self.around,
+            shared={name: float(cost) for name, cost in self.shared.items()},
+            hidden=None if self.hidden is None else self.hidden.name,
+        )
+
     @property
     def outer(self) -> tuple[Group, ...]:
         """Groups that enclose others, in model order."""

@@ -18,7 +18,7 @@ from sparse_trainer.budget.options import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class Kept:
     """The outcome of one selection; tensors stay on the device of the scores."""
 
     keep: dict[str, Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 from patchers.units import Group, Kind
 from sparse_trainer.budget.nesting import Constraint
 from sparse_trainer.budget.options import Budget, check_reachable
-from sparse_trainer.budget.pool import Pool, Selection
+from sparse_trainer.budget.pool import Kept, Pool
 from sparse_trainer.errors import ArgumentError
 
 # Shape legend: U = units of a group.
@@ -36,7 +36,8 @@ class Selector:
         ]
         self.costs = {g.name: costs[g.name] for g in groups}
         self.total = float(sum(costs[g.name] * g.num_units for g in groups))
-        self._check()
+        for pool in self.pools:
+            check_reachable(pool.density, pool.floor / pool.total, f" for {pool.label}")
 
     @property
     def constraints(self) -> list[Constraint]:
@@ -50,12 +51,8 @@ class Selector:
             for pool in self.pools
         ]
 
-    def _check(self) -> None:
-        for pool in self.pools:
-            check_reachable(pool.density, pool.floor / pool.total, f" for {pool.label}")
-
     @torch.no_grad()
-    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Selection:
+    def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Kept:
         """Keep the best units of each pool.
 
         Args:
@@ -68,7 +65,7 @@ class Selector:
             kept, threshold = pool.select(scores, density)
             keep.update(kept)
             thresholds.append(threshold)
-        return Selection(keep=keep, threshold=thresholds[0])
+        return Kept(keep=keep, threshold=thresholds[0])
 
     def _densities(self, remaining: float) -> list[float]:
         """Return the fraction that each pool may keep now.
