@@ -70,6 +70,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'Known: density.'
     """
     names = list(known)
+    if not names:
+        return "There are none."
     close = get_close_matches(name[:200], names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if len(names) > _MOST_NAMES:

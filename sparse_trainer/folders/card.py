@@ -12,7 +12,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ExportError, shown
-from sparse_trainer.folders.exports import Export
+from sparse_trainer.folders.exports import Export, fills_up
 from sparse_trainer.plan.document import Plan
 
 _TEMPLATE = """\
@@ -33,6 +33,9 @@ library_name: transformers
 {%- else -%}
 {{ plan.architecture }} cut down to {{ percent(plan.params.compact, plan.params.dense) }} of its parameters and \
 {{ percent(plan.macs.compact, plan.macs.dense) }} of its multiply-accumulates per token.
+{%- if filled %} Here zeros fill it up again to sizes that the stock class can build.
+{%- else %} What was removed is gone, not masked: the model is dense and needs no special kernel.
+{%- endif %}
 {%- endif %}
 {%- if norms %} Its blocks scale and shift where its class in transformers normalizes (NoNorm).{% endif %}
 
@@ -79,6 +82,7 @@ def model_card(
     )
     return environment.from_string(_TEMPLATE).render(
         plan=plan,
+        filled=fills_up(export, model),
         norms=bool(earlier_layout(model.config)["norms"]),
         title=f"{base or plan.model_type}, pruned",
         base=base,

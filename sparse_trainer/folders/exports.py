@@ -50,7 +50,7 @@ class Native:
 
     def card(self, model: PreTrainedModel, loader: str) -> str:
         """Return how a stock checkpoint is loaded."""
-        return f"{_lines(loader)}This is a stock checkpoint: no code comes with it. {_DENSE}"
+        return f"{_lines(loader)}This is a stock checkpoint: no code comes with it."
 
 
 class SelfContained:
@@ -74,7 +74,7 @@ class SelfContained:
         return (
             f"{_lines(loader, ', trust_remote_code=True')}Its layers are uneven, or of another sort than those of its "
             "class in transformers, so `modeling_pruned.py` comes with it, which imports only torch and transformers. "
-            f'`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`. {_DENSE}'
+            f'`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.'
         )
 
 
@@ -163,7 +163,9 @@ def register_export(name: str, export: Export) -> None:
     EXPORTS[name] = export
 
 
-_DENSE = "What was removed is gone, not masked: the model is dense and needs no special kernel."
+def fills_up(export: Export, model: PreTrainedModel) -> bool:
+    """Tell whether this form writes zeros where units were cut."""
+    return isinstance(export, Padded) and _is_uneven(model)
 
 
 def _lines(loader: str, options: str = "") -> str:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import requests
 from datasets import config as datasets_config
 from huggingface_hub import constants
 from numpy.typing import NDArray
@@ -89,6 +88,8 @@ def hub_reachable() -> bool:
     """Tell whether the hub answers: no by configuration, or by a request that may take PROBE_SECONDS."""
     if constants.HF_HUB_OFFLINE or datasets_config.HF_HUB_OFFLINE:
         return False
+    import requests  # slow, and for this one question
+
     try:
         requests.head(constants.ENDPOINT, timeout=PROBE_SECONDS)
     except requests.RequestException:

@@ -51,8 +51,13 @@ def check_scoring(scoring: str, flat: Mapping[str, Any], touched: Collection[str
         except ArgumentError as error:
             field = options[error.where.rpartition(".")[2]]
             raise ArgumentError(field, error.what, error.remedy) from error
-    criterion_asked(scoring, flat)
-    name, given = split_options(scoring)
+    try:
+        criterion_asked(scoring, flat)
+        name, given = split_options(scoring)
+    except ArgumentError as error:
+        # Criteria name themselves; the user wrote `scoring`.
+        part = error.where.removeprefix("scoring").removeprefix("criterion").strip()
+        raise ArgumentError(f"scoring {part}".strip(), error.what, error.remedy) from error
     for option in given:
         double = _FIELDS.get(name, {}).get(option)
         if double in touched:

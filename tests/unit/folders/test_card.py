@@ -1,5 +1,6 @@
 """The model card."""
 
+import dataclasses
 import re
 
 import pytest
@@ -77,3 +78,18 @@ def test_auto_classes_are_found_by_the_name_of_the_class() -> None:
     assert auto_classes_of("DistilBertForQuestionAnswering") == ("AutoModelForQuestionAnswering",)
     assert "AutoModelForMaskedLM" in auto_classes_of("RobertaForMaskedLM")
     assert auto_classes_of("NoSuchModel") == ()
+
+
+def test_a_model_that_lost_nothing_is_not_said_to_have_lost_units() -> None:
+    model = tiny()
+    compact = optimize_model(patched(model, uneven_keep(discover(model))))
+    plan = plan_of(compact)
+    assert plan is not None
+    size = plan.params["dense"]
+    whole = dataclasses.replace(plan, params={"dense": size, "compact": size})
+    text = model_card(compact, whole, {}, EXPORTS["native"])
+    assert "nothing was cut" in text
+    assert "What was removed" not in text
+    assert "nothing was cut" not in card("native")
+    assert "What was removed is gone" in card("native")
+    assert "What was removed" not in card("padded")

@@ -144,3 +144,11 @@ def test_hf_argument_parser_reads_them() -> None:
     parser = HfArgumentParser(SparseTrainingArguments)
     (args,) = parser.parse_dict({"scoring": "taylor", "density": {"heads": 0.5}})
     assert args.kinds == ("heads",)
+
+
+@pytest.mark.parametrize("scoring", ["movement(x=1)", "obs(rounds=0)", "wnda"])
+def test_a_mistake_in_a_scoring_is_told_at_scoring(scoring: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        SparseTrainingArguments(scoring=scoring)
+    assert caught.value.where.startswith("scoring")
+    assert "Known: ." not in caught.value.remedy
