@@ -18,7 +18,7 @@ from sparse_trainer.criteria.calibration.mixture import (
     name_of,
 )
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
-from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
 from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
@@ -126,6 +126,10 @@ class PruneOptions:
             )
 
     def _check_criterion(self, where: str, asked: CriterionLike) -> None:
+        if not isinstance(asked, str | Mapping | WidthCriterion):
+            raise ArgumentError(
+                where, f"{shown(asked)} is no criterion.", "Give a name, an instance or names with weights."
+            )
         try:
             criterion = criterion_of(asked, self.normalize)
             requests, scored = criterion.requests(), scored_kinds(criterion)

@@ -1,7 +1,7 @@
 """What a one-shot width criterion has to offer, and what most of them share."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Evidence:
         return self.statistics.by_group(request, self.structure.groups)
 
 
+@runtime_checkable
 class WidthCriterion(Protocol):
     """Scores units from their weights and from what a calibration pass collected.
 

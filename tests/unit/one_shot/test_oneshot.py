@@ -340,3 +340,9 @@ def test_a_cost_of_ones_own_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     _, plan = prune(model_of("bert"), criterion="random", density=0.5, target="dear", units=["channels"])
     assert plan.target == "dear"
     assert plan.density_reached == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("criterion", [None, 3, object()])
+def test_what_is_no_criterion_is_told(criterion: Any) -> None:
+    with pytest.raises(ArgumentError, match="is no criterion"):
+        prune(model_of("llama"), criterion=criterion)
