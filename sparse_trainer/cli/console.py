@@ -10,9 +10,10 @@ from rich.console import Console, RenderableType
 from sparse_trainer.run.plugins import load_plugins
 
 
-def _load(files: list[str] | None) -> list[str] | None:
+def _load(files: list[str] | None) -> list[str]:
+    """Import the files; a list in any case, since typer 0.16 counts what a callback returns."""
     load_plugins(files or [])
-    return files
+    return files or []
 
 
 Plugins = Annotated[
