@@ -1,8 +1,8 @@
 """What closes units over a training: gates under one budget, or weight masks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
 
@@ -69,12 +69,17 @@ class Driver(Protocol):
         """Return what was asked and reached."""
 
 
+DRIVERS: Final[dict[type, Callable[[nn.Module, Structure, Any], Driver]]] = {
+    GateOptions: GateDriver,
+    MaskOptions: MaskDriver,
+}
+"""What drives a model, by the class of its options."""
+
+
 def make_driver(model: nn.Module, structure: Structure, options: GateOptions | MaskOptions) -> Driver:
     """Return the driver that the options ask for, with its gates or masks on the model, all open.
 
     Raises:
         BudgetError: the budget cannot be met.
     """
-    if isinstance(options, MaskOptions):
-        return MaskDriver(model, structure, options)
-    return GateDriver(model, structure, options)
+    return DRIVERS[type(options)](model, structure, options)
