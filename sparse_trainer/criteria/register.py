@@ -10,6 +10,7 @@ from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.criteria.training.registry import TRAINING_CRITERIA
 from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.registration import check_entry
 
 _OF_ONE_SHOT: Final = ("kinds", "standardize", "requests", "scores")
 _OF_TRAINING: Final = ("kinds", "default_units", "standardize", "learns", "make_gate", "scores")
@@ -30,29 +31,17 @@ def register_criterion(name: str, criterion: type[Any]) -> None:
     """
     _check_class(name, criterion)
     trains = "make_gate" in dir(criterion)
-    missing = [n for n in (_OF_TRAINING if trains else _OF_ONE_SHOT) if n not in dir(criterion)]
-    if missing:
-        raise ArgumentError(
-            f"criterion {name}",
-            f"{criterion.__name__} has no {', '.join(missing)}.",
-            f"Add what {'TrainingCriterion' if trains else 'WidthCriterion'} lists.",
-        )
+    wanted, protocol = (_OF_TRAINING, TrainingCriterion) if trains else (_OF_ONE_SHOT, WidthCriterion)
+    taken = TRAINING_CRITERIA.get(name) or WIDTH_CRITERIA.get(name)
+    check_entry(f"criterion {name}", criterion, dir(criterion), wanted, protocol.__name__, taken)
     made = criterion()
     for kind in (*made.kinds, *(made.default_units if trains else ())):
         one_of(f"criterion {name}: kinds", kind, KINDS)
     one_of(f"criterion {name}: standardize", made.standardize, STANDARDIZERS)
-    taken = TRAINING_CRITERIA.get(name) or WIDTH_CRITERIA.get(name)
-    # A plugin that is loaded again makes the class again.
-    if taken is not None and _full_name(taken) != _full_name(criterion):
-        raise ArgumentError(f"criterion {name}", "is taken.", "Take another name.")
     if trains:
         TRAINING_CRITERIA[name] = cast(type[TrainingCriterion], criterion)
     else:
         WIDTH_CRITERIA[name] = cast(type[WidthCriterion], criterion)
-
-
-def _full_name(criterion: type[Any]) -> str:
-    return f"{criterion.__module__}.{criterion.__qualname__}"
 
 
 def _check_class(name: str, criterion: type[Any]) -> None:

@@ -9,6 +9,7 @@ from patchers.modeling_pruned import stock_class_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ArgumentError, CheckpointError, one_of, shown
 from sparse_trainer.folders.padded import check_paddable, padded
+from sparse_trainer.registration import check_entry
 
 
 class Export(Protocol):
@@ -151,15 +152,9 @@ def register_export(name: str, export: Export) -> None:
         raise ArgumentError(
             where, f"{export.__name__} is a class.", f"Give an instance: {export.__name__}()."
         )
-    lacking = [member for member in ("check", "write", "card") if member not in dir(export)]
-    if lacking:
-        raise ArgumentError(
-            where,
-            f"{type(export).__name__} has no {', '.join(lacking)}.",
-            "Add what sparse_trainer.folders.exports.Export lists.",
-        )
-    if name in EXPORTS and _class_name(EXPORTS[name]) != _class_name(export):
-        raise ArgumentError(where, f"is taken by {_class_name(EXPORTS[name])}.", "Take another name.")
+    taken = type(EXPORTS[name]) if name in EXPORTS else None
+    lists = "sparse_trainer.folders.exports.Export"
+    check_entry(where, type(export), dir(export), ("check", "write", "card"), lists, taken)
     EXPORTS[name] = export
 
 
@@ -187,8 +182,3 @@ def _check_norms(model: PreTrainedModel, name: str) -> None:
             "model has NoNorm.",
             "Use 'self-contained'.",
         )
-
-
-def _class_name(export: Export) -> str:
-    """Return the full name of a class: a plugin that is loaded again makes the class again."""
-    return f"{type(export).__module__}.{type(export).__qualname__}"

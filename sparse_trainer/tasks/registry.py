@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Final, cast
 
 from sparse_trainer.errors import ArgumentError, shown
+from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.text_classification import TextClassification
 
@@ -34,14 +35,5 @@ def register_task(name: str, task: type[Any]) -> None:
             "Decorate the class: @dataclass(frozen=True, kw_only=True).",
         )
     members = {*dir(task), *(field.name for field in dataclasses.fields(task))}
-    lacking = [member for member in _MEMBERS if member not in members]
-    if lacking:
-        raise ArgumentError(
-            where,
-            f"{task.__name__} has no {', '.join(lacking)}.",
-            "Add what sparse_trainer.tasks.base.Task lists.",
-        )
-    taken = TASKS.get(name, task)
-    if (taken.__module__, taken.__qualname__) != (task.__module__, task.__qualname__):
-        raise ArgumentError(where, f"is taken by {taken.__module__}.{taken.__name__}.", "Take another name.")
+    check_entry(where, task, members, _MEMBERS, "sparse_trainer.tasks.base.Task", TASKS.get(name))
     TASKS[name] = cast(type[Task], task)
