@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -24,9 +23,9 @@ from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.configs import read_config, resolve
+from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
-from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.inputs.labels import without_labels
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
@@ -41,7 +40,7 @@ from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed, is_over
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
-from sparse_trainer.training.trainer import PruningTrainer
+from sparse_trainer.training.trainer import pruning_trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,8 @@ class FinePruningJob:
     """A recipe that trains, with its data encoded."""
 
     recipe: FinePruningRecipe
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
+    """What makes the model's inputs, as the task says: a tokenizer, an image processor ..."""
     data: Prepared
     source: str
     folder: RunFolder
@@ -104,7 +104,7 @@ class FinePruningJob:
         teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
         state.tell("fine-pruning")
         training = self.recipe.training
-        trainer = PruningTrainer(
+        trainer = pruning_trainer(self.recipe.task.trainer)(
             model=student,
             args=training,
             sparse_args=_of_coordinator(pruning, has_teacher=teacher is not None),
@@ -129,6 +129,10 @@ class FinePruningJob:
     def outputs(self) -> Outputs:
         """What the task says."""
         return self.recipe.task.outputs
+
+    def beside(self, folder: Path) -> None:
+        """Write what the task says."""
+        self.recipe.task.beside(folder, self.data)
 
     def auto_class(self, plan: Plan) -> str:
         """Return the name of the auto class in transformers that loads the result."""
@@ -174,9 +178,10 @@ class FinePruningJob:
         return {
             "train_dataset": self.data.train,
             "eval_dataset": self.data.validation,
-            "processing_class": self.tokenizer,
+            "processing_class": self.processor,
             "data_collator": self.data.collator,
             "compute_metrics": self.data.compute_metrics,
+            "compute_loss_func": self.data.loss,
         }
 
     def _dense_model(self, state: State, training: TrainingArguments) -> PreTrainedModel:
@@ -193,13 +198,15 @@ class FinePruningJob:
         return dense
 
     def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
-        trainer = _DenseTrainer(model=model, args=training, **self.trainer_options())
+        trainer = _dense_trainer(self.recipe.task.trainer)(
+            model=model, args=training, **self.trainer_options()
+        )
         trainer.train(resume_from_checkpoint=self.checkpoint(training))
         return _bare(trainer, model)
 
     def _metrics(self, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
         """Return the metrics of the recipe on the validation set."""
-        trainer = Trainer(model=model, args=training, **self.trainer_options())
+        trainer = self.recipe.task.trainer(model=model, args=training, **self.trainer_options())
         logged = trainer.evaluate()
         _bare(trainer, model)
         return {name: logged[f"eval_{name}"] for name in self.recipe.task.metrics}
@@ -234,19 +241,19 @@ def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
     try:
         source = resolve(recipe.model.name_or_path)
         config = read_config(source, recipe.model.revision)
-        tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.revision)
+        processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
     except CheckpointError as error:
         raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
     positions, timed = positions_of(config), recipe.export.latency_sequence_length
     check_positions("export.latency_sequence_length", timed, positions)
-    if recipe.data.max_length > tokenizer.model_max_length:
+    if recipe.task.processor == "tokenizer" and recipe.data.max_length > processor.model_max_length:
         raise RecipeError(
             "data.max_length",
-            f"{recipe.data.max_length}, and the model reads {tokenizer.model_max_length} tokens at most.",
+            f"{recipe.data.max_length}, and the model reads {processor.model_max_length} tokens at most.",
             "Give a smaller number.",
         )
-    data = recipe.task.prepare(recipe.data, tokenizer)
-    return FinePruningJob(recipe=recipe, tokenizer=tokenizer, data=data, source=source, folder=folder)
+    data = recipe.task.prepare(recipe.data, processor)
+    return FinePruningJob(recipe=recipe, processor=processor, data=data, source=source, folder=folder)
 
 
 def _load_teacher(job: FinePruningJob, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
@@ -289,19 +296,22 @@ def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> Non
     """Write a model that was fine-tuned, all or nothing; with the plan of one that was pruned before."""
     with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
         model.save_pretrained(draft)
-        job.tokenizer.save_pretrained(draft)
+        job.processor.save_pretrained(draft)
         write_text(draft / RECIPE_FILE, job.recipe.dump())
         plan = plan_of(model)
         if plan is not None:
             plan.save(draft / PLAN_FILE)
 
 
-class _DenseTrainer(Trainer):
-    """`Trainer` that takes no step too many where it resumes."""
+def _dense_trainer(base: type[Trainer]) -> type[Trainer]:
+    """Return a Trainer that takes no step too many where it resumes."""
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the batches of the next step: none where all steps are taken."""
-        return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
+    class DenseTrainer(base):  # type: ignore[misc, valid-type]
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            """Return the batches of the next step: none where all steps are taken."""
+            return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
+
+    return DenseTrainer
 
 
 def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:

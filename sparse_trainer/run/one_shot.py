@@ -35,7 +35,7 @@ class OneShotJob:
     """A one-shot recipe with its calibration text read."""
 
     recipe: OneShotRecipe
-    tokenizer: PreTrainedTokenizerBase | None
+    processor: PreTrainedTokenizerBase | None
     batches: list[dict[str, Tensor]] | None
     """None where criterion and repair look at weights only."""
     device: torch.device
@@ -54,6 +54,9 @@ class OneShotJob:
     def stages(self) -> tuple[Stage, ...]:
         """Measure, prune, measure, and finish."""
         return (self.evaluate_dense, self.prune, self.evaluate_pruned, *FINISH)
+
+    def beside(self, folder: Path) -> None:
+        """Write nothing: the weights are all that the result needs."""
 
     def evaluate_dense(self, state: State) -> State:
         """Measure the model as it was loaded."""
@@ -93,7 +96,7 @@ class OneShotJob:
         options, model = self.recipe.evaluation, state.models[name]
         if options is None:
             return None
-        if self.tokenizer is None:
+        if self.processor is None:
             raise CheckpointError(
                 str(model.config.name_or_path),
                 "has no tokenizer.",
@@ -101,7 +104,7 @@ class OneShotJob:
             )
         state.tell(f"measuring the {name} model on {', '.join(options.tasks)}")
         rows: dict[str, float] = {}
-        found = evaluate(model, self.tokenizer, options.tasks, files=options.files, options=options)
+        found = evaluate(model, self.processor, options.tasks, files=options.files, options=options)
         for task, result in found.items():
             if isinstance(result, Perplexity):
                 rows[f"{task} {PERPLEXITY}"] = result.perplexity
@@ -125,7 +128,7 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     batches = read_calibration(recipe.model, tokenizer, recipe.prune, recipe.calibration, tell)
     tell("loading the model")
     dense = recipe.model.load(by_block=recipe.prune.by_block)
-    job = OneShotJob(recipe=recipe, tokenizer=tokenizer, batches=batches, device=device)
+    job = OneShotJob(recipe=recipe, processor=tokenizer, batches=batches, device=device)
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -45,7 +45,7 @@ def rehearse_training(
     """
     for where, training in _trainings(recipe).items():
         try:
-            trainer = Trainer(model=model, args=training, **trainer_options)
+            trainer = recipe.task.trainer(model=model, args=training, **trainer_options)
             trainer.get_train_dataloader()
             trainer.get_eval_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -41,8 +41,11 @@ class Job(Protocol):
         """What is run."""
 
     @property
-    def tokenizer(self) -> Processor | None:
-        """What is saved with the model."""
+    def processor(self) -> Processor | None:
+        """What makes the model's inputs: it is saved with it."""
+
+    def beside(self, folder: Path) -> None:
+        """Write what the result needs beside its weights."""
 
     @property
     def result(self) -> Path:
@@ -97,7 +100,7 @@ class State:
         """Save a model that is cut, and is not saved yet, when the block fails."""
         if self.is_saved or PRUNED not in self.models:
             return nullcontext()
-        return rescuing(self.models[PRUNED], self.job.tokenizer, self.job.spare)
+        return rescuing(self.models[PRUNED], self.job.processor, self.job.spare)
 
 
 Stage = Callable[[State], State]
@@ -132,6 +135,7 @@ def save(state: State) -> State:
     state.tell(f"saving to {job.result}")
 
     def beside(place: Path) -> None:
+        job.beside(place)
         write_beside(place, job.recipe.dump(), Plan.load(place), comparison)
         if state.decisions:
             pictures.write_scores(state.decisions, place)
@@ -139,7 +143,7 @@ def save(state: State) -> State:
     save_pruned(
         state.models[PRUNED],
         job.result,
-        processor=job.tokenizer,
+        processor=job.processor,
         metrics=comparison.card_rows(),
         export=job.recipe.export.export,
         overwrite=True,

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
 from sparse_trainer.data.splits import DataOptions
+from sparse_trainer.folders.processors import ProcessorKind
 
 # Shape legend: B = examples, C = classes, or the vocabulary.
 
@@ -44,13 +46,23 @@ class Prepared:
     """An input as the task's pipeline takes it."""
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    loss: Callable[..., Tensor] | None = None
+    """Trainer's `compute_loss_func`, of (outputs, labels, num_items_in_batch); None = the loss of the model."""
 
 
 class Task(Protocol):
     """One kind of task: its options, data, models and metrics, and how outputs are compared.
 
-    Its options are its fields: a frozen dataclass, made of the keys that stand beside `name` in section `task`.
+    Its options are its fields: a frozen dataclass, made of the keys that stand beside `name` in section `task`. One
+    that names this class as its base has the defaults below.
     """
+
+    arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
+    """The class that parses section `training`."""
+    trainer: ClassVar[type[Trainer]] = Trainer
+    """What trains and evaluates; fine-pruning puts `SparseTrainer` in front of it."""
+    processor: ClassVar[ProcessorKind] = "tokenizer"
+    """What turns raw inputs into the model's: it is loaded beside the model, given to `prepare` and saved."""
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -70,9 +82,20 @@ class Task(Protocol):
     @property
     def outputs(self) -> Outputs:
         """How the model that is reloaded from the finished folder is compared with the one in memory."""
+        return Outputs()
 
-    def prepare(self, data: DataOptions, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-        """Load, check and encode the data."""
+    def prepare(self, data: DataOptions, processor: Any) -> Prepared:
+        """Load, check and encode the data.
+
+        Args:
+            processor: The tokenizer of the model, or what `processor` names.
+        """
+        ...
 
     def load_model(self, source: str, revision: str, data: Prepared) -> PreTrainedModel:
         """Load the weights with a head for this data."""
+        ...
+
+    def beside(self, folder: Path, data: Prepared) -> None:
+        """Write what the result needs beside its weights, into the folder that is being made: by default nothing."""
+        return

@@ -12,7 +12,18 @@ TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
 }
 DEFAULT_TASK: Final = "text-classification"
-_MEMBERS: Final = ("metrics", "pipeline", "auto_class", "outputs", "prepare", "load_model")
+_MEMBERS: Final = (
+    "metrics",
+    "pipeline",
+    "auto_class",
+    "outputs",
+    "prepare",
+    "load_model",
+    "arguments",
+    "trainer",
+    "processor",
+    "beside",
+)
 
 
 def register_task(name: str, task: type[Any]) -> None:
@@ -20,7 +31,7 @@ def register_task(name: str, task: type[Any]) -> None:
 
     Args:
         name: Letters, digits, hyphens and underscores.
-        task: A frozen dataclass with the members of `sparse_trainer.tasks.base.Task`.
+        task: A frozen dataclass with `sparse_trainer.tasks.base.Task` as its base, or with all its members.
 
     Raises:
         ArgumentError: no name, one that another class has, or a class that is no dataclass or lacks a member.

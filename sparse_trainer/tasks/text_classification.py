@@ -17,13 +17,13 @@ from sparse_trainer.data.splits import DataOptions, label_ids, label_names, load
 from sparse_trainer.errors import ArgumentError, DataError, RecipeError
 from sparse_trainer.folders.configs import config_values
 from sparse_trainer.folders.load import load_model
-from sparse_trainer.tasks.base import Outputs, Prepared
+from sparse_trainer.tasks.base import Prepared, Task
 from sparse_trainer.tasks.metrics import classification_metrics
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TextClassification:
+class TextClassification(Task):
     """Sequence classification; batches are padded to their longest member."""
 
     labels: tuple[str, ...] | None = None
@@ -33,13 +33,12 @@ class TextClassification:
 
     pipeline = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
-    outputs = Outputs()
 
     def __post_init__(self) -> None:
         if not self.metrics:
             raise ArgumentError("metrics", "names none.", "Give e.g. [accuracy].")
 
-    def prepare(self, data: DataOptions, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    def prepare(self, data: DataOptions, processor: PreTrainedTokenizerBase) -> Prepared:
         """Load, check and encode the data.
 
         Raises:
@@ -51,11 +50,11 @@ class TextClassification:
         splits = load_splits(data, (*data.text_columns, data.label_column))
         labels = label_names(splits.train, data.label_column, self.labels)
         return Prepared(
-            train=_encoded(splits.train, labels, data, tokenizer, "train set"),
-            validation=_encoded(splits.validation, labels, data, tokenizer, "validation set"),
+            train=_encoded(splits.train, labels, data, processor, "train set"),
+            validation=_encoded(splits.validation, labels, data, processor, "validation set"),
             labels=labels,
             example=_example([splits.validation[0][column] for column in data.text_columns]),
-            collator=DataCollatorWithPadding(tokenizer),
+            collator=DataCollatorWithPadding(processor),
             compute_metrics=compute_metrics,
         )
 

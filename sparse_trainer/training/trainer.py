@@ -273,6 +273,11 @@ class PruningTrainer(SparseTrainer, Trainer):
     """`Trainer` that prunes while it fine-tunes."""
 
 
+def pruning_trainer(base: type[Trainer]) -> type[Any]:
+    """Return the Trainer class that prunes while it does what `base` does, e.g. `Seq2SeqTrainer`."""
+    return PruningTrainer if base is Trainer else type(f"Pruning{base.__name__}", (SparseTrainer, base), {})
+
+
 class _Schedule(TrainerCallback):
     """Moves the coordinator with the Trainer. Holds no state of its own."""
 

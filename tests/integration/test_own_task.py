@@ -49,7 +49,7 @@ def close(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
+class Length(Task):
     """Regression: how long is a text, in units of `per` letters?"""
 
     per: float = 100.0
@@ -63,12 +63,12 @@ class Length:
         if self.per <= 0:
             raise ArgumentError("per", f"{self.per} is not positive.", "Give e.g. 100.")
 
-    def prepare(self, data: DataOptions, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    def prepare(self, data: DataOptions, processor: PreTrainedTokenizerBase) -> Prepared:
         """Encode the first text column; its length is the label."""
 
         def encode(row: Mapping[str, Any]) -> dict[str, Any]:
             text = row[data.text_columns[0]]
-            encoded = tokenizer(text, truncation=True, max_length=data.max_length)
+            encoded = processor(text, truncation=True, max_length=data.max_length)
             return {**encoded, "labels": len(text) / self.per}
 
         splits = load_splits(data, data.text_columns)
@@ -77,7 +77,7 @@ class Length:
             train=splits.train.map(encode, remove_columns=columns),
             validation=splits.validation.map(encode, remove_columns=columns),
             example=None,
-            collator=DataCollatorWithPadding(tokenizer),
+            collator=DataCollatorWithPadding(processor),
             compute_metrics=squared_error,
         )
 
@@ -183,7 +183,7 @@ class Plain:
     [
         ("text-classification", Length, "is taken by .*TextClassification. Take another name"),
         ("text-length", Other, "is taken by .*Length"),
-        ("half", Half, "Half has no outputs, load_model. Add"),
+        ("half", Half, "Half has no outputs, load_model, arguments"),
         ("plain", Plain, "is no dataclass"),
         ("instance", Length(), "is no dataclass"),
         ("", Length, "is no name"),

@@ -61,7 +61,7 @@ class FinePruningRecipe(Recipe):
     @property
     def classes(self) -> Mapping[str, type]:
         """Section -> the dataclass of its options: of the task, its own."""
-        return {**self.SECTIONS, "task": type(self.task)}
+        return {**self.SECTIONS, "task": type(self.task), "training": self.task.arguments}
 
     def dense_training(self) -> TrainingArguments | None:
         """Return the options of the dense fine-tune that comes first, or None."""
@@ -71,18 +71,23 @@ class FinePruningRecipe(Recipe):
         section = {**(self.sections.get("training") or {}), "output_dir": f"{self.training.output_dir}/dense"}
         # A checkpoint to go on from belongs to fine-pruning.
         section.pop("resume_from_checkpoint", None)
-        return _training(section | changes, self.name, f"{self.origin}: model.dense_training")
+        return _training(
+            self.task.arguments, section | changes, self.name, f"{self.origin}: model.dense_training"
+        )
 
 
 def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePruningRecipe:
     """Check the sections of a recipe that trains, and parse each into its dataclass."""
     header = FinePruningRecipe.header(sections, name, origin)
+    task = _task(sections, origin)
     recipe = FinePruningRecipe(
-        task=_task(sections, origin),
+        task=task,
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
-        training=_training(section(sections, "training", origin), name, f"{origin}: training"),
+        training=_training(
+            task.arguments, section(sections, "training", origin), name, f"{origin}: training"
+        ),
         **header,
     )
     _check_dense(recipe)
@@ -110,18 +115,20 @@ def _task(sections: Sections, origin: str) -> Task:
     return parsed(TASKS[name], {"task": own}, "task", origin)
 
 
-def _training(section: dict[str, Any], name: str, where: str) -> TrainingArguments:
+def _training(
+    arguments: type[TrainingArguments], section: dict[str, Any], name: str, where: str
+) -> TrainingArguments:
     """Parse the options of the Trainer, whose own checks name fields but not files."""
     # Pinned memory without an accelerator only earns a warning from torch.
     defaults: dict[str, Any] = {
         "output_dir": f"runs/{name}",
         "dataloader_pin_memory": torch.accelerator.is_available(),
     }
-    values = defaults | checked(TrainingArguments, section, where)
+    values = defaults | checked(arguments, section, where)
     if not values["output_dir"]:
         raise RecipeError(f"{where}.output_dir", "is empty.", "Name a folder, or leave it out.")
     try:
-        return TrainingArguments(**values)
+        return arguments(**values)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(where, f"{error}", "Change the option that the message names.") from error
 
