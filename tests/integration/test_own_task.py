@@ -1,6 +1,6 @@
 """A task in a user's own file: its options, data, model, metric and comparison, from a recipe to a finished folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,6 @@ from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.tasks.base import Outputs, Prepared, Task
 from sparse_trainer.tasks.registry import TASKS
 from tests.fixtures.recipe_files import boolq_rows, write_rows, write_tiny_model
-
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Take out again what a test registers."""
-    before = dict(TASKS)
-    yield
-    TASKS.clear()
-    TASKS.update(before)
-
 
 COMPARED: list[int] = []
 """How many numbers were compared after each reload."""

@@ -2,16 +2,12 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparse_trainer import cli
-from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.criteria.training.registry import TRAINING_CRITERIA
-from sparse_trainer.folders.exports import EXPORTS
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 PLUGIN = '''
@@ -58,16 +54,6 @@ class Arrays:
 register_criterion("first_units", FirstUnits)
 register_export("arrays", Arrays())
 '''
-
-
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    """Take out again what a test registers."""
-    known = [dict(registry) for registry in (WIDTH_CRITERIA, TRAINING_CRITERIA, EXPORTS)]
-    yield
-    for registry, before in zip((WIDTH_CRITERIA, TRAINING_CRITERIA, EXPORTS), known, strict=True):
-        registry.clear()
-        registry.update(before)
 
 
 @pytest.fixture(scope="module")

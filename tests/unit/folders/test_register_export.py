@@ -1,6 +1,5 @@
 """A form of saved models from a user's own file: known by name everywhere, and refused where it is faulty."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import sparse_trainer
 from patchers.discovery.discover import discover
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import ArgumentError, CheckpointError, ExportError
-from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.run.recipes.sections import ExportOptions
 from tests.fixtures.compact_models import patched, tiny, uneven_keep
@@ -62,15 +60,6 @@ class Idle(Arrays):
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Do nothing."""
-
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Take out again what a test registers."""
-    before = dict(EXPORTS)
-    yield
-    EXPORTS.clear()
-    EXPORTS.update(before)
 
 
 @pytest.fixture
