@@ -1,6 +1,7 @@
 """The one reader of data: tables and text from local files, data sets from the hub."""
 
 import gzip
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,17 @@ def read_text(path: Path, where: str) -> str:
         return data.decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(where, f"cannot be read: {error}.", "Give a complete file of UTF-8 text.") from error
+
+
+def read_rows(path: Path, where: str) -> Dataset:
+    """Read the rows of a file; of plain text they are its lines, with their ends, in column `text`.
+
+    Raises:
+        DataError: As of `read_table` and `read_text`.
+    """
+    if ending(path) in TEXTS:
+        return Dataset.from_dict({"text": list(io.StringIO(read_text(path, where), newline="\n"))})
+    return read_table(path, where)
 
 
 def read_hub(

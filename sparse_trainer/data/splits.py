@@ -8,7 +8,7 @@ from typing import Literal
 from datasets import ClassLabel, Dataset
 
 from sparse_trainer.data.quickstart.generated import Split, generate
-from sparse_trainer.data.readers import TABLES, check_data_file, read_hub, read_table
+from sparse_trainer.data.readers import TABLES, TEXTS, check_data_file, read_hub, read_rows
 from sparse_trainer.errors import ArgumentError, DataError, shown
 from sparse_trainer.fields import check_counts, check_seed
 
@@ -25,7 +25,7 @@ class DataOptions:
     config: str | None = None
     """Configuration of the hub data set, where it has several."""
     train_file: str | None = None
-    """Local json, jsonl, csv or parquet file, also with a further .gz."""
+    """Local json, jsonl, csv or parquet file, or plain text, a row a line in column `text`; also with a further .gz."""
     validation_file: str | None = None
     """The same for validation."""
     train_split: str = "train"
@@ -73,7 +73,7 @@ class DataOptions:
         """Raise `DataError` for a local file that is not there: before anything is loaded."""
         for name, file in (("train_file", self.train_file), ("validation_file", self.validation_file)):
             if file is not None:
-                check_data_file(Path(file), f"data.{name}: {shown(file)}", tuple(TABLES))
+                check_data_file(Path(file), f"data.{name}: {shown(file)}", (*TABLES, *TEXTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def label_ids(values: Sequence[object], names: Sequence[str], where: str) -> lis
 def _load(options: DataOptions, split: Split) -> Dataset:
     file = options.train_file if split == "train" else options.validation_file
     if file is not None:
-        return read_table(Path(file), f"data.{split}_file: {file}")
+        return read_rows(Path(file), f"data.{split}_file: {file}")
     if options.source is None:
         raise DataError("data", "no source.", "Set `source`, or `train_file` and `validation_file`.")
     if options.source == GENERATED:

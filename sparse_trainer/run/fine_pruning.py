@@ -182,6 +182,7 @@ class FinePruningJob:
             "data_collator": self.data.collator,
             "compute_metrics": self.data.compute_metrics,
             "compute_loss_func": self.data.loss,
+            "preprocess_logits_for_metrics": self.data.reduce_logits,
         }
 
     def _dense_model(self, state: State, training: TrainingArguments) -> PreTrainedModel:

@@ -48,6 +48,11 @@ class Prepared:
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     loss: Callable[..., Tensor] | None = None
     """Trainer's `compute_loss_func`, of (outputs, labels, num_items_in_batch); None = the loss of the model."""
+    reduce_logits: Callable[[Any, Tensor], Any] | None = None
+    """Trainer's `preprocess_logits_for_metrics`, of (logits, labels) of a batch: what `compute_metrics` then gets.
+
+    For outputs that are too large to keep of all batches: over a vocabulary, per token.
+    """
 
 
 class Task(Protocol):

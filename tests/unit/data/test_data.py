@@ -1,6 +1,7 @@
 """Data sets: read from files, checked before anything is trained."""
 
 import csv
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_every_kind_of_file_gives_the_same_rows(name: str, tmp_path: Path) -> No
     file = str(WRITERS[name](tmp_path / name, rows))
     splits = load_splits(DataOptions(train_file=file, validation_file=file), COLUMNS)
     assert splits.train.to_list() == splits.validation.to_list() == rows
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.raw.gz"])
+def test_lines_of_a_plain_text_are_rows_with_their_ends(name: str, tmp_path: Path) -> None:
+    content = "= A heading =\n\nThe first\u2028paragraph.\nThe last"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    options = DataOptions(train_file=str(path), validation_file=str(path), text_columns=("text",))
+    options.check_files()
+    rows = load_splits(options, ["text"]).train["text"]
+    assert list(rows) == ["= A heading =\n", "\n", "The first\u2028paragraph.\n", "The last"]
 
 
 def test_samples_are_drawn_by_seed() -> None:
