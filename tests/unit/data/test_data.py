@@ -103,7 +103,7 @@ def test_an_empty_set_is_refused() -> None:
         ("rows.jsonl.gz", b"\x1f\x8bgarbage", "cannot be read"),
         ("rows.parquet", b"not parquet", "cannot be read"),
         ("rows.json", b"", "is empty"),
-        ("rows.txt", b"text", r"unknown kind of file '\.txt'"),
+        ("rows.xlsx", b"text", r"unknown kind of file '\.xlsx'"),
     ],
 )
 def test_a_damaged_file_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
