@@ -16,7 +16,7 @@ from patchers.units import Structure
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.arguments.checks import check_on_model
+from sparse_trainer.training.arguments.checks import check_gradients, check_on_model
 from sparse_trainer.training.blending import Blending
 from sparse_trainer.training.distillation.layer_map import LayerMap, attach_projection
 from sparse_trainer.training.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
@@ -112,9 +112,11 @@ class ModelPatchingCoordinator:
             model: The patched model, or one that wraps it.
 
         Raises:
-            UnsupportedModelError: adapters that cannot be merged into the weights.
+            UnsupportedModelError: adapters that cannot be merged into the weights, or a criterion that reads the
+                gradients of adapters which are not there.
         """
         check_mergeable(model)
+        check_gradients(self.model, self.structure, self.args.driver_options)
         self._thaw()
 
     def _thaw(self) -> None:

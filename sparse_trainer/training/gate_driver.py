@@ -23,6 +23,7 @@ from sparse_trainer.criteria.training.base import (
     OwnOptimizer,
     Penalizes,
     Penalty,
+    ReadsGradients,
 )
 from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.record import remember_request
@@ -137,6 +138,8 @@ class GateDriver:
         """Read the mask gradients of one optimizer step; `loss_scale` as in `Observes.observe`."""
         for observer in self._observers:
             observer.observe(self.gates, loss_scale)
+        if isinstance(self.criterion, ReadsGradients):
+            self.criterion.read_gradients(self.model, self.structure, self.gates, loss_scale)
 
     def step(self, progress: float, *, due: bool) -> None:
         """Move to the state after an optimizer step, and select anew where that is due."""

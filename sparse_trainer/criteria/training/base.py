@@ -56,6 +56,19 @@ class Observes(Protocol):
         """
 
 
+@runtime_checkable
+class ReadsGradients(Protocol):
+    """Reads what backward passes leave in the model's own parameters: more than gates have."""
+
+    def check_model(self, model: nn.Module, structure: Structure) -> None:
+        """Raise `UnsupportedModelError` for a model without these parameters: before training, adapters in place."""
+
+    def read_gradients(
+        self, model: nn.Module, structure: Structure, gates: Gates, loss_scale: Tensor | None = None
+    ) -> None:
+        """Read the gradients of one optimizer step; `loss_scale` as in `Observes.observe`."""
+
+
 class Penalty(Protocol):
     """A term of the loss that pulls gates towards the budget."""
 

@@ -10,6 +10,7 @@ from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.criteria.training.l0 import L0
 from sparse_trainer.criteria.training.layer_gate import LayerGate
+from sparse_trainer.criteria.training.loraprune import LoraPrune
 from sparse_trainer.criteria.training.movement import Movement
 from sparse_trainer.criteria.training.one_shot import OneShot
 from sparse_trainer.criteria.training.running_taylor import RunningTaylor
@@ -20,6 +21,7 @@ TRAINING_CRITERIA: dict[str, type[TrainingCriterion]] = {
     "layer_gate": LayerGate,
     "l0": L0,
     "taylor": RunningTaylor,
+    "loraprune": LoraPrune,
 }
 
 

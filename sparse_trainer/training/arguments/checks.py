@@ -9,6 +9,7 @@ from patchers.discovery.findings import starred
 from patchers.units import HIDDEN, KINDS, Structure
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.criteria.calibration.scorable import check_scorable
+from sparse_trainer.criteria.training.base import ReadsGradients
 from sparse_trainer.criteria.training.l0 import L0
 from sparse_trainer.criteria.training.one_shot import OneShot
 from sparse_trainer.criteria.training.registry import scorings_for
@@ -88,6 +89,12 @@ def check_on_model(
             f"no prunable group of kind {', '.join(budget.kinds)} is left.",
             "Exclude less, or name other units.",
         )
+
+
+def check_gradients(model: nn.Module, structure: Structure, options: GateOptions | MaskOptions) -> None:
+    """Raise `UnsupportedModelError` where the criterion reads gradients of parameters that the model does not have."""
+    if isinstance(options, GateOptions) and isinstance(options.criterion, ReadsGradients):
+        options.criterion.check_model(model, structure)
 
 
 def _check_hidden(structure: Structure, budget: Budget) -> None:
