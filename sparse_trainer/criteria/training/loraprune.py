@@ -115,8 +115,9 @@ class LoraPrune:
             return None
         weight = weight_OI(linear_at(model, part.path))
         sums = _sums_of_products(factors, weight, part.axis == "out", self.step_size, loss_scale)
-        unit_U: Tensor = sums[part.index_UW.to(sums.device)].sum(1)
-        return unit_U / unit_U.norm().clamp_min(torch.finfo(unit_U.dtype).tiny)
+        unit_U = sums[part.index_UW.to(sums.device)].sum(1)
+        importance_U: Tensor = unit_U / unit_U.norm().clamp_min(torch.finfo(unit_U.dtype).tiny)
+        return importance_U
 
 
 @dataclass(frozen=True, kw_only=True)
