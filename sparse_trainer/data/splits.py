@@ -1,5 +1,6 @@
 """Load a training and a validation set from the hub, from local files or from the generator, and check them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,26 @@ def label_ids(values: Sequence[object], names: Sequence[str], where: str) -> lis
             )
         ids.append(number)
     return ids
+
+
+def label_numbers(values: Sequence[object], where: str) -> list[float]:
+    """Return the labels of a regression.
+
+    Raises:
+        DataError: A value that is no finite number.
+
+    >>> label_numbers([3, 4.5], "data.label_column")
+    [3.0, 4.5]
+    """
+    numbers = []
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(
+                where, f"row {row} has the label {shown(value)}, which is no finite number.",
+                "Correct or drop the row; classes are learned with task.problem_type=single_label_classification.",
+            )  # fmt: skip
+        numbers.append(float(value))
+    return numbers
 
 
 def _load(options: DataOptions, split: Split) -> Dataset:

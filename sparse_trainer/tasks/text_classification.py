@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any, final
+from typing import Any, Literal, final
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -13,12 +15,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sparse_trainer.data.splits import DataOptions, label_ids, label_names, load_splits
+from sparse_trainer.data.splits import DataOptions, label_ids, label_names, label_numbers, load_splits
 from sparse_trainer.errors import ArgumentError, DataError, RecipeError
-from sparse_trainer.folders.configs import config_values
 from sparse_trainer.folders.load import load_model
-from sparse_trainer.tasks.base import Prepared, Task
-from sparse_trainer.tasks.metrics import classification_metrics
+from sparse_trainer.tasks.base import Named, Outputs, Prepared, Task
+from sparse_trainer.tasks.heads import check_head, class_names
+from sparse_trainer.tasks.metrics import (
+    check_metrics,
+    classification_metrics,
+    metrics_of,
+    regression_metrics,
+)
+
+# Shape legend: B = examples.
+ProblemType = Literal["single_label_classification", "regression"]
+"""As in the configs of transformers."""
 
 
 @final
@@ -26,55 +37,73 @@ from sparse_trainer.tasks.metrics import classification_metrics
 class TextClassification(Task):
     """Sequence classification; batches are padded to their longest member."""
 
+    problem_type: ProblemType = "single_label_classification"
+    """`regression` learns one number per text, as of STS-B, by mean squared error."""
     labels: tuple[str, ...] | None = None
     """Names of the classes in the order of their numbers; default: those of the data."""
     metrics: tuple[str, ...] = ("accuracy",)
-    """Metrics of the evaluate library; the first one is the headline."""
+    """Metrics of the evaluate library; the first one is the headline. Of numbers: pearsonr, spearmanr."""
 
     pipeline = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
 
     def __post_init__(self) -> None:
-        if not self.metrics:
-            raise ArgumentError("metrics", "names none.", "Give e.g. [accuracy].")
+        check_metrics(self.metrics, metrics_of("numbers" if self.is_regression else "classes"))
+        if self.is_regression and self.labels is not None:
+            raise ArgumentError("labels", "are names of classes; a regression has none.", "Leave them out.")
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a number is learned instead of a class."""
+        return self.problem_type == "regression"
+
+    @property
+    def outputs(self) -> Outputs:
+        """Classes are the same, or numbers are close."""
+        return Outputs(same=same_number) if self.is_regression else Outputs()
 
     def prepare(self, data: DataOptions, processor: PreTrainedTokenizerBase) -> Prepared:
         """Load, check and encode the data.
 
         Raises:
-            DataError: Missing columns, an empty set, labels out of range, a text that is not text.
-            RecipeError: Columns or truncation that do not fit together; an unknown metric.
+            DataError: Missing columns, an empty set, labels out of range or no numbers, a text that is not text.
+            RecipeError: Columns or truncation that do not fit together.
         """
         _check_columns(data)
-        compute_metrics = classification_metrics(self.metrics)
         splits = load_splits(data, (*data.text_columns, data.label_column))
-        labels = label_names(splits.train, data.label_column, self.labels)
+        labels = () if self.is_regression else label_names(splits.train, data.label_column, self.labels)
+        metrics = regression_metrics if self.is_regression else classification_metrics
         return Prepared(
             train=_encoded(splits.train, labels, data, processor, "train set"),
             validation=_encoded(splits.validation, labels, data, processor, "validation set"),
             labels=labels,
             example=_example([splits.validation[0][column] for column in data.text_columns]),
             collator=DataCollatorWithPadding(processor),
-            compute_metrics=compute_metrics,
+            compute_metrics=metrics(self.metrics),
         )
 
     def load_model(self, source: str, revision: str, data: Prepared) -> PreTrainedModel:
-        """Load the weights with a head for these classes; a fresh head where the checkpoint has none.
+        """Load the weights with a head for these classes, or one number; a fresh head where the checkpoint has none.
 
         Raises:
             CheckpointError: The model cannot be loaded, or is a checkpoint with gates.
             DataError: The checkpoint was fine-tuned for another number of classes.
         """
-        values = config_values(source, {"revision": revision})
-        _check_head(values, data.labels, source)
-        names = dict(enumerate(data.labels))
+        check_head(source, revision, "ForSequenceClassification", data.labels)
+        head = {"num_labels": 1} if self.is_regression else class_names(data.labels)
         return load_model(
             source,
             AutoModelForSequenceClassification,
             revision=revision,
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
+            problem_type=self.problem_type,
+            **head,
         )
+
+
+def same_number(one: Named, other: Named) -> Tensor:
+    """Tell which numbers are the same but for rounding: [B]."""
+    same: Tensor = torch.isclose(one["logits"], other["logits"], rtol=1e-3, atol=1e-3)[:, 0]
+    return same
 
 
 def _example(texts: list[str]) -> str | dict[str, str]:
@@ -98,20 +127,6 @@ def _check_columns(data: DataOptions) -> None:
         )
 
 
-def _check_head(config: Mapping[str, Any], labels: tuple[str, ...], source: str) -> None:
-    """Refuse a checkpoint whose classification head has another number of classes than the data."""
-    architectures = config.get("architectures") or []
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
-        return
-    num_labels = len(config.get("id2label") or (0, 1))
-    if num_labels != len(labels):
-        raise DataError(
-            f"model.name_or_path: {source}",
-            f"its head has {num_labels} classes (num_labels), the data has {len(labels)}: {', '.join(labels)}.",
-            "Take a model without a head or with as many classes, or set `labels`.",
-        )
-
-
 def _encoded(
     dataset: Dataset,
     labels: tuple[str, ...],
@@ -119,7 +134,7 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase,
     where: str,
 ) -> Dataset:
-    """Return token ids and `labels`, nothing else."""
+    """Return token ids and `labels`, nothing else; without names of classes they are numbers."""
     for column in data.text_columns:
         if not all(isinstance(text, str) for text in dataset[column]):
             raise DataError(
@@ -127,7 +142,8 @@ def _encoded(
                 "not every entry is text.",
                 "Put text into those rows, or drop them.",
             )
-    numbers = label_ids(dataset[data.label_column], labels, f"data: {where}, column {data.label_column!r}")
+    answers, place = dataset[data.label_column], f"data: {where}, column {data.label_column!r}"
+    targets = label_ids(answers, labels, place) if labels else label_numbers(answers, place)
 
     def encode(batch: Mapping[str, list[Any]]) -> Mapping[str, Any]:
         texts = [batch[column] for column in data.text_columns]
@@ -137,4 +153,4 @@ def _encoded(
         return encoding
 
     encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc=f"encoding {where}")
-    return encoded.add_column("labels", numbers)
+    return encoded.add_column("labels", targets)

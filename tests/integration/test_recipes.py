@@ -210,7 +210,7 @@ def test_bad_input_is_refused_before_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run.fine_pruning._DenseTrainer.train", _no_training)
+    monkeypatch.setattr("transformers.Trainer.train", _no_training)
     with pytest.raises(error, match=message):
         run(small("boolq-local", files, tmp_path / "run", *overrides), lambda line: None)
 
@@ -218,7 +218,7 @@ def test_bad_input_is_refused_before_training(
 def test_a_folder_that_is_not_ours_is_refused_before_training(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_trainer.run.fine_pruning._DenseTrainer.train", _no_training)
+    monkeypatch.setattr("transformers.Trainer.train", _no_training)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not ours to replace"):

@@ -1,7 +1,7 @@
 """Metrics: the evaluate library's where it can be had, the same of scikit-learn where not."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import evaluate
 import numpy as np
@@ -9,9 +9,16 @@ import pytest
 import requests
 from transformers import EvalPrediction
 
-from sparse_trainer.errors import RecipeError
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.tasks import metrics
-from sparse_trainer.tasks.metrics import classification_metrics, hub_reachable, load_metric
+from sparse_trainer.tasks.metrics import (
+    check_metrics,
+    classification_metrics,
+    hub_reachable,
+    load_metric,
+    metrics_of,
+    regression_metrics,
+)
 
 PREDICTED = np.array([1, 1, 0, 0, 1])
 REFERENCES = np.array([1, 0, 0, 1, 1])
@@ -63,9 +70,20 @@ def test_a_script_that_cannot_be_had_falls_back(
     assert "no such script" in caplog.text
 
 
-def test_an_unknown_metric_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"task\.metrics: 'acuracy'.*Did you mean 'accuracy'"):
-        load_metric("acuracy")
+@pytest.mark.parametrize(
+    ("names", "what", "message"),
+    [
+        (["acuracy"], "classes", r"'acuracy' is an unknown metric\. Did you mean 'accuracy'"),
+        (["pearsonr"], "classes", r"'pearsonr' does not fit this task\. Known: accuracy, f1"),
+        (["accuracy"], "numbers", r"'accuracy' does not fit this task\. Known: pearsonr, spearmanr"),
+        ([], "numbers", r"names none\. Give e\.g\. \[pearsonr\]"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused(
+    names: list[str], what: Literal["classes", "numbers"], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        check_metrics(names, metrics_of(what))
 
 
 def test_offline_by_configuration_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,3 +117,21 @@ def test_logits_become_classes_also_when_the_model_returns_more() -> None:
     for predictions in (logits, (logits, np.zeros((2, 3)))):
         result = compute(EvalPrediction(predictions=predictions, label_ids=np.array([0, 0])))
         assert result == {"accuracy": 0.5, "f1": 0.0}
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_metrics_of_glue_are_those_of_their_definitions() -> None:
+    matthews = load_metric("matthews_correlation")(PREDICTED, REFERENCES)
+    assert matthews == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))  # 2 tp, 1 tn, 1 fp, 1 fn
+    compute = regression_metrics(["pearsonr", "spearmanr"])
+    predictions, references = np.array([[0.1], [2.0], [1.0], [9.0]]), np.array([1.0, 2.0, 3.0, 4.0])
+    found = compute(EvalPrediction(predictions=predictions, label_ids=references))
+    assert found["pearsonr"] == pytest.approx(np.corrcoef(predictions[:, 0], references)[0, 1])
+    assert found["spearmanr"] == pytest.approx(1 - 6 * 2 / (4 * (16 - 1)))  # two ranks lie one apart
+
+
+@pytest.mark.usefixtures("offline")
+def test_what_does_not_vary_correlates_with_nothing() -> None:
+    compute = regression_metrics(["pearsonr", "spearmanr"])
+    constant = EvalPrediction(predictions=np.ones((3, 1)), label_ids=np.array([1.0, 2.0, 3.0]))
+    assert compute(constant) == {"pearsonr": 0.0, "spearmanr": 0.0}
