@@ -90,7 +90,8 @@ class FinePruningJob:
         """Fine-tune the dense baseline where the recipe says so; hand on the model that is pruned."""
         training = self.recipe.dense_training()
         if training is None:
-            return dataclasses.replace(state, model=self.start(copy.deepcopy(state.model), state.tell))
+            state, student = self._measured(state), copy.deepcopy(state.model)
+            return dataclasses.replace(state, model=self.start(student, state.tell))
         dense = self._dense_model(state, training)
         from_dense = self.recipe.model.prune_from == DENSE
         student = copy.deepcopy(dense) if from_dense else self.load_model()
@@ -198,6 +199,13 @@ class FinePruningJob:
         save_dense(self, dense, self.folder.dense)
         return dense
 
+    def _measured(self, state: State) -> State:
+        """Measure the dense model as it was loaded, where the task can do that."""
+        if not self.recipe.task.ready:
+            return state
+        state.tell("measuring the dense model on the validation set")
+        return state.having(DENSE, state.model, self._metrics(state.model, self.recipe.training))
+
     def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
         trainer = _dense_trainer(self.recipe.task.trainer)(
             model=model, args=training, **self.trainer_options()
@@ -233,6 +241,8 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     rehearse_training(recipe, model, job.trainer_options())
     if recipe.pruning is not None:
         folder.check_room(least_bytes(model, recipe.pruning.density))
+    completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
+    job = dataclasses.replace(job, data=completed)
     folder.start()
     return State(job=job, tell=tell, model=model, models={DENSE: model}, metrics={DENSE: None})
 

@@ -69,6 +69,9 @@ class Task(Protocol):
     processor: ClassVar[ProcessorKind] = "tokenizer"
     """What turns raw inputs into the model's: it is loaded beside the model, given to `prepare` and saved."""
 
+    ready: ClassVar[bool] = False
+    """Whether models do the task as they are loaded, so that the dense one is measured without a fine-tune."""
+
     @property
     def metrics(self) -> Sequence[str]:
         """Names of what `compute_metrics` returns, the headline first.
@@ -100,6 +103,15 @@ class Task(Protocol):
     def load_model(self, source: str, revision: str, data: Prepared) -> PreTrainedModel:
         """Load the weights with a head for this data."""
         ...
+
+    def complete(self, data: Prepared, model: PreTrainedModel, source: str, revision: str) -> Prepared:
+        """Add to the data what the model says of it as it was loaded, e.g. targets: last before training.
+
+        Args:
+            model: As `load_model` returned it, where it is trained.
+            source: Its folder, or its name on the hub; `revision` is a branch, tag or commit there.
+        """
+        return data
 
     def beside(self, folder: Path, data: Prepared) -> None:
         """Write what the result needs beside its weights, into the folder that is being made: by default nothing."""

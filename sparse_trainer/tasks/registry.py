@@ -6,9 +6,11 @@ from typing import Any, Final, cast
 from sparse_trainer.errors import ArgumentError, shown
 from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
+from sparse_trainer.tasks.sentence_embeddings import SentenceEmbeddings
 from sparse_trainer.tasks.text_classification import TextClassification
 
 TASKS: dict[str, type[Task]] = {
+    "sentence-embeddings": SentenceEmbeddings,
     "text-classification": TextClassification,
 }
 DEFAULT_TASK: Final = "text-classification"
@@ -22,6 +24,8 @@ _MEMBERS: Final = (
     "arguments",
     "trainer",
     "processor",
+    "ready",
+    "complete",
     "beside",
 )
 
