@@ -8,10 +8,12 @@ from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.sentence_embeddings import SentenceEmbeddings
 from sparse_trainer.tasks.text_classification import TextClassification
+from sparse_trainer.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "sentence-embeddings": SentenceEmbeddings,
     "text-classification": TextClassification,
+    "token-classification": TokenClassification,
 }
 DEFAULT_TASK: Final = "text-classification"
 _MEMBERS: Final = (
