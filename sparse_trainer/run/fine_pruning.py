@@ -320,7 +320,8 @@ def _dense_trainer(base: type[Trainer]) -> type[Trainer]:
     class DenseTrainer(base):  # type: ignore[misc, valid-type]
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             """Return the batches of the next step: none where all steps are taken."""
-            return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
+            over = is_over(self.state, self.callback_handler.callbacks)
+            return ([], None) if over else super().get_batch_samples(*args, **kwargs)
 
     return DenseTrainer
 
