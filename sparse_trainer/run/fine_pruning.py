@@ -3,11 +3,12 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -29,6 +30,7 @@ from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.inputs.labels import without_labels
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.run.lora import check_not_quantized, merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
@@ -100,11 +102,12 @@ class FinePruningJob:
 
     def fine_prune(self, state: State) -> State:
         """Fine-tune under the budget, and cut."""
-        pruning, student = self.recipe.pruning, state.model
+        pruning = self.recipe.pruning
         assert pruning is not None
         teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
         state.tell("fine-pruning")
         training = self.recipe.training
+        student = self.adapted(state.model)
         trainer = pruning_trainer(self.recipe.task.trainer)(
             model=student,
             args=training,
@@ -169,6 +172,16 @@ class FinePruningJob:
             tell(f"{fill(model):,} zeros filled")
         return model
 
+    def adapted(self, model: PreTrainedModel) -> Any:
+        """Return the model as it trains: frozen, with adapters, where the recipe says so."""
+        lora = self.recipe.lora
+        return model if lora is None else lora.adapt(model, self.recipe.training.seed)
+
+    def tried(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
+        """Show the model as it trains, for a `with` block."""
+        lora = self.recipe.lora
+        return nullcontext(model) if lora is None else lora.tried(model)
+
     def checkpoint(self, training: TrainingArguments) -> str | None:
         """Return the checkpoint from which a stage goes on, as Trainer takes it."""
         found = self.folder.checkpoint(training.output_dir)
@@ -207,11 +220,13 @@ class FinePruningJob:
         return state.having(DENSE, state.model, self._metrics(state.model, self.recipe.training))
 
     def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
+        student = self.adapted(model)
         trainer = _dense_trainer(self.recipe.task.trainer)(
-            model=model, args=training, **self.trainer_options()
+            model=student, args=training, **self.trainer_options()
         )
         trainer.train(resume_from_checkpoint=self.checkpoint(training))
-        return _bare(trainer, model)
+        trained = _bare(trainer, student)
+        return merged(trained) if self.recipe.lora else trained
 
     def _metrics(self, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
         """Return the metrics of the recipe on the validation set."""
@@ -238,7 +253,8 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     else:
         job = dataclasses.replace(job, teacher=_load_teacher(job, recipe.pruning))
         _rehearse(job, model, recipe.pruning)
-    rehearse_training(recipe, model, job.trainer_options())
+    with job.tried(model) as trained:
+        rehearse_training(recipe, trained, job.trainer_options())
     if recipe.pruning is not None:
         folder.check_room(least_bytes(model, recipe.pruning.density))
     completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
@@ -252,6 +268,7 @@ def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
     try:
         source = resolve(recipe.model.name_or_path)
         config = read_config(source, recipe.model.revision)
+        check_not_quantized(config, recipe.model.name_or_path)
         processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
     except CheckpointError as error:
         raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
@@ -289,17 +306,18 @@ def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTraini
     if checkpoint is not None:
         is_given = job.teacher is not None or pruning.distil_teacher_name_or_path == DENSE
         check_resumed(checkpoint, start, _of_coordinator(pruning, has_teacher=is_given))
-    rehearse(start, pruning, job.teacher)
+    with job.tried(start) as student:
+        rehearse(student, pruning, job.teacher)
 
 
-def rehearse(
-    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
-) -> None:
+def rehearse(model: nn.Module, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None) -> None:
     """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
     check_distillation(model, pruning.distillation, None)
     if teacher is not None:
         check_teacher(model, teacher, pruning.distillation)
-    unpatch(ModelPatchingCoordinator(pruning).restore(model))
+    coordinator = ModelPatchingCoordinator(pruning)
+    coordinator.follow_adapters(coordinator.restore(model))
+    unpatch(model)
     unblend(model)
 
 

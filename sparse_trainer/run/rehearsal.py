@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, one_of
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import first_line
+from sparse_trainer.run.lora import check_peft
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 
 _UNLISTED = ("flyte",)
@@ -23,7 +24,7 @@ def check_options(recipe: FinePruningRecipe) -> None:
     """Refuse options of the training that need neither a model nor data to be refused.
 
     Raises:
-        RecipeError: A count or seed that cannot be, a report that cannot be written.
+        RecipeError: A count or seed that cannot be, a report that cannot be written, adapters without peft.
         DataError: A data file that is not there.
     """
     for where, training in _trainings(recipe).items():
@@ -32,6 +33,8 @@ def check_options(recipe: FinePruningRecipe) -> None:
             _check_reports(training)
         except ArgumentError as error:
             raise RecipeError(f"{where}.{error.where}", error.what, error.remedy) from error
+    if recipe.lora is not None:
+        check_peft()
     recipe.data.check_files()
 
 

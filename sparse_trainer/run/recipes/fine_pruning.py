@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import RecipeError, nearest, shown
 from sparse_trainer.fields import checked
+from sparse_trainer.run.lora import LoraOptions
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
 from sparse_trainer.tasks.base import Task
@@ -47,6 +48,7 @@ class FinePruningRecipe(Recipe):
         "model": ModelOptions,
         "data": DataOptions,
         "pruning": SparseTrainingArguments,
+        "lora": LoraOptions,
         "training": TrainingArguments,
         "export": ExportOptions,
     }
@@ -56,6 +58,8 @@ class FinePruningRecipe(Recipe):
     data: DataOptions
     pruning: SparseTrainingArguments | None
     """None = a dense run."""
+    lora: LoraOptions | None
+    """None = all weights train."""
     training: TrainingArguments
 
     @property
@@ -85,6 +89,7 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
+        lora=parsed_or_none(LoraOptions, sections, "lora", origin),
         training=_training(
             task.arguments, section(sections, "training", origin), name, f"{origin}: training"
         ),
