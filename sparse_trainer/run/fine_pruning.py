@@ -24,6 +24,7 @@ from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.configs import read_config, resolve
+from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
@@ -326,6 +327,8 @@ def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> Non
     with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
         model.save_pretrained(draft)
         job.processor.save_pretrained(draft)
+        job.beside(draft)
+        bring_pipeline(draft)
         write_text(draft / RECIPE_FILE, job.recipe.dump())
         plan = plan_of(model)
         if plan is not None:

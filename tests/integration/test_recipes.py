@@ -25,7 +25,13 @@ from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.fixtures.recipe_files import STEPS, small, write_small_files
 
-TASKS_OF_TEXTS = ("text-classification", "token-classification", "multiple-choice", "fill-mask")
+TASKS_OF_TEXTS = (
+    "question-answering",
+    "text-classification",
+    "token-classification",
+    "multiple-choice",
+    "fill-mask",
+)
 TRAINING = sorted(
     name
     for name, path in shipped().items()
