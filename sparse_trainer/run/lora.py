@@ -106,6 +106,7 @@ class LoraOptions:
         """Put adapters on the model for the time of a `with` block; then every module and parameter is what it was."""
         places = [(module, dict(module._modules)) for module in model.modules()]
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        attributes = set(vars(model))
         try:
             yield self.adapt(model, seed=0)
         finally:
@@ -114,6 +115,8 @@ class LoraOptions:
                     setattr(module, name, child)
             for parameter, is_trained in flags:
                 parameter.requires_grad_(is_trained)
+            for note in set(vars(model)) - attributes:
+                delattr(model, note)
 
     def _check_names(self, model: PreTrainedModel) -> None:
         """Raise `RecipeError` for a name that no module has: peft minds only where none of them is there."""

@@ -62,11 +62,13 @@ def test_trying_adapters_leaves_the_very_same_model(family: str) -> None:
     model.requires_grad_(True)
     before, flags = dict(model.named_parameters()), trained_names(model)
     modules = [(path, type(module)) for path, module in model.named_modules()]
+    attributes = set(vars(model))
     with LoraOptions(use_dora=True).tried(model) as adapted:
         assert trained_names(adapted) != flags
     assert [(path, type(module)) for path, module in model.named_modules()] == modules
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert trained_names(model) == flags
+    assert set(vars(model)) == attributes
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
