@@ -31,6 +31,7 @@ from sparse_trainer.training.checkpoint import (
     save_state,
 )
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.finished import check_unfinished, save_finished
 from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
@@ -146,8 +147,11 @@ class SparseTrainer:
         """Train; a checkpoint to go on from must be complete, and pruned by the same arguments.
 
         Raises:
+            ArgumentError: The model was cut in its place.
             CheckpointError: It is not; the arguments that differ are named.
         """
+        if self.model_init is None:  # type: ignore[attr-defined]
+            check_unfinished(self.model)  # type: ignore[attr-defined]
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
         if checkpoint is not None:
             check_resumed(checkpoint, self.model, self.coordinator.args)  # type: ignore[attr-defined]
@@ -243,14 +247,14 @@ class SparseTrainer:
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save, and write beside the weights what rebuilds the gates; refuse to save NaN scores."""
+        """Save, and write beside the weights what rebuilds the gates; of one that was cut, its plan; no NaN scores."""
         self.coordinator.check_finite()
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
         with writing(folder):
             if self.args.should_save:  # type: ignore[attr-defined]
                 open_again(folder)
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-        if self.args.should_save:  # type: ignore[attr-defined]
+        if self.args.should_save and not save_finished(folder, self.model):  # type: ignore[attr-defined]
             save_state(folder, self.coordinator)
             save_whole(folder, self.model)  # type: ignore[attr-defined]
 
