@@ -1,1 +1,0 @@
-"""Find the part of a text that answers a question."""
