@@ -137,9 +137,11 @@ def _files(files: Mapping[str, Path]) -> list[str]:
 
 
 def _conditions(conditions: Conditions) -> str:
+    length = conditions.sequence_length
+    inputs = "inputs of the models' own size" if length is None else f"sequences of {length} tokens"
     return (
-        f"latency on {conditions.device}, {conditions.dtype}, {conditions.threads} threads, sequences of "
-        f"{conditions.sequence_length} tokens, median of {conditions.rounds} rounds, torch {conditions.torch}"
+        f"latency on {conditions.device}, {conditions.dtype}, {conditions.threads} threads, "
+        f"{inputs}, median of {conditions.rounds} rounds, torch {conditions.torch}"
     )
 
 

@@ -1,7 +1,7 @@
 """Load a training and a validation set from the hub, from local files or from the generator, and check them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,7 +125,14 @@ def label_names(dataset: Dataset, column: str, asked: Sequence[str] | None) -> t
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    values = set(dataset[column])
+    found = list(dataset[column])
+    if not all(isinstance(value, Hashable) for value in found):
+        raise DataError(
+            f"data: column {column!r}",
+            f"{shown(found[0])} is neither the number nor the name of a class.",
+            "Set `label_column`.",
+        )
+    values = set(found)
     if all(isinstance(value, int) for value in values):
         return tuple(str(number) for number in range(max(2, max(int(value) for value in values) + 1)))
     return tuple(sorted(map(str, values)))

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from patchers import modeling_pruned
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files.pipelines import is_ours
 from sparse_trainer.files.writing import write_text
 
 CODE_FILE = "modeling_pruned.py"
@@ -71,7 +72,7 @@ def _clean(values: object, folder: Path) -> bool:
             kept = {
                 key: reference
                 for key, reference in (named.items() if isinstance(named, dict) else ())
-                if name == "auto_map" and _lies_in(reference, folder)
+                if (_lies_in(reference, folder) if name == "auto_map" else is_ours(key, reference, folder))
             }
             found = found or kept != named
             if kept:

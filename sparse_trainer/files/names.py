@@ -2,6 +2,8 @@
 
 ADAPTER_CONFIG = "adapter_config.json"
 """Of peft, beside the weights of an adapter."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Of peft: the weights of an adapter."""
 GATE_FILE = "pruning_gates.safetensors"
 """Of a checkpoint with adapters: gates, masks and scores, which an adapter does not hold."""
 STATE_FILE = "pruning_state.json"

@@ -13,6 +13,7 @@ from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ExportError, shown
 from sparse_trainer.folders.exports import Export, fills_up
+from sparse_trainer.folders.pipeline_files import pipeline_for
 from sparse_trainer.plan.document import Plan
 
 _TEMPLATE = """\
@@ -40,7 +41,16 @@ library_name: transformers
 {%- if norms %} Its blocks scale and shift where its class in transformers normalizes (NoNorm).{% endif %}
 
 {{ loading }}
+{% if travelling %}
+transformers 5 has no such pipeline of its own, so one comes with the model, in a file that imports torch, numpy and \
+transformers only:
 
+```python
+from transformers import pipeline
+
+answer = pipeline("{{ task }}", model="this-folder", trust_remote_code=True)
+```
+{% endif %}
 ## Measured
 
 | | dense | pruned |
@@ -86,7 +96,8 @@ def model_card(
         norms=bool(earlier_layout(model.config)["norms"]),
         title=f"{base or plan.model_type}, pruned",
         base=base,
-        task=_task(autos),
+        task=pipeline_for(plan.architecture) or _task(autos),
+        travelling=pipeline_for(plan.architecture) is not None,
         loading=_loading(export, model, autos[0]),
         rows=_rows(plan, metrics),
         asked=_asked(plan),

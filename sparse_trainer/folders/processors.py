@@ -24,10 +24,13 @@ def load_processor(kind: ProcessorKind, name: str, revision: str = "main") -> An
     return _LOADERS[kind](name, revision)
 
 
-def _from_auto(auto_class: Any, said: str) -> Callable[[str, str], Any]:
+def _from_auto(auto_class: Any, said: str, packages: str) -> Callable[[str, str], Any]:
     def load(name: str, revision: str) -> Any:
         try:
             return auto_class.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)
+        except ImportError as error:
+            what = f"no {said} can be loaded ({first_line(error)})."
+            raise CheckpointError(name, what, f"pip install {packages}") from error
         except Exception as error:
             raise CheckpointError(
                 name,
@@ -40,6 +43,6 @@ def _from_auto(auto_class: Any, said: str) -> Callable[[str, str], Any]:
 
 _LOADERS: dict[ProcessorKind, Callable[[str, str], Any]] = {
     "tokenizer": load_tokenizer,
-    "image": _from_auto(AutoImageProcessor, "image processor"),
-    "audio": _from_auto(AutoFeatureExtractor, "feature extractor"),
+    "image": _from_auto(AutoImageProcessor, "image processor", "pillow torchvision"),
+    "audio": _from_auto(AutoFeatureExtractor, "feature extractor", "torchaudio"),
 }

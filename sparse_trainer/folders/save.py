@@ -14,6 +14,7 @@ from sparse_trainer.errors import CheckpointError, ExportError
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.exports import find_export
+from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 
@@ -74,6 +75,7 @@ def save_pruned(
             )
         if processor is not None:
             processor.save_pretrained(str(folder))
+        bring_pipeline(folder)
         plan.save(folder / PLAN_FILE)
         write_text(folder / CARD_FILE, card)
         if beside is not None:

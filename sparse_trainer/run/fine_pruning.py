@@ -3,11 +3,12 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -22,16 +23,19 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
-from sparse_trainer.folders.configs import resolve
+from sparse_trainer.folders.configs import read_config, resolve
+from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.inputs.labels import without_labels
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.run.lora import check_not_quantized, merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
-from sparse_trainer.run.rehearsal import check_options, find_model, rehearse_training
+from sparse_trainer.run.rehearsal import check_options, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.tasks.base import Outputs, Prepared
@@ -99,11 +103,12 @@ class FinePruningJob:
 
     def fine_prune(self, state: State) -> State:
         """Fine-tune under the budget, and cut."""
-        pruning, student = self.recipe.pruning, state.model
+        pruning = self.recipe.pruning
         assert pruning is not None
         teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
         state.tell("fine-pruning")
         training = self.recipe.training
+        student = self.adapted(state.model)
         trainer = pruning_trainer(self.recipe.task.trainer)(
             model=student,
             args=training,
@@ -168,6 +173,16 @@ class FinePruningJob:
             tell(f"{fill(model):,} zeros filled")
         return model
 
+    def adapted(self, model: PreTrainedModel) -> Any:
+        """Return the model as it trains: frozen, with adapters, where the recipe says so."""
+        lora = self.recipe.lora
+        return model if lora is None else lora.adapt(model, self.recipe.training.seed)
+
+    def tried(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
+        """Show the model as it trains, for a `with` block."""
+        lora = self.recipe.lora
+        return nullcontext(model) if lora is None else lora.tried(model)
+
     def checkpoint(self, training: TrainingArguments) -> str | None:
         """Return the checkpoint from which a stage goes on, as Trainer takes it."""
         found = self.folder.checkpoint(training.output_dir)
@@ -206,11 +221,13 @@ class FinePruningJob:
         return state.having(DENSE, state.model, self._metrics(state.model, self.recipe.training))
 
     def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
+        student = self.adapted(model)
         trainer = _dense_trainer(self.recipe.task.trainer)(
-            model=model, args=training, **self.trainer_options()
+            model=student, args=training, **self.trainer_options()
         )
         trainer.train(resume_from_checkpoint=self.checkpoint(training))
-        return _bare(trainer, model)
+        trained = _bare(trainer, student)
+        return merged(trained) if self.recipe.lora else trained
 
     def _metrics(self, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
         """Return the metrics of the recipe on the validation set."""
@@ -237,7 +254,8 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     else:
         job = dataclasses.replace(job, teacher=_load_teacher(job, recipe.pruning))
         _rehearse(job, model, recipe.pruning)
-    rehearse_training(recipe, model, job.trainer_options())
+    with job.tried(model) as trained:
+        rehearse_training(recipe, trained, job.trainer_options())
     if recipe.pruning is not None:
         folder.check_room(least_bytes(model, recipe.pruning.density))
     completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
@@ -248,11 +266,15 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
 
 def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
     """Load tokenizer and data."""
-    source = find_model(recipe)
     try:
+        source = resolve(recipe.model.name_or_path)
+        config = read_config(source, recipe.model.revision)
+        check_not_quantized(config, recipe.model.name_or_path)
         processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
     except CheckpointError as error:
         raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
+    positions, timed = positions_of(config), recipe.export.latency_sequence_length
+    check_positions("export.latency_sequence_length", timed, positions)
     if recipe.task.processor == "tokenizer" and recipe.data.max_length > processor.model_max_length:
         raise RecipeError(
             "data.max_length",
@@ -285,17 +307,18 @@ def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTraini
     if checkpoint is not None:
         is_given = job.teacher is not None or pruning.distil_teacher_name_or_path == DENSE
         check_resumed(checkpoint, start, _of_coordinator(pruning, has_teacher=is_given))
-    rehearse(start, pruning, job.teacher)
+    with job.tried(start) as student:
+        rehearse(student, pruning, job.teacher)
 
 
-def rehearse(
-    model: PreTrainedModel, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None
-) -> None:
+def rehearse(model: nn.Module, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None) -> None:
     """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
     check_distillation(model, pruning.distillation, None)
     if teacher is not None:
         check_teacher(model, teacher, pruning.distillation)
-    unpatch(ModelPatchingCoordinator(pruning).restore(model))
+    coordinator = ModelPatchingCoordinator(pruning)
+    coordinator.follow_adapters(coordinator.restore(model))
+    unpatch(model)
     unblend(model)
 
 
@@ -304,6 +327,8 @@ def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> Non
     with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
         model.save_pretrained(draft)
         job.processor.save_pretrained(draft)
+        job.beside(draft)
+        bring_pipeline(draft)
         write_text(draft / RECIPE_FILE, job.recipe.dump())
         plan = plan_of(model)
         if plan is not None:
@@ -316,7 +341,8 @@ def _dense_trainer(base: type[Trainer]) -> type[Trainer]:
     class DenseTrainer(base):  # type: ignore[misc, valid-type]
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             """Return the batches of the next step: none where all steps are taken."""
-            return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)
+            over = is_over(self.state, self.callback_handler.callbacks)
+            return ([], None) if over else super().get_batch_samples(*args, **kwargs)
 
     return DenseTrainer
 

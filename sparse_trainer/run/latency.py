@@ -16,6 +16,7 @@ from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
+from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.sample import tokens_for
 
 # Shape legend: B = batch, T = tokens.
@@ -32,7 +33,8 @@ class Conditions:
     device: str
     dtype: str
     threads: int
-    sequence_length: int
+    sequence_length: int | None
+    """Tokens per sequence; None = pictures or sound of the size that the models read."""
     rounds: int
     torch: str
 
@@ -85,7 +87,7 @@ def bench(
 
     Args:
         models: In evaluation mode or not; it is restored.
-        sequence_length: Tokens per sequence, none of them padding.
+        sequence_length: Tokens per sequence, none of them padding; models of pictures or sound have their own size.
         threads: CPU threads; None = as torch is set.
 
     Raises:
@@ -106,7 +108,7 @@ def bench(
             device=device_name(device),
             dtype=str(dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
-            sequence_length=sequence_length,
+            sequence_length=sequence_length if any(map(_reads_tokens, models.values())) else None,
             rounds=rounds,
             torch=torch.__version__,
         )
@@ -219,10 +221,14 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, Tensor]:
-    """Return random token ids without padding, the same for every model with the same vocabulary."""
-    if model.main_input_name != "input_ids":
-        raise ArgumentError("bench", f"{type(model).__name__} does not take token ids.", "Give a text model.")
-    return tokens_for(model, rows=batch_size, length=sequence_length)
+    """Return random token ids without padding, or pictures or sound; the same for every model that reads the same."""
+    if _reads_tokens(model):
+        return tokens_for(model, rows=batch_size, length=sequence_length)
+    return inputs_for(model, rows=batch_size)
+
+
+def _reads_tokens(model: PreTrainedModel) -> bool:
+    return bool(model.main_input_name == "input_ids")
 
 
 @contextmanager

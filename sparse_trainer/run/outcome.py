@@ -62,7 +62,7 @@ def pipeline_lines(folder: Path, task: str, example: object) -> tuple[str, ...]:
     """Return Python that loads the folder and asks it about an example."""
     return (
         "from transformers import pipeline",
-        f'model = pipeline("{task}", model="{folder}"{_trust(folder)})',
+        f'model = pipeline("{task}", model="{folder}"{_trust(folder, pipeline=True)})',
         f"print(model({example!r}))",
     )
 
@@ -75,7 +75,8 @@ def model_lines(folder: Path, auto_class: str) -> tuple[str, ...]:
     )
 
 
-def _trust(folder: Path) -> str:
-    """Return the argument that loads our file in the folder, where it is needed."""
+def _trust(folder: Path, *, pipeline: bool = False) -> str:
+    """Return the argument that loads our files in the folder, where they are needed."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return ", trust_remote_code=True" if needs_our_code(folder, config) else ""
+    is_needed = needs_our_code(folder, config) or (pipeline and "custom_pipelines" in config)
+    return ", trust_remote_code=True" if is_needed else ""

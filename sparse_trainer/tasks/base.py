@@ -1,7 +1,7 @@
 """What a recipe needs of a task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -46,6 +46,8 @@ class Prepared:
     """An input as the task's pipeline takes it."""
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the model's config that whoever runs it needs, such as the length that it was trained with."""
     loss: Callable[..., Tensor] | None = None
     """Trainer's `compute_loss_func`, of (outputs, labels, num_items_in_batch); None = the loss of the model."""
     reduce_logits: Callable[[Any, Tensor], Any] | None = None

@@ -1,5 +1,6 @@
 """GELU to ReLU and LayerNorm to NoNorm while a model trains: blended in, then left alone."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
@@ -96,6 +97,11 @@ class Blending:
             layer.mix.fill_(mixes[layer.layer])
         take_in(self._layers)
         self.finished = not any(mixes.values())
+
+    @property
+    def final_from(self) -> int:
+        """The first optimizer step after which nothing of the original layers is left."""
+        return math.ceil(max(self._steps.values(), default=0))
 
     @contextmanager
     def final(self) -> Iterator[None]:

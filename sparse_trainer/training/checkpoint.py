@@ -8,11 +8,12 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -167,12 +168,24 @@ def last_checkpoint(output_dir: str | os.PathLike[str], since: int = 0) -> Path 
     return complete[max(complete)] if complete else None
 
 
-def is_over(state: TrainerState) -> bool:
-    """Tell whether a training has taken all of its steps.
+def is_over(state: TrainerState, callbacks: Iterable[TrainerCallback]) -> bool:
+    """Tell whether a training has taken all of its steps, or early stopping has run out of patience.
 
-    Transformers 5.24 takes one more when it resumes in the middle of an epoch from the checkpoint of its last step.
+    Transformers 5.24 takes one more step when it resumes in the middle of an epoch from the checkpoint of its last
+    one; and it forgets that early stopping ended the training that wrote the checkpoint.
     """
-    return state.global_step >= state.max_steps
+    patience = [
+        callback.early_stopping_patience - callback.early_stopping_patience_counter
+        for callback in callbacks
+        if isinstance(callback, EarlyStoppingCallback)
+    ]
+    return state.global_step >= state.max_steps or min(patience, default=1) <= 0
+
+
+def open_again(folder: Path) -> None:
+    """Take its last file from a checkpoint that is about to be written over: until it is back, none is complete."""
+    if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name):
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
 
 
 def _plain(args: SparseTrainingArguments) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The core of fine-pruning, without a Trainer: patch, score, select, step by step."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -206,6 +207,13 @@ class ModelPatchingCoordinator:
     def finished(self) -> bool:
         """Whether the final structure is reached, with nothing left of the layers that cheaper ones replace."""
         return self.total_steps > 0 and self.pruner.finished and self.blending.finished
+
+    @property
+    def final_from(self) -> int:
+        """The first optimizer step of the training after which the structure is final."""
+        schedule, total = self.pruner.schedule, self.total_steps
+        first = bisect_left(range(total), True, key=lambda step: schedule.frozen(step / total))
+        return max(first, self.blending.final_from)
 
     def observe(self, loss_scale: Tensor | None = None) -> None:
         """Read the mask gradients of one optimizer step: call after its last backward, before clipping.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.units import Structure
+from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.training.gate_driver import GateDriver
 from sparse_trainer.training.mask_driver import MaskDriver
 from sparse_trainer.training.mask_options import MaskOptions
@@ -16,6 +17,9 @@ from sparse_trainer.training.options import GateOptions
 
 class Driver(Protocol):
     """Opens and closes the gates or masks of one model; all state that a restart needs lives in the model."""
+
+    schedule: Schedule
+    """When the budget tightens; of the training that `begin` was called for."""
 
     @property
     def gates(self) -> dict[str, Gate]:

@@ -25,7 +25,7 @@ from sparse_trainer.files.writing import new_file
 
 def save_gates(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """Write gates, masks, scores and all else that a pruning attaches to a model."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _state(model)}
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in attached_state(model)}
     with new_file(Path(folder) / GATE_FILE) as draft:
         save_file(state, draft)
 
@@ -40,7 +40,7 @@ def restore_gates(folder: str | os.PathLike[str], model: nn.Module, remedy: str)
     Raises:
         CheckpointError: It is.
     """
-    stored, own = read_gates(folder, model, remedy), dict(_state(model))
+    stored, own = read_gates(folder, model, remedy), dict(attached_state(model))
     for name, tensor in own.items():
         tensor.copy_(stored[name])
 
@@ -58,7 +58,7 @@ def read_gates(folder: str | os.PathLike[str], model: nn.Module, remedy: str) ->
         raise CheckpointError(
             str(file), f"the gates beside the adapter cannot be read ({error}).", remedy
         ) from error
-    own = dict(_state(model))
+    own = dict(attached_state(model))
     lost = sorted(stored.keys() ^ own.keys()) or [n for n in own if stored[n].shape != own[n].shape]
     if lost:
         raise CheckpointError(
@@ -69,7 +69,7 @@ def read_gates(folder: str | os.PathLike[str], model: nn.Module, remedy: str) ->
     return stored
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def attached_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in base_model(model).named_modules():
         if not isinstance(module, Gate | WeightMask | BlendedActivation | BlendedNorm):
             continue

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 
 from patchers.modeling_pruned import is_no_norm
 from patchers.patching.blends import BlendedNorm
@@ -21,17 +21,21 @@ from sparse_trainer.files.names import STATE_FILE
 from sparse_trainer.files.writing import writing
 from sparse_trainer.training.adapter_files import lie_apart, restore_adapters
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.callback import PruningCallback
 from sparse_trainer.training.checkpoint import (
     EARLIER,
     check_resumed,
     find_checkpoint,
     is_over,
+    open_again,
     save_state,
 )
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.finished import check_unfinished, save_finished
 from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
+from sparse_trainer.training.restart import Restart
 from sparse_trainer.training.wrapped_model import has_whole, load_whole, save_whole
 
 __all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
@@ -64,6 +68,7 @@ class SparseTrainer:
         **kwargs: Any,
     ) -> None:
         self.metrics = defaultdict(float)
+        self._restart = Restart()
         if args and isinstance(args[0], SparseTrainingArguments):
             self.sparse_args = args[0]
             # Scripts written for transformers 4 read it.
@@ -109,8 +114,8 @@ class SparseTrainer:
                 f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
             )
-        self.remove_callback(_Schedule)  # type: ignore[attr-defined]
-        self.add_callback(_Schedule(coordinator, self._calibrate))  # type: ignore[attr-defined]
+        self.remove_callback(PruningCallback)  # type: ignore[attr-defined]
+        self.add_callback(PruningCallback(coordinator, self._calibrate, self._restart))  # type: ignore[attr-defined]
         self._place_scores()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -142,17 +147,22 @@ class SparseTrainer:
         """Train; a checkpoint to go on from must be complete, and pruned by the same arguments.
 
         Raises:
+            ArgumentError: The model was cut in its place.
             CheckpointError: It is not; the arguments that differ are named.
         """
+        if self.model_init is None:  # type: ignore[attr-defined]
+            check_unfinished(self.model)  # type: ignore[attr-defined]
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
         if checkpoint is not None:
             check_resumed(checkpoint, self.model, self.coordinator.args)  # type: ignore[attr-defined]
         resumed = None if checkpoint is None else str(checkpoint)
+        self._restart.forget()
         return super().train(resumed, *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of the next step: none where all steps are taken, as in a checkpoint of the last one."""
-        return ([], None) if is_over(self.state) else super().get_batch_samples(*args, **kwargs)  # type: ignore[attr-defined,misc]
+        over = is_over(self.state, self.callback_handler.callbacks)  # type: ignore[attr-defined]
+        return ([], None) if over else super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train on one batch; read the mask gradients after the last batch of an optimizer step, before clipping."""
@@ -237,12 +247,14 @@ class SparseTrainer:
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save, and write beside the weights what rebuilds the gates; refuse to save NaN scores."""
+        """Save, and write beside the weights what rebuilds the gates; of one that was cut, its plan; no NaN scores."""
         self.coordinator.check_finite()
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
         with writing(folder):
+            if self.args.should_save:  # type: ignore[attr-defined]
+                open_again(folder)
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-        if self.args.should_save:  # type: ignore[attr-defined]
+        if self.args.should_save and not save_finished(folder, self.model):  # type: ignore[attr-defined]
             save_state(folder, self.coordinator)
             save_whole(folder, self.model)  # type: ignore[attr-defined]
 
@@ -276,30 +288,3 @@ class PruningTrainer(SparseTrainer, Trainer):
 def pruning_trainer(base: type[Trainer]) -> type[Any]:
     """Return the Trainer class that prunes while it does what `base` does, e.g. `Seq2SeqTrainer`."""
     return PruningTrainer if base is Trainer else type(f"Pruning{base.__name__}", (SparseTrainer, base), {})
-
-
-class _Schedule(TrainerCallback):
-    """Moves the coordinator with the Trainer. Holds no state of its own."""
-
-    def __init__(self, coordinator: ModelPatchingCoordinator, calibrate: Callable[[], None]) -> None:
-        self.coordinator, self.calibrate = coordinator, calibrate
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.coordinator.wants_calibration and state.global_step == 0:
-            self.calibrate()
-        self.coordinator.begin(state.max_steps, state.global_step, args.get_warmup_steps(state.max_steps))
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.coordinator.step(state.global_step)
-        if not self.coordinator.finished:
-            # A half-pruned model scores better than the one asked for: it must not become "the best".
-            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.coordinator.end()

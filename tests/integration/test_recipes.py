@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from patchers.modeling_pruned import is_no_norm
@@ -19,14 +20,22 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.sections import read_sections, shipped
 from tests.fixtures.recipe_files import STEPS, small, write_small_files
 
+TASKS_OF_TEXTS = (
+    "question-answering",
+    "text-classification",
+    "token-classification",
+    "multiple-choice",
+    "fill-mask",
+)
 TRAINING = sorted(
     name
     for name, path in shipped().items()
-    if read_sections(path).get("task", {}).get("name") == "text-classification"
+    if read_sections(path).get("task", {}).get("name") in TASKS_OF_TEXTS
 )
 
 
@@ -45,11 +54,14 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
     name: str, files: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    result = run(small(name, files, tmp_path / "run", "export.verify=false"), said.append)
+    recipe = small(name, files, tmp_path / "run", "export.verify=false")
+    assert isinstance(recipe, FinePruningRecipe)
+    result = run(recipe, said.append)
 
     plan = Plan.load(result.folder)
     assert plan.density_reached == pytest.approx(0.5, abs=0.1)
-    compact = AutoModelForSequenceClassification.from_pretrained(result.folder, trust_remote_code=True)
+    auto_class = getattr(transformers, recipe.task.auto_class)
+    compact = auto_class.from_pretrained(result.folder, trust_remote_code=True)
     assert compact.num_parameters() == plan.params["compact"] < plan.params["dense"]
     assert result.comparison.models["pruned"].parameters == plan.params["compact"]
     for file in (
@@ -63,10 +75,7 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
     ):
         assert (result.folder / file).stat().st_size > 0, file
     assert said[0] == "loading data and model"
-    assert (
-        load_recipe(result.folder / "recipe.yaml").sections
-        == small(name, files, tmp_path / "run", "export.verify=false").sections
-    )
+    assert load_recipe(result.folder / "recipe.yaml").sections == recipe.sections
 
 
 def test_the_command_prints_json_and_the_lines_it_prints_work(files: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import RecipeError, nearest, shown
 from sparse_trainer.fields import checked
+from sparse_trainer.run.lora import LoraOptions
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
 from sparse_trainer.tasks.base import Task
@@ -32,8 +33,6 @@ class ModelOptions:
     """Fine-tune a dense model first, with these changes to `training`; null = do not. (Without pruning it is all.)"""
     prune_from: Literal["pretrained", "dense"] = "pretrained"
     """Where fine-pruning starts: at the pretrained model, or at the dense model that was fine-tuned first."""
-    dense_folder: str | None = None
-    """Folder where that dense model is kept, and taken from by other runs that would fine-tune the same one."""
     rewind: str | None = None
     """Folder or file with the plan of an earlier run: the model is cut by it, and then trained (or pruned further)."""
     fill: bool = False
@@ -49,6 +48,7 @@ class FinePruningRecipe(Recipe):
         "model": ModelOptions,
         "data": DataOptions,
         "pruning": SparseTrainingArguments,
+        "lora": LoraOptions,
         "training": TrainingArguments,
         "export": ExportOptions,
     }
@@ -58,6 +58,8 @@ class FinePruningRecipe(Recipe):
     data: DataOptions
     pruning: SparseTrainingArguments | None
     """None = a dense run."""
+    lora: LoraOptions | None
+    """None = all weights train."""
     training: TrainingArguments
 
     @property
@@ -87,6 +89,7 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
+        lora=parsed_or_none(LoraOptions, sections, "lora", origin),
         training=_training(
             task.arguments, section(sections, "training", origin), name, f"{origin}: training"
         ),
@@ -146,12 +149,6 @@ def _check_dense(recipe: FinePruningRecipe) -> None:
     if dense is None and recipe.model.prune_from == "dense" and not is_start:
         raise RecipeError(
             f"{recipe.origin}: model.prune_from", "'dense', but no dense model is trained.", remedy
-        )
-    if recipe.model.dense_folder is not None and (dense is None or recipe.pruning is None):
-        raise RecipeError(
-            f"{recipe.origin}: model.dense_folder",
-            "is for the dense model that is fine-tuned before pruning, and there is none.",
-            "Leave it out; or add model.dense_training to a recipe with a section `pruning`.",
         )
     teacher = recipe.pruning.distil_teacher_name_or_path if recipe.pruning else None
     if dense is None and teacher == DENSE:

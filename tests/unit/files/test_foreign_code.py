@@ -208,7 +208,7 @@ def test_a_metric_is_no_script_beside_the_user(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(metrics, "hub_reachable", lambda: True)
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy" / "accuracy.py").write_text("open('ran', 'w')\n")
-    assert metrics.load_metric("accuracy") is metrics.FALLBACKS["accuracy"]
+    assert metrics.load_metric("accuracy") is metrics.METRICS["accuracy"].computed
     assert not (tmp_path / MARK).exists()
 
 

@@ -95,7 +95,7 @@ def test_a_second_coordinator_takes_the_place_of_the_first(tmp_path: Path) -> No
     run.set_patch_coordinator(coordinator)
     run.set_patch_coordinator(coordinator)
     names = [type(callback).__name__ for callback in run.callback_handler.callbacks]
-    assert names.count("_Schedule") == 1
+    assert names.count("PruningCallback") == 1
 
 
 @pytest.mark.parametrize("method", ["movement", "l0"])

@@ -1,0 +1,1 @@
+"""Find the part of a text that answers a question."""

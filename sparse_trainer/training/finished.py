@@ -1,0 +1,49 @@
+"""A model that was cut in its place in a Trainer: what is saved of it, and that it does not train on there."""
+
+from pathlib import Path
+
+from torch import nn
+
+from patchers.patching.blends import blended
+from patchers.patching.patch import is_patched
+from sparse_trainer.cut.record import plan_of
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_FILE, STATE_FILE
+from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.training.wrapped_model import WHOLE_FILE
+
+
+def save_finished(folder: Path, model: nn.Module) -> bool:
+    """Write its plan beside the weights of a model that was cut, and tell whether it was; others are left alone.
+
+    What was saved in the folder while the model had gates goes.
+    """
+    plan = _plan_of_cut(model)
+    if plan is None:
+        return False
+    if (
+        folder / GATE_FILE
+    ).is_file():  # that adapter means nothing without them; stock loaders would put it on
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+    for name in (STATE_FILE, GATE_FILE, WHOLE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    plan.save(folder / PLAN_FILE)
+    return True
+
+
+def check_unfinished(model: nn.Module) -> None:
+    """Raise `ArgumentError` for a model that was cut: the optimizer holds the weights it had before, not its own."""
+    if _plan_of_cut(model) is not None:
+        raise ArgumentError(
+            "trainer.model",
+            "was cut: it has no gates left, and the optimizer knows nothing of its weights.",
+            "Give it to a new Trainer to train it on.",
+        )
+
+
+def _plan_of_cut(model: nn.Module) -> Plan | None:
+    """Return the plan of a model, or of the one that it wraps, which was cut and has nothing left to close."""
+    if is_patched(model) or any(blended(model)):
+        return None
+    return next((plan for part in model.modules() if (plan := plan_of(part)) is not None), None)
