@@ -96,8 +96,8 @@ def load_splits(options: DataOptions, columns: Iterable[str]) -> Splits:
     for split, dataset in (("train", train), ("validation", validation)):
         check_columns(dataset, columns, f"data: {split} set")
     return Splits(
-        train=_sample(train, options.max_train_samples, options.seed, "data.max_train_samples"),
-        validation=_sample(validation, options.max_eval_samples, options.seed, "data.max_eval_samples"),
+        train=sampled(train, options.max_train_samples, options.seed, "data.max_train_samples"),
+        validation=sampled(validation, options.max_eval_samples, options.seed, "data.max_eval_samples"),
     )
 
 
@@ -199,7 +199,15 @@ def _load(options: DataOptions, split: Split) -> Dataset:
     )
 
 
-def _sample(dataset: Dataset, count: int | None, seed: int, where: str) -> Dataset:
+def sampled(dataset: Dataset, count: int | None, seed: int, where: str) -> Dataset:
+    """Return so many rows of a set, drawn at random; None = all of them.
+
+    Args:
+        where: The option that asks for it.
+
+    Raises:
+        DataError: Fewer than 1.
+    """
     if count is None or count >= len(dataset):
         return dataset
     if count < 1:

@@ -28,7 +28,7 @@ from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
-from sparse_trainer.inputs.labels import without_labels
+from sparse_trainer.inputs.labels import IGNORED, is_read_shifted, without_labels
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.lora import check_not_quantized, merged
@@ -145,9 +145,13 @@ class FinePruningJob:
 
     def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return examples of the validation set."""
-        count = min(self.recipe.export.verify_samples, len(self.data.validation))
+        asked, most = self.recipe.export.verify_samples, self.outputs.most
+        count = min(asked if most is None else min(asked, most), len(self.data.validation))
         batch = self.data.collator([self.data.validation[row] for row in range(count)])
-        return without_labels(model, batch)
+        inputs = without_labels(model, batch)
+        if is_read_shifted(model, batch):  # what stands for no answer is no prediction
+            inputs["decoder_attention_mask"] = (batch["labels"] != IGNORED).long()
+        return inputs
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result and asks it about an example."""

@@ -77,7 +77,7 @@ def verify_reload(
             f"loading it imported {', '.join(facts['ours'])}.",
             "Please report this: the folder must load with transformers alone.",
         )
-    same = outputs.same(here, there)
+    same = _without_padding(outputs.same(here, there), inputs)
     reloaded = Reloaded(
         samples=same.numel(),
         same_predictions=int(same.sum()),
@@ -92,6 +92,13 @@ def verify_reload(
             "Do not use it; save again, and report this if it persists.",
         )
     return reloaded
+
+
+def _without_padding(same: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Leave out predictions at padding: where there is one per token, the mask over the tokens says which."""
+    is_read = "decoder_input_ids" in inputs
+    mask = inputs.get("decoder_attention_mask" if is_read else "attention_mask")
+    return same[mask.bool().cpu()] if mask is not None and mask.shape == same.shape else same
 
 
 def _predict_elsewhere(

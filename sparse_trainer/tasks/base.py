@@ -32,6 +32,9 @@ class Outputs:
     """Fields of the model's output that are compared."""
     same: Callable[[Named, Named], Tensor] = same_class
     """Takes these outputs of two models, returns one true or false per prediction."""
+    most: int | None = None
+    """Compare no more examples than these, whatever `export.verify_samples` says; of language models each token is a
+    prediction, and its logits are as many as the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 from sparse_trainer.errors import ArgumentError, shown
 from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
+from sparse_trainer.tasks.causal_lm import CausalLM
 from sparse_trainer.tasks.image_classification import ImageClassification
 from sparse_trainer.tasks.question_answering.task import QuestionAnswering
 from sparse_trainer.tasks.sentence_embeddings import SentenceEmbeddings
@@ -13,6 +14,7 @@ from sparse_trainer.tasks.text_classification import TextClassification
 from sparse_trainer.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
+    "causal-lm": CausalLM,
     "image-classification": ImageClassification,
     "sentence-embeddings": SentenceEmbeddings,
     "question-answering": QuestionAnswering,

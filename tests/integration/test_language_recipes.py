@@ -1,0 +1,119 @@
+"""Recipes of language models run from their data to a folder that answers as the model in memory, also with a cache."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel, pipeline
+
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.fine_pruning import FinePruningJob, prepare_fine_pruning
+from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.run.recipes.load import load_recipe
+from sparse_trainer.run.recipes.recipe import Recipe
+from sparse_trainer.run.stages import PRUNED, State
+from tests.fixtures.language_models import VOCABULARY, write_language_model
+
+STEPS = 4
+"""Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
+TEXT = "".join(
+    f"The number {n} is {'even' if n % 2 == 0 else 'odd'}, says line {n * n}.\n" for n in range(40)
+)
+
+
+def recipe_of(name: str, folder: Path, model: Path, file: Path, *overrides: str) -> Recipe:
+    """Load a shipped recipe with a tiny model, local files and a few steps."""
+    return load_recipe(
+        name,
+        [
+            f"model.name_or_path={model}",
+            "data.source=null",
+            f"data.train_file={file}",
+            f"data.validation_file={file}",
+            f"training.output_dir={folder / 'run'}",
+            f"training.max_steps={STEPS}",
+            "training.per_device_train_batch_size=2",
+            "training.gradient_accumulation_steps=1",
+            "training.learning_rate=1e-3",
+            "training.use_cpu=true",
+            "training.report_to=none",
+            'training.save_strategy="no"',
+            "export.latency_rounds=1",
+            "export.latency_sequence_length=8",
+            *overrides,
+        ],
+    )
+
+
+def finished(recipe: Recipe) -> State:
+    """Run the stages of a recipe, and keep the models."""
+    assert isinstance(recipe, FinePruningRecipe)
+    state = prepare_fine_pruning(recipe, lambda line: None, overwrite=False, resume=False)
+    for stage in state.job.stages:
+        state = stage(state)
+    return state
+
+
+def generated(model: PreTrainedModel, **options: Any) -> list[list[int]]:
+    """Return what a model writes about two inputs, the first one padded."""
+    torch.manual_seed(1)
+    ids = torch.randint(3, VOCABULARY, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    found: torch.Tensor = model.eval().generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False, min_new_tokens=12, **options
+    )
+    return found.tolist()
+
+
+def check_folder(state: State) -> None:
+    """Check that the folder holds the model of the run: same units, same predictions, same texts."""
+    job, pruned = state.job, state.models[PRUNED]
+    assert isinstance(job, FinePruningJob)
+    plan = Plan.load(job.result)
+    assert plan.params["compact"] < plan.params["dense"]
+    assert state.reloaded is not None
+    assert state.reloaded.same_predictions == state.reloaded.samples
+    auto_class: Any = getattr(transformers, job.auto_class(plan))
+    loaded = auto_class.from_pretrained(job.result, trust_remote_code=True)
+    assert loaded.num_parameters() == plan.params["compact"] == pruned.num_parameters()
+    assert generated(loaded, use_cache=True) == generated(pruned, use_cache=True)
+    assert generated(loaded, use_cache=False) == generated(pruned, use_cache=True)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.raw"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_causal_model_is_cut_saved_and_writes_the_same(kind: str, text: Path, tmp_path: Path) -> None:
+    model = write_language_model(kind, tmp_path / kind)
+    state = finished(
+        recipe_of("causal-lm-llama", tmp_path, model, text, "data.max_length=32", "pruning.density=0.6")
+    )
+    check_folder(state)
+    dense, pruned = state.metrics.values()
+    assert dense is not None  # nobody has to train a language model before its perplexity says something
+    assert pruned is not None
+    assert set(dense) == set(pruned) == {"perplexity"}
+    assert state.reloaded is not None
+    assert state.reloaded.samples == 2 * 32  # a prediction per token of as many blocks as are compared
+    assert state.comparison is not None
+    assert "%" not in state.comparison.rows()[1][1]
+
+
+def test_the_lines_that_a_run_prints_write_text(text: Path, tmp_path: Path) -> None:
+    model = write_language_model("llama", tmp_path / "llama", bos=True)
+    more = ("data.max_length=32", "pruning=null", "model.dense_training.max_steps=2")
+    result = run(recipe_of("causal-lm-llama", tmp_path, model, text, *more), lambda line: None)
+    scope: dict[str, Any] = {"pipeline": pipeline}
+    exec("\n".join(result.load_lines[:2]), scope)
+    assert "print(model('The number 0 is even, says line 0.'))" in result.load_lines[2]
+    (answer,) = scope["model"]("The number 0", max_new_tokens=3)
+    assert answer["generated_text"].startswith("The number 0")
