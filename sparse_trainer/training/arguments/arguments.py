@@ -8,7 +8,6 @@ from sparse_trainer.budget.schedule import CubicSchedule, Schedule
 from sparse_trainer.criteria.training.base import OwnSchedule, TrainingCriterion
 from sparse_trainer.errors import ArgumentError, nearest
 from sparse_trainer.fields import (
-    PerKind,
     changed_fields,
     check_positive,
     check_types,
@@ -21,6 +20,7 @@ from sparse_trainer.training.arguments.checks import (
     check_schedule,
     check_units,
 )
+from sparse_trainer.training.arguments.common import CommonArguments
 from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.mask_checks import check_mask_options
 from sparse_trainer.training.arguments.masks import MaskArguments
@@ -33,58 +33,12 @@ from sparse_trainer.training.options import DistillationOptions, GateOptions
 # sentence-transformers.
 @understands_old_names(seed="pruning_seed", warmup_ratio="pruning_warmup_ratio")
 @dataclass(kw_only=True)
-class SparseTrainingArguments(L0Arguments, MaskArguments, CheaperArguments):
+class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, CommonArguments):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
-    scoring: str = option(
-        "movement",
-        "Criterion: movement, layer_gate, l0, taylor, magnitude, random; or one of one-shot pruning, such"
-        " as wanda, taken once before training.",
-    )
-    target: str = option("params", "What density counts: params, macs (per token) or units.")
-    density: PerKind = option(
-        0.5,
-        'Fraction of the prunable part to keep, in (0, 1]; or of the units of each kind: {"heads": 0.75}.',
-    )
-    units: list[str] | None = option(
-        None, "Kinds of unit to prune; default: the kinds in density, else those of the criterion."
-    )
-    scope: str = option(
-        "global", "global (over the whole model), layer (each layer meets it) or uniform (equal widths)."
-    )
-    multiple_of: PerKind | None = option(
-        None, "Kept channels are multiples of this; or one number per kind. Default: 8 in experts, else 1."
-    )
-    min_keep: PerKind = option(1, "Heads and channels that every layer keeps; or one number per kind.")
-    exclude: list[str] = option([], "Patterns of group names that stay dense, e.g. layer.0 or *.heads.")
-    include: list[str] = option(
-        [], "Patterns of the only groups to prune, e.g. language_model or vision_tower; none = all."
-    )
-    standardize: str | None = option(
-        None,
-        "Makes scores comparable: none, cost, share, zscore_layer, zscore_global; default: by criterion.",
-    )
-    sequence_length: int = option(128, "Tokens per sequence, for target macs.")
-    pruning_warmup_ratio: float = option(0.1, "Fraction of training, at its start, in which all is kept.")
-    cooldown_ratio: float = option(0.3, "Fraction of training, at the end, with the final structure.")
-    score_learning_rate: float = option(1e-2, "Learning rate of learned scores.")
-    update_every: int = option(1, "Optimizer steps between two selections.")
-    taylor_order: int = option(1, "taylor: 1 = |g|, 2 = g^2 per step (Fisher).")
-    taylor_decay: float = option(0.99, "taylor: decay of the running saliency per step.")
-    magnitude_norm: int = option(2, "magnitude: 1 or 2.")
-    gate_epsilon: float = option(0.1, "layer_gate: epsilon of the gates at the start.")
-    gate_epsilon_final: float = option(1e-4, "layer_gate: epsilon at the end.")
-    gate_penalty: float = option(10.0, "layer_gate: weight of the budget penalty.")
-    calibration_samples: int = option(
-        128, "Training rows on which criteria of one-shot pruning, such as wanda, score units first."
-    )
-    pruning_seed: int = option(42, "Seed of what random and l0 draw.")
-    distil_teacher_name_or_path: str | None = option(
-        None, "Teacher: a path or hub id, or 'self' = the model before pruning."
-    )
-    distil_alpha_ce: float = option(0.1, "Weight of the task loss beside a teacher.")
-    distil_alpha_teacher: float = option(0.9, "Weight of the logits distillation.")
-    distil_temperature: float = option(2.0, "Temperature of the logits distillation.")
+    # What HfArgumentParser writes over these options in the help of a script.
+    _argument_group_name = "pruning"
+
     final_finetune: bool = option(
         False, "Of nn_pruning: a run of its own here, with model.fill in its recipe."
     )

@@ -68,10 +68,22 @@ def test_every_field_has_an_option_of_its_own_type() -> None:
     assert "--density" in parser.format_help()
 
 
+def test_the_help_of_a_script_has_a_part_of_its_own_for_pruning_what_matters_most_first() -> None:
+    text = HfArgumentParser((SparseTrainingArguments, Seq2SeqTrainingArguments)).format_help()
+    _, heading, ours = text.partition("\npruning:\n")
+    assert heading
+    assert "--output_dir" not in ours
+    found = [option for option in re.findall(r"^  --(\w+)", ours, re.MULTILINE) if option in FIELDS]
+    assert set(found) == FIELDS
+    assert found[:2] == ["density", "scoring"]
+    assert found.index("distil_temperature") < found.index("preset") < found.index("cheaper")
+
+
 CONFIGS = [
     ("trl", ("SFTConfig", "DPOConfig", "GRPOConfig", "RLOOConfig", "RewardConfig", "KTOConfig")),
     ("sentence_transformers", ("SentenceTransformerTrainingArguments",)),
     ("sentence_transformers.cross_encoder", ("CrossEncoderTrainingArguments",)),
+    ("sentence_transformers.sparse_encoder", ("SparseEncoderTrainingArguments",)),
 ]
 
 
@@ -84,6 +96,20 @@ def test_no_name_is_taken_by_the_arguments_of_other_trainers(library: str, name:
     words = ["--output_dir", str(tmp_path), "--density", "0.5", "--bf16", "false"]
     *_, sparse = HfArgumentParser((config, SparseTrainingArguments)).parse_args_into_dataclasses(words)
     assert sparse.density == 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_parser_of_trl_reads_them_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    file = tmp_path / "sft.yaml"
+    file.write_text(
+        yaml.safe_dump({"output_dir": str(tmp_path), "density": {"heads": 0.5}, "units": ["heads"]})
+    )
+    parser = trl.TrlParser((trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig, SparseTrainingArguments))
+    words = ["--config", str(file), "--dataset_name", "x", "--bf16", "false", "--pruning_seed", "3"]
+    script, training, _, sparse = parser.parse_args_and_config(words)
+    assert (script.dataset_name, training.output_dir) == ("x", str(tmp_path))
+    assert (sparse.density, sparse.units, sparse.pruning_seed) == ({"heads": 0.5}, ["heads"], 3)
 
 
 @pytest.mark.parametrize(
