@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, TrainingArguments, pipeline
 
 from patchers.discovery.discover import discover
 from sparse_trainer import load_pruned, optimize_model, save_pruned
+from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.files.pipelines.question_answering import best_spans
+from sparse_trainer.tasks.question_answering.scores import exact_match, f1
+from sparse_trainer.tasks.question_answering.task import QuestionAnswering
 from tests.fixtures.compact_models import patched
-from tests.fixtures.recipe_files import squad_rows, write_tiny_model
+from tests.fixtures.recipe_files import squad_rows, write_rows, write_tiny_model
 
 ROWS = [{"question": str(row["question"]), "context": str(row["context"]) * 3} for row in squad_rows(6)]
 ASK = """
@@ -148,6 +151,60 @@ def test_another_save_keeps_our_pipeline_and_drops_foreign_ones(folder: Path, tm
     assert set(found["custom_pipelines"]) == {"question-answering"}
     assert found["question_answering"] == config["question_answering"]
     assert (again / "question_answering.py").read_bytes() == (folder / "question_answering.py").read_bytes()
+
+
+@pytest.mark.parametrize("no_answer", [False, True])
+@pytest.mark.parametrize("by_length", [False, True])
+def test_the_pipeline_answers_what_the_metrics_measure(
+    no_answer: bool, by_length: bool, folder: Path, tmp_path: Path
+) -> None:
+    rows = squad_rows(24)
+    for row, other in zip(rows[::2], rows[1::2], strict=True):
+        row["context"] = f"{row['context']} {other['context']}"  # chunks of many lengths
+    answer = pipeline("question-answering", model=str(folder), trust_remote_code=True)
+    found = answer(
+        [{"question": row["question"], "context": row["context"]} for row in rows],
+        handle_impossible_answer=no_answer,
+    )
+    # What it answers is right for two of three rows.
+    for number, (row, one) in enumerate(zip(rows, found, strict=True)):
+        if number % 3:
+            one_or_none = [one] if one["answer"] else []
+            row["answers"] = {
+                "text": [one["answer"] for one in one_or_none],
+                "answer_start": [one["start"] for one in one_or_none],
+            }
+    file = str(write_rows(tmp_path / "rows.jsonl", rows))
+    data = DataOptions(
+        train_file=file,
+        validation_file=file,
+        text_columns=("question", "context"),
+        label_column="answers",
+        max_length=40,
+    )
+    task = QuestionAnswering(stride=8, max_answer_length=3, no_answer=no_answer)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prepared = task.prepare(data, tokenizer)
+    trainer = task.trainer(
+        model=load_pruned(folder),
+        args=TrainingArguments(
+            str(tmp_path / "run"),
+            use_cpu=True,
+            report_to="none",
+            per_device_eval_batch_size=5,
+            train_sampling_strategy="group_by_length" if by_length else "random",
+        ),
+        eval_dataset=prepared.validation,
+        data_collator=prepared.collator,
+        processing_class=tokenizer,
+        compute_metrics=prepared.compute_metrics,
+    )
+    measured = trainer.evaluate()
+    texts = [row["answers"]["text"] for row in rows]  # type: ignore[index]
+    for name, score in (("f1", f1), ("exact_match", exact_match)):
+        scores = [score(one["answer"], given or [""]) for one, given in zip(found, texts, strict=True)]
+        assert measured[f"eval_{name}"] == pytest.approx(sum(scores) / len(scores))
+        assert measured[f"eval_{name}"] > 0.5
 
 
 def test_spans_of_all_chunks_are_ranked_once() -> None:
