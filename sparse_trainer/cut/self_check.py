@@ -27,7 +27,7 @@ def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
     """Return what the part below the task head says to the sample batch, or what the whole model says."""
     # The head of a language model multiplies by the whole vocabulary, and nothing of it is cut.
     part: Any = base_of(model) if reads_tokens_only(model) and not whole else model
-    batch = sample_batch(model)
+    batch = sample_batch(part)
     mask_BT = batch.get("attention_mask")
     try:
         with evaluating(model):

@@ -113,10 +113,17 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def text_inputs(request: InputRequest) -> dict[str, Tensor]:
-    """Return text, [B, T]."""
+    """Return text, [B, T]; [B, 1, T] for a model that chooses between texts: one choice a row."""
     ids_BT, mask_BT = words(request)
+    if reads_choices(request.model):
+        return {"input_ids": ids_BT[:, None], "attention_mask": mask_BT[:, None]}
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
     return {**inputs, **decoder_inputs(request)}
+
+
+def reads_choices(model: object) -> bool:
+    """Tell whether a model reads several texts a row, [B, choices, T]: all such heads of transformers are called so."""
+    return type(model).__name__.endswith("ForMultipleChoice")
 
 
 def pixel_inputs(request: InputRequest) -> dict[str, Tensor]:

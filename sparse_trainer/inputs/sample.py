@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from sparse_trainer.errors import UnsupportedModelError
-from sparse_trainer.inputs.kinds import LAST_WORD, field_of, part_of
+from sparse_trainer.inputs.kinds import LAST_WORD, field_of, part_of, reads_choices
 from sparse_trainer.inputs.limits import positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.placeholders import special_ids
@@ -52,6 +52,8 @@ def reads_tokens_only(model: Any) -> bool:
 def tokens_for(model: Any, *, rows: int, length: int, padding: int = 0) -> dict[str, Tensor]:
     """Return random words of a model's vocabulary, none of them with a meaning of its own; always the same.
 
+    They are [rows, length]; [rows, 1, length] for a model that chooses between texts.
+
     Args:
         padding: Tokens at the end of all rows but the first that are no words.
     """
@@ -66,4 +68,8 @@ def tokens_for(model: Any, *, rows: int, length: int, padding: int = 0) -> dict[
     mask_BT[1:, length - padding :] = 0
     ids_BT[mask_BT == 0] = pad
     device = next(model.parameters()).device
-    return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
+    shape = (rows, 1, length) if reads_choices(model) else (rows, length)
+    return {
+        "input_ids": ids_BT.view(shape).to(device),
+        "attention_mask": mask_BT.view(shape).to(device),
+    }

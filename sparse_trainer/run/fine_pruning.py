@@ -157,7 +157,7 @@ class FinePruningJob:
         """Return Python that loads the result and asks it about an example."""
         task = self.recipe.task
         if task.pipeline is None:
-            return model_lines(self.result, task.auto_class)
+            return (*model_lines(self.result, task.auto_class), *self.data.call)
         return pipeline_lines(self.result, task.pipeline, self.data.example)
 
     def load_model(self) -> PreTrainedModel:

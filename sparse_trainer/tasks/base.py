@@ -47,6 +47,8 @@ class Prepared:
     """Names of the classes, where there are classes."""
     example: object
     """An input as the task's pipeline takes it."""
+    call: tuple[str, ...] = ()
+    """Where there is no pipeline: Python that asks `model`, loaded from the finished folder, about an example."""
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     settings: Mapping[str, Any] = field(default_factory=dict)
