@@ -65,7 +65,7 @@ def read_text(path: Path, where: str) -> str:
         raise DataError(where, f"cannot be read: {error}.", "Give a complete file of UTF-8 text.") from error
 
 
-def read_rows(path: Path, where: str) -> Dataset:
+def read_table_or_text(path: Path, where: str) -> Dataset:
     """Read the rows of a file; of plain text they are its lines, with their ends, in column `text`.
 
     Raises:

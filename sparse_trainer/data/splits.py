@@ -9,7 +9,7 @@ from typing import Literal
 from datasets import ClassLabel, Dataset
 
 from sparse_trainer.data.quickstart.generated import Split, generate
-from sparse_trainer.data.readers import TABLES, TEXTS, check_data_file, read_hub, read_rows
+from sparse_trainer.data.readers import TABLES, TEXTS, check_data_file, read_hub, read_table_or_text
 from sparse_trainer.errors import ArgumentError, DataError, shown
 from sparse_trainer.fields import check_counts, check_seed
 
@@ -184,7 +184,7 @@ def label_numbers(values: Sequence[object], where: str) -> list[float]:
 def _load(options: DataOptions, split: Split) -> Dataset:
     file = options.train_file if split == "train" else options.validation_file
     if file is not None:
-        return read_rows(Path(file), f"data.{split}_file: {file}")
+        return read_table_or_text(Path(file), f"data.{split}_file: {file}")
     if options.source is None:
         raise DataError("data", "no source.", "Set `source`, or `train_file` and `validation_file`.")
     if options.source == GENERATED:

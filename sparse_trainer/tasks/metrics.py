@@ -28,7 +28,7 @@ PROBE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class Measure:
     """What compares predictions with references."""
 
     of: Literal["classes", "numbers"]
@@ -77,12 +77,12 @@ def _spearman(predictions_N: Values, references_N: Values) -> float:
     return float(spearmanr(references_N, predictions_N)[0])
 
 
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(of="classes", computed=_accuracy),
-    "f1": Metric(of="classes", computed=_f1),
-    "matthews_correlation": Metric(of="classes", computed=_matthews),
-    "pearsonr": Metric(of="numbers", computed=_pearson),
-    "spearmanr": Metric(of="numbers", computed=_spearman),
+METRICS: dict[str, Measure] = {
+    "accuracy": Measure(of="classes", computed=_accuracy),
+    "f1": Measure(of="classes", computed=_f1),
+    "matthews_correlation": Measure(of="classes", computed=_matthews),
+    "pearsonr": Measure(of="numbers", computed=_pearson),
+    "spearmanr": Measure(of="numbers", computed=_spearman),
 }
 """Name in the evaluate library -> the metric."""
 

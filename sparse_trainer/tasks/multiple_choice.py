@@ -91,7 +91,7 @@ class MultipleChoice(Task):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ChoiceQuestion:
     """A row."""
 
     context: str
@@ -157,7 +157,7 @@ class _Encoder:
             )  # fmt: skip
         return encoded
 
-    def question(self, row: Mapping[str, Any], where: str) -> Question:
+    def question(self, row: Mapping[str, Any], where: str) -> ChoiceQuestion:
         """Return the context, the choices and the answer of a row.
 
         Raises:
@@ -177,7 +177,7 @@ class _Encoder:
             problem = f"has the label {shown(label)}, which names none of its {len(endings)} choices."
             raise DataError(where, problem, f"Label rows 0 to {len(endings) - 1}, or drop the row.")
         context, *begin = texts
-        return Question(context, [" ".join((*begin, ending)) for ending in endings], answer)
+        return ChoiceQuestion(context, [" ".join((*begin, ending)) for ending in endings], answer)
 
     def _endings(self, row: Mapping[str, Any]) -> tuple[list[Any], Sequence[str]]:
         """Return the choices of a row and their names, where it has names: {text: [...], label: [A, B, ...]}."""
@@ -188,7 +188,9 @@ class _Encoder:
             return list(value.get("text") or ()), list(value.get("label") or ())
         return (value, ()) if isinstance(value, list) else ([value], ())
 
-    def _counted(self, found: list[Question], rows: Sequence[int], count: int, where: str) -> list[Question]:
+    def _counted(
+        self, found: list[ChoiceQuestion], rows: Sequence[int], count: int, where: str
+    ) -> list[ChoiceQuestion]:
         """Return the questions with so many choices.
 
         Raises:
@@ -203,7 +205,7 @@ class _Encoder:
                 )
         return [question for question in found if len(question.endings) == count]
 
-    def _encoded(self, questions: Sequence[Question], count: int) -> Mapping[str, Any]:
+    def _encoded(self, questions: Sequence[ChoiceQuestion], count: int) -> Mapping[str, Any]:
         contexts = [question.context for question in questions for _ in range(count)]
         endings = [ending for question in questions for ending in question.endings]
         encoding: Mapping[str, list[Any]] = (

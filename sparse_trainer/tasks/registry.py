@@ -8,8 +8,8 @@ from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.causal_lm import CausalLM
 from sparse_trainer.tasks.image_classification import ImageClassification
-from sparse_trainer.tasks.question_answering.task import QuestionAnswering
 from sparse_trainer.tasks.multiple_choice import MultipleChoice
+from sparse_trainer.tasks.question_answering.task import QuestionAnswering
 from sparse_trainer.tasks.sentence_embeddings import SentenceEmbeddings
 from sparse_trainer.tasks.text_classification import TextClassification
 from sparse_trainer.tasks.token_classification import TokenClassification
