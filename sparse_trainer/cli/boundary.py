@@ -1,7 +1,7 @@
 """Where the command line ends: every way a command can stop becomes one line on stderr and an exit code.
 
-Exit codes: 0 done; 2 something that the user can mend; 1 a bug of ours, or a reader of stdout that went away;
-130 and 143 interrupted and terminated, as shells count them.
+Exit codes: 0 done; 2 something that the user can mend; 1 a bug of ours, or a reader of stdout that went away, or a
+sweep of which a run failed; 130 and 143 interrupted and terminated, as shells count them.
 """
 
 import os

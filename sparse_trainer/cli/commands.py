@@ -17,6 +17,7 @@ from sparse_trainer.cli.environment import describe_environment
 from sparse_trainer.cli.evaluate import evaluate_command
 from sparse_trainer.cli.inspection import inspect_model
 from sparse_trainer.cli.prune import prune_command
+from sparse_trainer.cli.sweep import sweep_command
 from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import EXPORTS
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("prune")(prune_command)
 app.command("evaluate")(evaluate_command)
+app.command("sweep")(sweep_command)
 
 
 @app.command("run")

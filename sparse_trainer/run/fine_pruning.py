@@ -23,19 +23,18 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
-from sparse_trainer.folders.configs import read_config, resolve
+from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.inputs.labels import IGNORED, is_read_shifted, without_labels
-from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.run.lora import check_not_quantized, merged
+from sparse_trainer.run.lora import merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
-from sparse_trainer.run.rehearsal import check_options, rehearse_training
+from sparse_trainer.run.rehearsal import check_options, find_model, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.tasks.base import Outputs, Prepared
@@ -270,15 +269,11 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
 
 def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
     """Load tokenizer and data."""
+    source = find_model(recipe)
     try:
-        source = resolve(recipe.model.name_or_path)
-        config = read_config(source, recipe.model.revision)
-        check_not_quantized(config, recipe.model.name_or_path)
         processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
     except CheckpointError as error:
         raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
-    positions, timed = positions_of(config), recipe.export.latency_sequence_length
-    check_positions("export.latency_sequence_length", timed, positions)
     if recipe.task.processor == "tokenizer" and recipe.data.max_length > processor.model_max_length:
         raise RecipeError(
             "data.max_length",

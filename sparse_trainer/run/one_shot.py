@@ -120,16 +120,25 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
         SparseTrainerError: Bad input.
     """
     check_target(_result_of(recipe), overwrite=overwrite)
-    pictures.check_drawing()
-    if recipe.evaluation is not None:
-        check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
-    _check_positions(recipe)
+    check_one_shot(recipe)
     device, tokenizer = recipe.model.place(), find_tokenizer(recipe.model.name_or_path, recipe.model.revision)
     batches = read_calibration(recipe.model, tokenizer, recipe.prune, recipe.calibration, tell)
     tell("loading the model")
     dense = recipe.model.load(by_block=recipe.prune.by_block)
     job = OneShotJob(recipe=recipe, processor=tokenizer, batches=batches, device=device)
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
+
+
+def check_one_shot(recipe: OneShotRecipe) -> None:
+    """Refuse what needs neither weights nor text to be refused.
+
+    Raises:
+        SparseTrainerError: An option that cannot work.
+    """
+    pictures.check_drawing()
+    if recipe.evaluation is not None:
+        check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
+    _check_positions(recipe)
 
 
 def _result_of(recipe: OneShotRecipe) -> Path:

@@ -43,7 +43,7 @@ def write_widths(plan: Plan, folder: Path) -> None:
     write_map(plan, folder / WIDTH_FILES["map"])
     _write_widths_picture(plan, folder / WIDTH_FILES["widths"])
     rows = [[name, g["kind"], g["layer"], g["size"], len(g["keep"])] for name, g in plan.groups.items()]
-    _write_csv(folder / WIDTH_FILES["widths table"], ["group", "kind", "layer", "units", "kept"], rows)
+    write_csv(folder / WIDTH_FILES["widths table"], ["group", "kind", "layer", "units", "kept"], rows)
 
 
 def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
@@ -57,14 +57,14 @@ def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
         )
     )
     header = ["round", "group", "kind", "layer", "unit", "score", "kept"]
-    _write_csv(folder / SCORE_FILES["scores table"], header, rows)
+    write_csv(folder / SCORE_FILES["scores table"], header, rows)
     _write_scores_picture(decisions[-1] if decisions else None, folder / SCORE_FILES["scores"])
 
 
 def write_map(plan: Plan, path: str | Path) -> None:
     """Draw which units of every layer are kept, one panel per kind, and write it as PNG."""
     kinds = plan.by_kind()
-    figure, axes = _panels(len(kinds))
+    figure, axes = panels(len(kinds))
     for axis, (kind, groups) in zip(axes, kinds.items(), strict=False):
         kept, total = sum(len(group["keep"]) for group in groups), sum(group["size"] for group in groups)
         axis.imshow(_grid(groups), aspect="auto", interpolation="nearest", cmap="Blues", vmin=-0.25, vmax=1.0)
@@ -72,13 +72,13 @@ def write_map(plan: Plan, path: str | Path) -> None:
         axis.set_yticks(range(len(groups)), [f"{g['layer']} ({len(g['keep'])})" for g in groups], fontsize=7)
         axis.set_ylabel("layer (kept)", fontsize=8)
     figure.supxlabel("unit (dark = kept)", fontsize=8)
-    _save(figure, Path(path))
+    save_picture(figure, Path(path))
 
 
 def _write_widths_picture(plan: Plan, path: Path) -> None:
     """Draw how many units every layer keeps, one panel per kind."""
     kinds = plan.by_kind()
-    figure, axes = _panels(len(kinds))
+    figure, axes = panels(len(kinds))
     for axis, (kind, groups) in zip(axes, kinds.items(), strict=False):
         places = range(len(groups))
         axis.bar(places, [g["size"] for g in groups], color="lightgrey", label="before")
@@ -89,13 +89,13 @@ def _write_widths_picture(plan: Plan, path: Path) -> None:
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     figure.supxlabel("layer", fontsize=8)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _write_scores_picture(decision: Decision | None, path: Path) -> None:
     """Draw a histogram of the scores of each kind, kept and removed units apart."""
     kinds = {} if decision is None else scores_by_kind(decision)
-    figure, axes = _panels(len(kinds))
+    figure, axes = panels(len(kinds))
     for axis, (kind, (score_N, keep_N)) in zip(axes, kinds.items(), strict=False):
         is_log = bool((score_N > 0).all())
         edges = bin_edges(score_N, is_log=is_log)
@@ -108,7 +108,7 @@ def _write_scores_picture(decision: Decision | None, path: Path) -> None:
         axis.set_ylabel("units", fontsize=8)
         axis.legend(fontsize=7)
     figure.supxlabel("score, as the criterion gives it", fontsize=8)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
@@ -139,20 +139,22 @@ def bin_edges(score_N: Tensor, *, is_log: bool) -> list[float]:
     return [low + (high - low) * i / BINS for i in range(BINS + 1)]
 
 
-def _panels(count: int) -> tuple[Any, Sequence[Any]]:
-    """Return a figure with panels one below the other."""
+def panels(count: int, height: float = 2.4) -> tuple[Any, Sequence[Any]]:
+    """Return a figure with panels one below the other, each of so many inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 1.2 + 2.4 * count), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + height * count), layout="constrained")
     return figure, list(figure.subplots(max(count, 1), 1, squeeze=False)[:, 0])
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_picture(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, all or nothing."""
     with new_file(path) as draft:
         figure.savefig(draft, format="png", dpi=120)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as CSV, all or nothing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -10,10 +10,11 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, one_of
+from sparse_trainer.errors import ArgumentError, CheckpointError, RecipeError, SparseTrainerError, one_of
 from sparse_trainer.fields import check_counts, check_seed
-from sparse_trainer.folders.configs import first_line
-from sparse_trainer.run.lora import check_peft
+from sparse_trainer.folders.configs import first_line, read_config, resolve
+from sparse_trainer.inputs.limits import check_positions, positions_of
+from sparse_trainer.run.lora import check_not_quantized, check_peft
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 
 _UNLISTED = ("flyte",)
@@ -36,6 +37,24 @@ def check_options(recipe: FinePruningRecipe) -> None:
     if recipe.lora is not None:
         check_peft()
     recipe.data.check_files()
+
+
+def find_model(recipe: FinePruningRecipe) -> str:
+    """Return where the model lies; its config is read, and no weights.
+
+    Raises:
+        RecipeError: There is none.
+        ArgumentError: It has no positions for the sequences that are timed.
+    """
+    try:
+        source = resolve(recipe.model.name_or_path)
+        config = read_config(source, recipe.model.revision)
+        check_not_quantized(config, recipe.model.name_or_path)
+    except CheckpointError as error:
+        raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
+    timed = recipe.export.latency_sequence_length
+    check_positions("export.latency_sequence_length", timed, positions_of(config))
+    return source
 
 
 def rehearse_training(

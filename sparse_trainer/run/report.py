@@ -41,8 +41,14 @@ class Comparison:
         measured = list(self.models.values())
         for metric in dict.fromkeys(name for m in measured for name in m.metrics or {}):
             values = [(m.metrics or {}).get(metric) for m in measured]
-            spell, change = (_plain, _ratio) if metric.endswith(NO_SHARES) else (_percent, _points)
-            rows.append([metric, *(spell(v) for v in values), *(change(v, values[0]) for v in values[1:])])
+            change = _ratio if metric.endswith(NO_SHARES) else _points
+            rows.append(
+                [
+                    metric,
+                    *(spell_metric(metric, v) for v in values),
+                    *(change(v, values[0]) for v in values[1:]),
+                ]
+            )
         rows.append(_row("parameters", [m.parameters for m in measured], "{:,.0f}"))
         rows.append(_row("file size", [m.file_bytes / 1e6 for m in measured], "{:.1f} MB"))
         for batch in measured[0].latencies:
@@ -103,16 +109,19 @@ def _shape(shape: Sequence[int] | None) -> str:
     return "removed" if shape is None else f"[{', '.join(map(str, shape))}]"
 
 
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.1f} %"
+def spell_metric(name: str, value: float | None) -> str:
+    """Return a value as tables show it: a percentage, or a number.
+
+    >>> spell_metric("accuracy", 0.912), spell_metric("perplexity", 8.5), spell_metric("f1", None)
+    ('91.2 %', '8.50', '-')
+    """
+    if value is None:
+        return MISSING
+    return f"{value:.2f}" if name.endswith(NO_SHARES) else f"{100 * value:.1f} %"
 
 
 def _points(value: float | None, baseline: float | None) -> str:
     return MISSING if value is None or baseline is None else f"{100 * (value - baseline):+.1f} points"
-
-
-def _plain(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
 
 
 def _ratio(value: float | None, baseline: float | None) -> str:

@@ -20,8 +20,12 @@ from sparse_trainer.training.checkpoint import find_checkpoint, last_checkpoint
 RUN_FILE = ".sparse_trainer_run.yaml"
 """In the folder that a run trains in: the recipe it runs."""
 _RESUMED_FROM = "training.resume_from_checkpoint"
-_FREE = (DESCRIPTION, "export.", _RESUMED_FROM)
+_FREE = (DESCRIPTION, "export.", _RESUMED_FROM, "training.output_dir", "model.dense_folder")
 """What may be another in a run that goes on: it changes nothing of what was trained."""
+_NOT_DENSE = (DESCRIPTION, "pruning", "export")
+"""Sections that say nothing of the dense fine-tune."""
+_AFTER_DENSE = ("dense_folder", "dense_training", "fill", "prune_from", "rewind")
+"""Keys of section `model` that say nothing of the weights that the dense fine-tune starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,9 @@ class RunFolder:
 
     @property
     def dense(self) -> Path:
-        """Where the dense model stays that the run fine-tunes first."""
-        return self.path / "dense" / "model"
+        """Where the dense model stays that the run fine-tunes first: in the folder of the run, or with other runs."""
+        shared = self.recipe.model.dense_folder
+        return self.path / "dense" / "model" if shared is None else Path(shared)
 
     @property
     def rescued(self) -> Path:
@@ -76,6 +81,7 @@ class RunFolder:
         find_checkpoint(self.recipe.training.resume_from_checkpoint, self.path)
         if self.resume:
             self._check_recipe()
+        self._check_shared()
         # A run that was stopped after its result was there writes it again.
         is_own = self.resume and self._is_of_this_recipe(self.result / RECIPE_FILE)
         check_target(self.result, overwrite=overwrite or is_own, ours=self.mark)
@@ -118,8 +124,11 @@ class RunFolder:
         return last_checkpoint(output_dir, since=started)
 
     def dense_model(self) -> Path | None:
-        """Return the dense model of an earlier run that goes on, where that stage was finished."""
-        return self.dense if self._goes_on and self._is_of_this_recipe(self.dense / RECIPE_FILE) else None
+        """Return the dense model of an earlier run that goes on, or of another run, where that stage was finished."""
+        file = self.dense / RECIPE_FILE
+        if self.recipe.model.dense_folder is not None:
+            return self.dense if file.is_file() else None
+        return self.dense if self._goes_on and self._is_of_this_recipe(file) else None
 
     def advice(self) -> str:
         """Return what to tell somebody who stops the run."""
@@ -132,7 +141,21 @@ class RunFolder:
         return self.resume or self.recipe.training.resume_from_checkpoint is not None
 
     def _is_of_this_recipe(self, file: Path) -> bool:
-        return file.is_file() and not _changes(read_sections(file), self.recipe.sections)
+        return file.is_file() and not recipe_changes(read_sections(file), self.recipe.sections)
+
+    def _check_shared(self) -> None:
+        """Refuse a shared folder with a dense model of other options, or one that cannot be written."""
+        if self.recipe.model.dense_folder is None:
+            return
+        check_target(self.dense, ours=RECIPE_FILE)
+        file, now = self.dense / RECIPE_FILE, dense_part(self.recipe.sections)
+        changes = recipe_changes(dense_part(read_sections(file)), now) if file.is_file() else {}
+        if changes:
+            raise CheckpointError(
+                f"model.dense_folder: {self.dense}",
+                f"holds another dense model: {say_changes(changes)}.",
+                "Name another folder.",
+            )
 
     def _check_recipe(self) -> None:
         file = self.path / RUN_FILE
@@ -142,23 +165,48 @@ class RunFolder:
                 "holds no run to go on with.",
                 "Start it without resume=True (--resume).",
             )
-        changes = _changes(read_sections(file), self.recipe.sections)
+        changes = recipe_changes(read_sections(file), self.recipe.sections)
         if changes:
             raise CheckpointError(
                 f"resume: {file}",
-                "; ".join(f"{key} was {then!r} and is {now!r} now" for key, (then, now) in changes.items())
-                + ".",
+                f"{say_changes(changes)}.",
                 "Go on with the recipe of then, or start over with overwrite=True (--overwrite).",
             )
 
 
-def _changes(then: Sections, now: Sections) -> dict[str, tuple[Any, Any]]:
-    """Return the keys that differ, in dots, with the value of then and of now."""
+def recipe_changes(
+    then: Sections, now: Sections, free: tuple[str, ...] = _FREE
+) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that differ, in dots, with the value of then and of now.
+
+    Args:
+        free: What the keys begin with that may differ.
+    """
     old, new = dict(_flat(then)), dict(_flat(yaml.safe_load(as_yaml(now))))
     return {
         key: (old.get(key), new.get(key))
         for key in old | new
-        if old.get(key) != new.get(key) and not key.startswith(_FREE)
+        if old.get(key) != new.get(key) and not key.startswith(free)
+    }
+
+
+def say_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return what `recipe_changes` found, for a message."""
+    return "; ".join(f"{key} was {then!r} and is {now!r} now" for key, (then, now) in changes.items())
+
+
+def dense_part(sections: Sections) -> Sections:
+    """Return what a recipe says about the dense model that is fine-tuned first: runs that say the same can share it."""
+    model, training = sections.get("model") or {}, sections.get("training") or {}
+    training = {**training, **(model.get("dense_training") or {})}
+    return {
+        **{key: value for key, value in sections.items() if key not in _NOT_DENSE},
+        "model": {key: value for key, value in model.items() if key not in _AFTER_DENSE},
+        "training": {
+            key: value
+            for key, value in training.items()
+            if key not in ("output_dir", "resume_from_checkpoint")
+        },
     }
 
 

@@ -33,6 +33,8 @@ class ModelOptions:
     """Fine-tune a dense model first, with these changes to `training`; null = do not. (Without pruning it is all.)"""
     prune_from: Literal["pretrained", "dense"] = "pretrained"
     """Where fine-pruning starts: at the pretrained model, or at the dense model that was fine-tuned first."""
+    dense_folder: str | None = None
+    """Folder where that dense model is kept, and taken from by other runs that would fine-tune the same one."""
     rewind: str | None = None
     """Folder or file with the plan of an earlier run: the model is cut by it, and then trained (or pruned further)."""
     fill: bool = False
@@ -149,6 +151,12 @@ def _check_dense(recipe: FinePruningRecipe) -> None:
     if dense is None and recipe.model.prune_from == "dense" and not is_start:
         raise RecipeError(
             f"{recipe.origin}: model.prune_from", "'dense', but no dense model is trained.", remedy
+        )
+    if recipe.model.dense_folder is not None and (dense is None or recipe.pruning is None):
+        raise RecipeError(
+            f"{recipe.origin}: model.dense_folder",
+            "is for the dense model that is fine-tuned before pruning, and there is none.",
+            "Leave it out; or add model.dense_training to a recipe with a section `pruning`.",
         )
     teacher = recipe.pruning.distil_teacher_name_or_path if recipe.pruning else None
     if dense is None and teacher == DENSE:
