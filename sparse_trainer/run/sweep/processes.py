@@ -22,6 +22,7 @@ from sparse_trainer.run.sweep.planned import PlannedRun
 if sys.platform != "win32":
     import fcntl
 
+COMMAND = (sys.executable, "-m", "sparse_trainer", "run")
 POLL = 0.1
 """Seconds between looks at the processes."""
 GRACE = 20.0
@@ -59,7 +60,7 @@ class RunProcess:
             run.folder.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log, self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sparse_trainer", "run", *options, *run.arguments],
+                [*COMMAND, *options, *run.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=log,

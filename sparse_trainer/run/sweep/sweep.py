@@ -53,7 +53,7 @@ class Sweep:
         return [
             {"run": run.name, "status": self.status(run), **run.combination.values}
             | (self.finished[run.name].cells() if run.name in self.finished else {})
-            | {"folder": str(run.result), "error": self.failed.get(run.name, "")}
+            | {"folder": str(run.result), "error": self.failed.get(run.name)}
             for run in self.runs
         ]
 
