@@ -42,6 +42,10 @@ class NonFiniteError(CriterionError):
     """NaN or infinite scores."""
 
 
+class DisagreementError(SparseTrainerError):
+    """Processes of one training that have decided differently."""
+
+
 def shown(value: object) -> str:
     """Return a value as messages show it: as Python writes it, long and deep ones cut short.
 
@@ -102,6 +106,7 @@ __all__ = [
     "CheckpointError",
     "CriterionError",
     "DataError",
+    "DisagreementError",
     "ExportError",
     "NonFiniteError",
     "RecipeError",

@@ -41,14 +41,23 @@ class PruningCallback(TrainerCallback):
         """Select anew; what was measured of a structure that is not final makes no model the best one."""
         was_finished = self.coordinator.finished
         self.coordinator.step(state.global_step)
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.coordinator.check_agreement()
         if not was_finished:
             # A half-pruned model scores better than the one asked for: it must not become "the best".
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compare with the other processes before what epochs end with."""
+        self.coordinator.check_agreement()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Finish, and say where the best model was none to choose."""
+        self.coordinator.check_agreement()
         self.coordinator.end()
         if args.load_best_model_at_end and self.coordinator.finished:
             _tell_of_choice(state, self.coordinator.final_from)

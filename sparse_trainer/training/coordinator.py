@@ -16,6 +16,7 @@ from patchers.patching.merging import base_model, check_mergeable
 from patchers.units import Structure
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.training.agreement import Agreement
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.arguments.checks import check_gradients, check_on_model
 from sparse_trainer.training.blending import Blending
@@ -69,7 +70,7 @@ class ModelPatchingCoordinator:
         self._attached: tuple[nn.Module, Driver] | None = None
         self._asked: dict[str, Any] = {}
         self.total_steps, self.current_step = 0, 0
-        self._averages = Averages()
+        self._averages, self._agreement = Averages(), Agreement()
 
     def patch_model(self, model: nn.Module) -> nn.Module:
         """Find the units of `model`, attach gates or masks (all open), make the teacher ready; return the model.
@@ -153,6 +154,11 @@ class ModelPatchingCoordinator:
         """Return the parameters behind the gates or masks, learned or merely read."""
         return self.pruner.score_parameters()
 
+    def attached_parameters(self) -> list[nn.Parameter]:
+        """Return all parameters that patching has brought along: scores, and what is learned beside them."""
+        found = [p for gate in self.gates.values() for p in gate.parameters()]
+        return list(dict.fromkeys([*found, *self.score_parameters()]))
+
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return optimizer groups: the weights under `options`, learned scores with their own rate and no decay."""
         scores = {id(p) for p in self.score_parameters()}
@@ -196,7 +202,7 @@ class ModelPatchingCoordinator:
         pruner.begin(total_steps, step, warmup_steps)
         if self.distiller is not None:
             self.distiller.teacher.to(next(self.model.parameters()).device)
-        self._averages = Averages()
+        self._averages, self._agreement = Averages(), Agreement()
 
     @property
     def progress(self) -> float:
@@ -229,7 +235,21 @@ class ModelPatchingCoordinator:
         self.current_step = self.current_step + 1 if step is None else step
         self._thaw()
         self.blending.step(self.current_step)
-        self.pruner.step(self.progress, due=self.current_step % self.args.update_every == 0)
+        was_finished, due = self.pruner.finished, self.current_step % self.args.update_every == 0
+        self.pruner.step(self.progress, due=due)
+        if due or self.pruner.finished != was_finished:
+            self._agreement.take_in(self.pruner.decided())
+
+    def check_agreement(self) -> None:
+        """Compare all decisions so far with those of the other processes, where there are any.
+
+        A Trainer does so when it logs, evaluates or saves, and at the end. In a loop of your own call it now and then,
+        in all processes at the same time.
+
+        Raises:
+            DisagreementError: in every process, where two of them have decided differently.
+        """
+        self._agreement.check(self.pruner.decided(), self.current_step)
 
     def end(self) -> None:
         """Write zeros into the parameters where weight masks are closed, once training has reached its end.

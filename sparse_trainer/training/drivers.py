@@ -51,6 +51,9 @@ class Driver(Protocol):
     def step(self, progress: float, *, due: bool) -> None:
         """Move to the state after an optimizer step, and select anew where that is due."""
 
+    def decided(self) -> dict[str, Tensor]:
+        """Return the masks as they are now, by what they are the mask of."""
+
     def penalty(self) -> Tensor | None:
         """Return what is added to the loss at this moment."""
 

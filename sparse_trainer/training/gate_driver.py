@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.patch import patch
+from patchers.patching.shards import whole_weights
 from patchers.units import HIDDEN, Structure
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.nesting import Nesting
@@ -130,6 +131,11 @@ class GateDriver:
         self._forget()
 
     @property
+    def _reads_weights(self) -> bool:
+        """Whether scores may be those of the weights as they are now, rather than what gates have gathered."""
+        return not (self.criterion.learns or isinstance(self.criterion, Observes))
+
+    @property
     def finished(self) -> bool:
         """Whether the structure is final."""
         return self.schedule.frozen(self.progress)
@@ -151,7 +157,11 @@ class GateDriver:
     @torch.no_grad()
     def select(self) -> None:
         """Open and close the gates by their scores as they are now, under the budget of this moment."""
-        raw = self._scores()
+        if self._reads_weights:
+            with whole_weights(self.model):
+                raw = self._scores()
+        else:
+            raw = self._scores()
         scores = STANDARDIZERS[self._normalizer](raw, self.costs, self.structure.kinds)
         scores = put_first(scores, self.protected) if self.protected else scores
         finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
@@ -162,6 +172,10 @@ class GateDriver:
         self._threshold = selection.threshold
         for name, gate in self.gates.items():
             gate.set_keep(selection.keep[name])
+
+    def decided(self) -> dict[str, Tensor]:
+        """Return the masks of the gates by group name."""
+        return {name: gate.keep_U for name, gate in self.gates.items()}
 
     def penalty(self) -> Tensor | None:
         """Return what the criterion adds to the loss at this moment."""
@@ -186,8 +200,7 @@ class GateDriver:
 
     def density(self) -> float:
         """Return the fraction of the prunable cost behind open gates now."""
-        kept = {name: gate.keep_U for name, gate in self.gates.items()}
-        return self.nesting.kept(kept) / self.nesting.total
+        return self.nesting.kept(self.decided()) / self.nesting.total
 
     def log(self) -> dict[str, float]:
         """Return what to log beside the density."""
@@ -215,8 +228,7 @@ class GateDriver:
     def end(self) -> None:
         """Say which groups escaped the budget; gates stay until `optimize_model`."""
         if self.budget.scope == "global":
-            keep = {name: gate.keep_U for name, gate in self.gates.items()}
-            warn_of_whole_groups(keep, self.structure.kinds, self._normalizer)
+            warn_of_whole_groups(self.decided(), self.structure.kinds, self._normalizer)
 
     def report(self) -> dict[str, Any]:
         """Return what was asked and reached."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -13,6 +13,7 @@ from patchers.patching.gates import Gate
 from patchers.patching.hard_concrete import BETA, HIGH, LOW, ConcreteGate, drawn, presence
 from patchers.patching.masks import MaskFactor, WeightMask
 from patchers.patching.patch import masks_of
+from patchers.patching.shards import whole_weights
 from patchers.units import Structure
 from patchers.zeros import bake_all
 from sparse_trainer.budget.schedule import Schedule
@@ -92,6 +93,11 @@ class MaskDriver:
     @torch.no_grad()
     def select(self, *, fixed: bool = False) -> None:
         """Make every mask anew from its score; where the structure is `fixed`, those of `l0` stay as they are."""
+        unscored = any(site.score is None for site in self.sites)
+        with whole_weights(self.model) if unscored else nullcontext():
+            self._select(fixed=fixed)
+
+    def _select(self, *, fixed: bool) -> None:
         remaining = self.schedule.remaining(self.progress)
         for number, site in enumerate(self.sites):
             # Values of 0 and 1 pass no gradient of the loss to the scores of l0: they have nothing to say any more.
@@ -100,7 +106,7 @@ class MaskDriver:
             draw = None if self.finished else f"{self.options.seed}/{self.progress}/{number}"
             _rebuild(self.model, site, self.options, remaining, draw)
             if number in self._protected:
-                keep = site.holder.keep_U if isinstance(site.holder, Gate) else site.holder.keep_RC
+                keep = _keep_of(site)
                 self._protected[number] = self._protected[number].to(keep.device)
                 _set(site.holder, torch.where(self._protected[number], 1, keep), None)
         for mask in set(self.masks.values()):
@@ -111,6 +117,10 @@ class MaskDriver:
 
     def observe(self, loss_scale: Tensor | None = None) -> None:
         """Read nothing: scores are learned."""
+
+    def decided(self) -> dict[str, Tensor]:
+        """Return the mask of every site by the first of its linears; several may act on one."""
+        return {f"{site.paths[0]} ({number})": _keep_of(site) for number, site in enumerate(self.sites)}
 
     def log(self) -> dict[str, float]:
         """Return nothing beside the density."""
@@ -197,7 +207,13 @@ class MaskDriver:
     def end(self) -> None:
         """Zero what the masks close in the parameters themselves, at the final threshold; the outputs stay."""
         if self.finished:
-            bake_all(self.model, self.structure, self.gates)
+            with whole_weights(self.model, write=True):
+                bake_all(self.model, self.structure, self.gates)
+
+
+def _keep_of(site: Site) -> Tensor:
+    """Return the mask of a site, shape [U] or [R, C]."""
+    return site.holder.keep_U if isinstance(site.holder, Gate) else site.holder.keep_RC
 
 
 def _rebuild(model: nn.Module, site: Site, asked: MaskOptions, remaining: float, draw: str | None) -> None:

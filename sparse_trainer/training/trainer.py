@@ -36,6 +36,14 @@ from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
 from sparse_trainer.training.restart import Restart
+from sparse_trainer.training.sharding import (
+    average_gradients,
+    check_sharing,
+    is_fsdp,
+    keep_whole,
+    saves_shards,
+    set_apart,
+)
 from sparse_trainer.training.wrapped_model import has_whole, load_whole, save_whole
 
 __all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
@@ -114,6 +122,8 @@ class SparseTrainer:
                 f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
             )
+        check_sharing(self.accelerator, coordinator.args.driver_options)  # type: ignore[attr-defined]
+        self._keep_whole()
         self.remove_callback(PruningCallback)  # type: ignore[attr-defined]
         self.add_callback(PruningCallback(coordinator, self._calibrate, self._restart))  # type: ignore[attr-defined]
         self._place_scores()
@@ -135,7 +145,15 @@ class SparseTrainer:
         """Give learned scores a group of their own; scores that are only read get none."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)  # type: ignore[misc]
         self._place_scores()
+        if is_fsdp(self.accelerator):  # type: ignore[attr-defined]
+            self._keep_whole()
+            set_apart(optimizer, self.coordinator.attached_parameters())
         return optimizer
+
+    def _keep_whole(self) -> None:
+        """Let FSDP leave what was attached to the model whole."""
+        if is_fsdp(self.accelerator):  # type: ignore[attr-defined]
+            keep_whole(self.accelerator, self.model)  # type: ignore[attr-defined]
 
     def _place_scores(self) -> None:
         """Give the scores the optimizer groups they belong to, once."""
@@ -168,6 +186,8 @@ class SparseTrainer:
         """Train on one batch; read the mask gradients after the last batch of an optimizer step, before clipping."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if self.accelerator.sync_gradients:  # type: ignore[attr-defined]
+            if is_fsdp(self.accelerator):  # type: ignore[attr-defined]
+                average_gradients(self.coordinator.attached_parameters())
             self.coordinator.observe(self._loss_scale())
         return loss
 
@@ -247,13 +267,20 @@ class SparseTrainer:
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save, and write beside the weights what rebuilds the gates; of one that was cut, its plan; no NaN scores."""
+        """Save, and write beside the weights what rebuilds the gates; of one that was cut, its plan; no NaN scores.
+
+        Called by a user it saves the whole model, also where FSDP keeps checkpoints in shards.
+        """
         self.coordinator.check_finite()
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
         with writing(folder):
             if self.args.should_save:  # type: ignore[attr-defined]
                 open_again(folder)
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+            if not _internal_call and saves_shards(self.accelerator):  # type: ignore[attr-defined]
+                state = self.accelerator.get_state_dict(self.model)  # type: ignore[attr-defined]
+                if self.args.should_save:  # type: ignore[attr-defined]
+                    self._save(str(folder), state_dict=state)  # type: ignore[attr-defined]
         if self.args.should_save and not save_finished(folder, self.model):  # type: ignore[attr-defined]
             save_state(folder, self.coordinator)
             save_whole(folder, self.model)  # type: ignore[attr-defined]
