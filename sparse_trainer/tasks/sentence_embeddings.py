@@ -1,7 +1,7 @@
 """Embed sentences: the pruned encoder learns, on plain text, to embed as the dense one does."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from sparse_trainer.data.splits import DataOptions, load_splits
+from sparse_trainer.data.splits import DataOptions, check_columns, load_splits
 from sparse_trainer.errors import ArgumentError, RecipeError, one_of
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.tasks.base import Named, Outputs, Prepared, Task
@@ -48,9 +48,12 @@ class EmbeddingData(Prepared):
 class SentenceEmbeddings(Task):
     """Sentence embeddings without labels: targets are the embeddings of the model as it was loaded.
 
-    Each text of `data.text_columns` is learned by itself. Of two columns, the first text of a row has to find the
-    second one among all second texts of the validation set.
+    Each text of `data.text_columns` is learned by itself. Of a pair of columns in the validation set, the first text of
+    a row has to find the second one among all second texts.
     """
+
+    pairs: tuple[str, ...] | None = None
+    """Two columns of the validation set; default: `data.text_columns`, where it names two."""
 
     pooling: Mode | None = None
     """How one embedding is made of the tokens'; default: as modules.json beside the model says, else mean."""
@@ -72,6 +75,8 @@ class SentenceEmbeddings(Task):
     def __post_init__(self) -> None:
         for name in self.metrics:
             one_of("metrics", name, METRICS)
+        if self.pairs is not None and len(self.pairs) != 2:
+            raise ArgumentError("pairs", f"{len(self.pairs)} columns.", "Name two, or leave it out.")
         if not self.metrics:
             raise ArgumentError("metrics", "names none.", "Give e.g. [cosine].")
         if min(self.distance, self.similarity) < 0 or self.distance + self.similarity <= 0:
@@ -89,11 +94,14 @@ class SentenceEmbeddings(Task):
             RecipeError: Metrics that need pairs, or scores of them.
         """
         needs = {METRICS[name].needs for name in self.metrics}
-        _check_columns(data, needs)
+        columns = data.text_columns if self.pairs is None else self.pairs
+        _check_columns(data, columns, needs)
         scored = (data.label_column,) if "scores" in needs else ()
-        splits = load_splits(data, (*data.text_columns, *scored))
+        splits = load_splits(data, ())
+        check_columns(splits.train, data.text_columns, "data: train set")
+        check_columns(splits.validation, (*columns, *scored), "data: validation set")
         train = read_texts(splits.train, data.text_columns, "train set")
-        first, *second = read_texts(splits.validation, data.text_columns, "validation set")
+        first, *second = read_texts(splits.validation, columns, "validation set")
         texts = distinct(first, *second)
         row = {text: number for number, text in enumerate(texts)}
         pairs = None
@@ -158,16 +166,16 @@ class SentenceEmbeddings(Task):
         )
 
 
-def _check_columns(data: DataOptions, needs: Collection[Needs]) -> None:
+def _check_columns(data: DataOptions, compared: Sequence[str], needs: Collection[Needs]) -> None:
     if len(data.text_columns) not in (1, 2):
         raise RecipeError(
             "data.text_columns",
             f"{len(data.text_columns)} columns.",
             "Name one text column, or a pair of them.",
         )
-    if len(data.text_columns) == 1 and not {*needs} <= {"nothing"}:
+    if len(compared) == 1 and not {*needs} <= {"nothing"}:
         raise RecipeError(
             "task.metrics",
             "some compare the two texts of a pair, and there is one text column.",
-            "Ask for [cosine], or name a pair in data.text_columns.",
+            "Ask for [cosine], or name a pair in task.pairs or data.text_columns.",
         )

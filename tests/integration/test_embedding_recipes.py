@@ -60,9 +60,21 @@ def small(files: Path, out: Path, *overrides: str, data: str = "pairs.jsonl") ->
     )
 
 
+def recall(model: Any, pairs: Path) -> float:
+    """Return the share of questions whose passage is among the nearest five different ones, row by row."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    passages = sorted({row["context"] for row in rows})
+    near = torch.as_tensor(model.encode(passages)).T
+    found = [(torch.as_tensor(model.encode(row["question"])) @ near).topk(5).indices.tolist() for row in rows]
+    return sum(passages.index(row["context"]) in best for row, best in zip(rows, found, strict=True)) / len(
+        rows
+    )
+
+
 def test_the_recipe_leaves_a_folder_that_embeds(files: Path, tmp_path: Path) -> None:
     metrics = "task.metrics=[cosine, recall@1, recall@5, recall@10, mrr@10, ndcg@10, spearman]"
-    result = run(small(files, tmp_path / "run", metrics, "task.similarity=0.5"), lambda line: None)
+    by_length = "training.train_sampling_strategy=group_by_length"
+    result = run(small(files, tmp_path / "run", metrics, "task.similarity=0.5", by_length), lambda line: None)
     dense, pruned = (model.metrics for model in result.comparison.models.values())
     assert dense is not None
     assert pruned is not None
@@ -86,6 +98,8 @@ def test_the_recipe_leaves_a_folder_that_embeds(files: Path, tmp_path: Path) -> 
     assert loaded.prompts["query"] == "is "
     dense_model = st.SentenceTransformer(str(files / "model"), device="cpu")
     assert not torch.allclose(torch.as_tensor(dense_model.encode(texts)), embeddings, atol=1e-3)
+    assert dense["recall@5"] == pytest.approx(recall(dense_model, files / "pairs.jsonl"))
+    assert pruned["recall@5"] == pytest.approx(recall(loaded, files / "pairs.jsonl"))
 
 
 def test_lines_of_a_text_are_learned_by_a_model_that_says_nothing_of_pooling(
@@ -111,6 +125,8 @@ def test_lines_of_a_text_are_learned_by_a_model_that_says_nothing_of_pooling(
         (["task.metrics=[]"], r"task\.metrics: names none"),
         (["task.distance=0"], r"task\.distance: .*not both 0"),
         (["task.pooling=average"], r"task\.pooling: 'average'"),
+        (["task.pairs=[question]"], r"task\.pairs: 1 columns"),
+        (["task.pairs=[question, passage]"], r"validation set: no column 'passage'"),
         (["data.text_columns=[question]"], r"task\.metrics: .*there is one text column"),
         (["data.text_columns=[question, context, question]"], r"data\.text_columns: 3 columns"),
         (["data.text_columns=[question, passage]"], r"no column 'passage'"),

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Trainer
 
 from sparse_trainer.tasks.embeddings.pooling import Pooling
+from sparse_trainer.tasks.in_order import InOrder
 
 # Shape legend: B = texts, D = hidden features.
 
@@ -66,7 +66,7 @@ def _cosines(embeddings_BD: Tensor) -> Tensor:
     return units_BD @ units_BD.T
 
 
-class EmbeddingTrainer(Trainer):
+class EmbeddingTrainer(InOrder):
     """`Trainer` for encoders without a head: it pools their hidden states before the loss and the metrics.
 
     Its `compute_loss_func` is an `EmbeddingLoss`; the targets are in `labels`.

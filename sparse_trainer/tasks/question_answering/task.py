@@ -9,7 +9,6 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
@@ -25,18 +24,12 @@ from sparse_trainer.fields import check_counts
 from sparse_trainer.files.pipelines.question_answering import best_spans, no_answer
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.tasks.base import Named, Outputs, Prepared, Task
+from sparse_trainer.tasks.in_order import InOrder
 from sparse_trainer.tasks.question_answering.features import Chunks, check_stride, encode
 from sparse_trainer.tasks.question_answering.rows import Row, read_rows
 from sparse_trainer.tasks.question_answering.scores import exact_match, f1
 
 _METRICS = {"exact_match": exact_match, "f1": f1}
-
-
-class InOrder(Trainer):
-    """A Trainer that evaluates in the order of the data, also where it trains by length: answers are put together."""
-
-    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None  # type: ignore[arg-type]
 
 
 def same_span(one: Named, other: Named) -> Tensor:
