@@ -133,6 +133,14 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
         # YAML 1.1 reads 1e-5 (no dot) as text.
         if option is float and isinstance(value, str) and _is_number(value) and not _is_endless(float(value)):
             return float(value)
+        # It reads no as false.
+        if (
+            value is False
+            and isinstance(option, type)
+            and issubclass(option, enum.Enum)
+            and _matches("no", option)
+        ):
+            return "no"
     raise RecipeError(where, *_complaint(value, hint))
 
 

@@ -105,23 +105,27 @@ class FinePruningJob:
         pruning = self.recipe.pruning
         assert pruning is not None
         teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
-        state.tell("fine-pruning")
-        training = self.recipe.training
+        training, kept = self.recipe.training, self.folder.uncut_model()
+        state.tell("fine-pruning" if kept is None else f"taking the fine-pruned model from {kept}")
         student = self.adapted(state.model)
         trainer = pruning_trainer(self.recipe.task.trainer)(
             model=student,
             args=training,
             sparse_args=_of_coordinator(pruning, has_teacher=teacher is not None),
             teacher=teacher,
+            callbacks=self.recipe.callbacks(training),
             **self.trainer_options(),
         )
-        trainer.train(resume_from_checkpoint=self.checkpoint(training))
+        if kept is None:
+            trainer.train(resume_from_checkpoint=self.checkpoint(training))
+            trainer.save_model(str(self.folder.uncut))
+            self.folder.finish_uncut()
+        else:
+            trainer.restore(kept)
         try:
             return state.having(PRUNED, optimize_model(student))
         except SparseTrainerError as error:
-            uncut = self.folder.path / "uncut"
-            trainer.save_model(str(uncut))
-            remedy = f"{error.remedy} The trained model, with its gates, is in {uncut}."
+            remedy = f"{error.remedy} The trained model, with its gates, is in {self.folder.uncut}."
             raise type(error)(error.where, error.what, remedy) from error
 
     def evaluate_pruned(self, state: State) -> State:
@@ -226,7 +230,7 @@ class FinePruningJob:
     def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
         student = self.adapted(model)
         trainer = _dense_trainer(self.recipe.task.trainer)(
-            model=student, args=training, **self.trainer_options()
+            model=student, args=training, callbacks=self.recipe.callbacks(training), **self.trainer_options()
         )
         trainer.train(resume_from_checkpoint=self.checkpoint(training))
         trained = _bare(trainer, student)

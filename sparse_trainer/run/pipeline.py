@@ -27,7 +27,8 @@ def run(
     Args:
         tell: Called with one line at the start of every stage.
         overwrite: Replace the result of an earlier run; as `export.overwrite` of the recipe.
-        resume: Go on with a run of the same recipe that was stopped, from its last checkpoint.
+        resume: Go on with a run of the same recipe that was stopped, from its last checkpoint. `resume: true` in the
+            recipe asks for the same, and starts a run where there is none.
 
     Raises:
         SparseTrainerError: Bad input, before any stage starts; or a result that does not hold what it promises.
@@ -35,6 +36,7 @@ def run(
     start = time.monotonic()
     with speaking_of(recipe):
         try:
+            resume = resume or _asks_to_go_on(recipe)
             state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
             for stage in state.job.stages:
                 with state.rescuing():
@@ -44,6 +46,13 @@ def run(
             if isinstance(recipe, FinePruningRecipe):
                 tell(RunFolder(recipe=recipe, resume=resume).advice())
             raise
+
+
+def _asks_to_go_on(recipe: Recipe) -> bool:
+    """Tell whether the recipe asks to go on with an earlier run, and there is one."""
+    if not recipe.resume or not isinstance(recipe, FinePruningRecipe):
+        return recipe.resume
+    return RunFolder(recipe=recipe, resume=False).is_begun
 
 
 def _prepared(recipe: Recipe, tell: Tell, *, overwrite: bool, resume: bool) -> State:

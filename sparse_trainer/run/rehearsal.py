@@ -15,6 +15,7 @@ from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import first_line, read_config, resolve
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.lora import check_not_quantized, check_peft
+from sparse_trainer.run.recipes.early_stopping import check_best_metric
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 
 _UNLISTED = ("flyte",)
@@ -32,10 +33,17 @@ def check_options(recipe: FinePruningRecipe) -> None:
         try:
             _check_numbers(training)
             _check_reports(training)
+            check_best_metric(training, recipe.task.metrics)
         except ArgumentError as error:
             raise RecipeError(f"{where}.{error.where}", error.what, error.remedy) from error
     if recipe.lora is not None:
         check_peft()
+    if recipe.early_stopping is not None and not any(map(recipe.callbacks, _trainings(recipe).values())):
+        raise RecipeError(
+            f"{recipe.origin}: early_stopping",
+            "training.eval_strategy is 'no': no model would be compared with another.",
+            "Set training.eval_strategy and training.save_strategy, e.g. to epoch.",
+        )
     recipe.data.check_files()
 
 

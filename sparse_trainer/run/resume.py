@@ -14,15 +14,15 @@ from sparse_trainer.folders.replace import check_target
 from sparse_trainer.plan.document import PLAN_FILE
 from sparse_trainer.run.outcome import RECIPE_FILE
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
-from sparse_trainer.run.recipes.sections import DESCRIPTION, Sections, as_yaml, read_sections
+from sparse_trainer.run.recipes.sections import DESCRIPTION, RESUME, Sections, as_yaml, read_sections
 from sparse_trainer.training.checkpoint import find_checkpoint, last_checkpoint
 
 RUN_FILE = ".sparse_trainer_run.yaml"
 """In the folder that a run trains in: the recipe it runs."""
 _RESUMED_FROM = "training.resume_from_checkpoint"
-_FREE = (DESCRIPTION, "export.", _RESUMED_FROM, "training.output_dir", "model.dense_folder")
+_FREE = (DESCRIPTION, RESUME, "export.", _RESUMED_FROM, "training.output_dir", "model.dense_folder")
 """What may be another in a run that goes on: it changes nothing of what was trained."""
-_NOT_DENSE = (DESCRIPTION, "pruning", "export")
+_NOT_DENSE = (DESCRIPTION, RESUME, "pruning", "export")
 """Sections that say nothing of the dense fine-tune."""
 _AFTER_DENSE = ("dense_folder", "dense_training", "fill", "prune_from", "rewind")
 """Keys of section `model` that say nothing of the weights that the dense fine-tune starts from."""
@@ -46,6 +46,11 @@ class RunFolder:
         """Where the dense model stays that the run fine-tunes first: in the folder of the run, or with other runs."""
         shared = self.recipe.model.dense_folder
         return self.path / "dense" / "model" if shared is None else Path(shared)
+
+    @property
+    def uncut(self) -> Path:
+        """Where the fine-pruned model stays with its gates: what is cut."""
+        return self.path / "uncut"
 
     @property
     def rescued(self) -> Path:
@@ -120,25 +125,48 @@ class RunFolder:
         if not self.resume or output_dir is None:
             return None
         # Older ones are of a run before this one.
-        started = (self.path / RUN_FILE).stat().st_mtime_ns
-        return last_checkpoint(output_dir, since=started)
+        return last_checkpoint(output_dir, since=self._started)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / RUN_FILE).is_file()
 
     def dense_model(self) -> Path | None:
         """Return the dense model of an earlier run that goes on, or of another run, where that stage was finished."""
         file = self.dense / RECIPE_FILE
         if self.recipe.model.dense_folder is not None:
             return self.dense if file.is_file() else None
-        return self.dense if self._goes_on and self._is_of_this_recipe(file) else None
+        return self.dense if self._goes_on and self._is_finished(self.dense) else None
+
+    def uncut_model(self) -> Path | None:
+        """Return the fine-pruned model of an earlier run, unless it is to go on from a checkpoint that is named."""
+        is_named = self.recipe.training.resume_from_checkpoint is not None
+        return self.uncut if self.resume and not is_named and self._is_finished(self.uncut) else None
+
+    def finish_uncut(self) -> None:
+        """Write down that the fine-pruned model is complete."""
+        write_text(self.uncut / RECIPE_FILE, self.recipe.dump())
 
     def advice(self) -> str:
         """Return what to tell somebody who stops the run."""
-        if last_checkpoint(self.path) or last_checkpoint(self.path / "dense") or self.dense.is_dir():
+        saved = self.dense.is_dir() or self.uncut.is_dir()
+        if saved or last_checkpoint(self.path) or last_checkpoint(self.path / "dense"):
             return f"stopped: add --resume (in Python: run(recipe, resume=True)) to go on with what is in {self.path}"
         return f"stopped before anything was saved in {self.path}: training.save_strategy says when checkpoints are"
 
     @property
     def _goes_on(self) -> bool:
         return self.resume or self.recipe.training.resume_from_checkpoint is not None
+
+    def _is_finished(self, folder: Path) -> bool:
+        """Tell whether the model in a folder is whole, and of this run rather than one before it."""
+        file = folder / RECIPE_FILE
+        return self._is_of_this_recipe(file) and file.stat().st_mtime_ns >= self._started
+
+    @property
+    def _started(self) -> int:
+        return (self.path / RUN_FILE).stat().st_mtime_ns if self.is_begun else 0
 
     def _is_of_this_recipe(self, file: Path) -> bool:
         return file.is_file() and not recipe_changes(read_sections(file), self.recipe.sections)

@@ -177,6 +177,15 @@ class SparseTrainer:
         self._restart.forget()
         return super().train(resumed, *args, **kwargs)  # type: ignore[misc]
 
+    def restore(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Set model and gates to those that a training of the same arguments saved, without training.
+
+        Raises:
+            CheckpointError: The arguments differ, or what lies there is damaged.
+        """
+        check_resumed(Path(checkpoint), self.model, self.coordinator.args)  # type: ignore[attr-defined]
+        self._load_from_checkpoint(os.fspath(checkpoint))
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of the next step: none where all steps are taken, as in a checkpoint of the last one."""
         over = is_over(self.state, self.callback_handler.callbacks)  # type: ignore[attr-defined]

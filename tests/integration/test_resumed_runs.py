@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.self_check import SelfCheckError
-from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.errors import ArgumentError, CheckpointError, RecipeError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.pipeline import run
@@ -91,6 +91,7 @@ STOPS: dict[str, Callable[[pytest.MonkeyPatch, BaseException], None]] = {
     "in the dense stage": lambda patch, error: stop_at_step(3, patch, error),
     "before the dense model is kept": stop_at("fine_pruning.save_dense"),
     "in the pruning stage": lambda patch, error: stop_at_step(7, patch, error),
+    "before the fine-pruned model is kept": stop_at("resume.RunFolder.finish_uncut"),
     "in the export": stop_at("stages.write_beside"),
     "after the export": stop_at("fine_pruning.pipeline_lines"),
 }
@@ -117,8 +118,54 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(
     found, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "pruned", whole))
     assert found.keys() == expected.keys()
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    assert ("fine-pruning" in said) == (list(STOPS).index(stop) < 5)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left <= {".sparse_trainer_run.yaml", "checkpoint-2", "checkpoint-4", "dense", "pruned", "rescued"}
+    folders = {"checkpoint-2", "checkpoint-4", "dense", "pruned", "rescued", "uncut"}
+    assert left <= {".sparse_trainer_run.yaml", *folders}
+
+
+def test_what_was_trained_is_not_trained_again_without_checkpoints(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = stopping(files, tmp_path, "training.save_strategy=no", "resume=true")
+    with monkeypatch.context() as patch:
+        stop_at("stages.write_beside")(patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe)
+    stop_at_step(0, monkeypatch, AssertionError("training started"))
+    said = go(recipe)
+    assert said[1:3] == [
+        f"taking the dense model from {tmp_path / 'dense' / 'model'}",
+        f"taking the fine-pruned model from {tmp_path / 'uncut'}",
+    ]
+    assert Plan.load(tmp_path / "pruned").density_reached == pytest.approx(0.5, abs=0.05)
+    # What an earlier run of the same recipe left is of no use to one that starts over.
+    monkeypatch.undo()
+    monkeypatch.setattr("sparse_trainer.tasks.metrics.hub_reachable", lambda: False)
+    with monkeypatch.context() as patch:
+        stop_at_step(1, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            go(stopping(files, tmp_path, "training.save_strategy=no"), overwrite=True)
+    said = go(recipe)
+    assert {"fine-tuning the dense model", "fine-pruning"} <= set(said)
+
+
+def test_a_recipe_that_asks_to_be_resumed_starts_where_there_is_nothing_to_go_on_with(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    recipe = stopping(files, tmp_path, "resume=true")
+    with monkeypatch.context() as patch:
+        stop_at_step(7, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe)
+    said = go(recipe)
+    assert "fine-tuning the dense model" not in said
+    found, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "pruned", whole))
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    with pytest.raises(CheckpointError, match=r"pruning.density was 0\.5 and is 0\.3 now"):
+        go(stopping(files, tmp_path, "resume=true", "pruning.density=0.3"))
+    with pytest.raises(RecipeError, match="resume: 'yes, please' is not true or false"):
+        stopping(files, tmp_path, "resume=yes, please")
 
 
 def test_a_named_checkpoint_goes_on_with_the_dense_model_that_was_kept(
@@ -254,3 +301,5 @@ def test_a_disk_without_room_for_the_result_is_found_before_training(
 def test_runs_without_training_have_nothing_to_go_on_from() -> None:
     with pytest.raises(ArgumentError, match="trains nothing"):
         run(load_recipe("llama-wanda"), print, resume=True)
+    with pytest.raises(ArgumentError, match="trains nothing"):
+        run(load_recipe("llama-wanda", ["resume=true"]), print)

@@ -1,5 +1,6 @@
 """Values against the fields of a dataclass."""
 
+import enum
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,6 +8,11 @@ import pytest
 
 from sparse_trainer.errors import RecipeError
 from sparse_trainer.fields import checked
+
+
+class Switch(enum.StrEnum):
+    NO = "no"
+    STEPS = "steps"
 
 
 @dataclass
@@ -17,6 +23,7 @@ class Options:
     choice: Literal["a", "b"] = "a"
     anything: Any = None
     mapping: dict[str, Any] | None = None
+    switch: Switch = Switch.NO
 
 
 @pytest.mark.parametrize(
@@ -24,6 +31,7 @@ class Options:
     [
         ("number", 1, 1),
         ("number", "1e-5", 1e-5),
+        ("switch", False, "no"),
         ("count", None, None),
         ("names", ["x", "y"], ("x", "y")),
         ("choice", "b", "b"),

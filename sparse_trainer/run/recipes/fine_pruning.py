@@ -5,12 +5,14 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import RecipeError, nearest, shown
 from sparse_trainer.fields import checked
 from sparse_trainer.run.lora import LoraOptions
+from sparse_trainer.run.recipes.early_stopping import EarlyStoppingOptions, is_lower_better
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
 from sparse_trainer.tasks.base import Task
@@ -52,6 +54,7 @@ class FinePruningRecipe(Recipe):
         "pruning": SparseTrainingArguments,
         "lora": LoraOptions,
         "training": TrainingArguments,
+        "early_stopping": EarlyStoppingOptions,
         "export": ExportOptions,
     }
 
@@ -63,11 +66,18 @@ class FinePruningRecipe(Recipe):
     lora: LoraOptions | None
     """None = all weights train."""
     training: TrainingArguments
+    early_stopping: EarlyStoppingOptions | None
+    """None = all steps are taken."""
 
     @property
     def classes(self) -> Mapping[str, type]:
         """Section -> the dataclass of its options: of the task, its own."""
         return {**self.SECTIONS, "task": type(self.task), "training": self.task.arguments}
+
+    def callbacks(self, training: TrainingArguments) -> list[TrainerCallback]:
+        """Return what the Trainer of one training of the run is given: early stopping, where it evaluates."""
+        evaluates = training.eval_strategy != IntervalStrategy.NO
+        return [self.early_stopping.callback()] if self.early_stopping and evaluates else []
 
     def dense_training(self) -> TrainingArguments | None:
         """Return the options of the dense fine-tune that comes first, or None."""
@@ -77,24 +87,24 @@ class FinePruningRecipe(Recipe):
         section = {**(self.sections.get("training") or {}), "output_dir": f"{self.training.output_dir}/dense"}
         # A checkpoint to go on from belongs to fine-pruning.
         section.pop("resume_from_checkpoint", None)
-        return _training(
-            self.task.arguments, section | changes, self.name, f"{self.origin}: model.dense_training"
-        )
+        where, early = f"{self.origin}: model.dense_training", self.early_stopping is not None
+        return _training(self.task.arguments, section | changes, self.name, where, stops_early=early)
 
 
 def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePruningRecipe:
     """Check the sections of a recipe that trains, and parse each into its dataclass."""
     header = FinePruningRecipe.header(sections, name, origin)
     task = _task(sections, origin)
+    early = parsed_or_none(EarlyStoppingOptions, sections, "early_stopping", origin)
+    given, where = section(sections, "training", origin), f"{origin}: training"
     recipe = FinePruningRecipe(
         task=task,
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
         lora=parsed_or_none(LoraOptions, sections, "lora", origin),
-        training=_training(
-            task.arguments, section(sections, "training", origin), name, f"{origin}: training"
-        ),
+        training=_training(task.arguments, given, name, where, stops_early=early is not None),
+        early_stopping=early,
         **header,
     )
     _check_dense(recipe)
@@ -123,7 +133,7 @@ def _task(sections: Sections, origin: str) -> Task:
 
 
 def _training(
-    arguments: type[TrainingArguments], section: dict[str, Any], name: str, where: str
+    arguments: type[TrainingArguments], section: dict[str, Any], name: str, where: str, *, stops_early: bool
 ) -> TrainingArguments:
     """Parse the options of the Trainer, whose own checks name fields but not files."""
     # Pinned memory without an accelerator only earns a warning from torch.
@@ -131,7 +141,12 @@ def _training(
         "output_dir": f"runs/{name}",
         "dataloader_pin_memory": torch.accelerator.is_available(),
     }
+    if stops_early:
+        # Where a run goes on, patience goes on, too.
+        defaults |= {"metric_for_best_model": "loss", "restore_callback_states_from_checkpoint": True}
     values = defaults | checked(arguments, section, where)
+    if values.get("metric_for_best_model") is not None:
+        values.setdefault("greater_is_better", not is_lower_better(values["metric_for_best_model"]))
     if not values["output_dir"]:
         raise RecipeError(f"{where}.output_dir", "is empty.", "Name a folder, or leave it out.")
     try:

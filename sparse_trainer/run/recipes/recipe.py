@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from sparse_trainer.errors import RecipeError, shown
 from sparse_trainer.run.recipes.sections import (
     DESCRIPTION,
+    RESUME,
     ExportOptions,
     Sections,
     as_yaml,
@@ -25,6 +27,8 @@ class Recipe:
     name: str
     """Name of the file, without its ending."""
     description: str
+    resume: bool
+    """Go on with a run of this recipe that was stopped; where there is none, start one."""
     export: ExportOptions
     sections: Sections
     """The recipe as written, overrides included: what `dump` writes."""
@@ -46,9 +50,13 @@ class Recipe:
     def header(cls, sections: Sections, name: str, origin: str) -> dict[str, Any]:
         """Return the fields that all recipes have, once the names of the sections are known to be right."""
         check_names(sections, tuple(cls.SECTIONS), origin)
+        resume = sections.get(RESUME, False)
+        if not isinstance(resume, bool):
+            raise RecipeError(f"{origin}: {RESUME}", f"{shown(resume)} is not true or false.", "Give true.")
         return {
             "name": name,
             "description": str(sections.get(DESCRIPTION, "")),
+            "resume": resume,
             "export": parsed(ExportOptions, sections, "export", origin),
             "sections": copy.deepcopy(dict(sections)),
             "origin": origin,

@@ -18,6 +18,8 @@ Sections = dict[str, Any]
 T = TypeVar("T")
 
 DESCRIPTION = "description"
+RESUME = "resume"
+"""true = go on with a run of this recipe that was stopped; where there is none, start one."""
 PLUGINS = "plugins"
 """Python files that a recipe imports before it is read; relative to its own file."""
 
@@ -72,8 +74,8 @@ def override(sections: Sections, text: str, known: Sequence[str]) -> None:
         raise RecipeError(where, "is not KEY=VALUE.", "Write e.g. training.num_train_epochs=1.")
     if parts[0] == PLUGINS:
         raise RecipeError(where, "no override names code.", "Name it in the recipe, or with --plugin FILE.")
-    if parts[0] not in (*known, DESCRIPTION):
-        raise RecipeError(where, f"unknown section {shown(parts[0])}.", nearest(parts[0], known))
+    if parts[0] not in (*known, DESCRIPTION, RESUME):
+        raise RecipeError(where, f"unknown section {shown(parts[0])}.", nearest(parts[0], (*known, RESUME)))
     value = parse_yaml(written, where)
     place = sections
     for part in parts[:-1]:
@@ -87,11 +89,10 @@ def override(sections: Sections, text: str, known: Sequence[str]) -> None:
 
 def check_names(sections: Iterable[str], known: Sequence[str], origin: str) -> None:
     """Raise `RecipeError` where a section is not known; the nearest known one is given."""
+    all_known = (*known, DESCRIPTION, RESUME, PLUGINS)
     for key in sections:
-        if key not in (*known, DESCRIPTION, PLUGINS):
-            raise RecipeError(
-                f"{origin}: {key}", "unknown section.", nearest(str(key), (*known, DESCRIPTION, PLUGINS))
-            )
+        if key not in all_known:
+            raise RecipeError(f"{origin}: {key}", "unknown section.", nearest(str(key), all_known))
 
 
 def section(sections: Mapping[str, Any], key: str, origin: str) -> dict[str, Any]:
