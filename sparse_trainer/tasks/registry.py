@@ -8,6 +8,7 @@ from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.causal_lm import CausalLM
 from sparse_trainer.tasks.image_classification import ImageClassification
+from sparse_trainer.tasks.masked_lm import MaskedLM
 from sparse_trainer.tasks.multiple_choice import MultipleChoice
 from sparse_trainer.tasks.question_answering.task import QuestionAnswering
 from sparse_trainer.tasks.sentence_embeddings import SentenceEmbeddings
@@ -17,6 +18,7 @@ from sparse_trainer.tasks.token_classification import TokenClassification
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "image-classification": ImageClassification,
+    "masked-lm": MaskedLM,
     "multiple-choice": MultipleChoice,
     "sentence-embeddings": SentenceEmbeddings,
     "question-answering": QuestionAnswering,

@@ -30,7 +30,7 @@ TASKS_OF_TEXTS = (
     "text-classification",
     "token-classification",
     "multiple-choice",
-    "fill-mask",
+    "masked-lm",
 )
 TRAINING = sorted(
     name

@@ -35,6 +35,10 @@ class RunningText:
         """
         return texts(self.corpus, self.rows)
 
+    def tokens(self, tokenizer: Any) -> list[int]:
+        """Return the whole text as token ids, without special tokens."""
+        return stream(tokenizer, joined(self.corpus, self.texts()), self.corpus.joint, None)
+
     def blocks(self, tokenizer: Any, length: int) -> list[list[int]]:
         """Return the text in blocks of `length` tokens, each behind what the tokenizer puts in front of a text.
 
@@ -42,7 +46,7 @@ class RunningText:
             DataError: A row that is no text, or too little text.
         """
         before = frame_of(tokenizer).before
-        ids = stream(tokenizer, joined(self.corpus, self.texts()), self.corpus.joint, None)
+        ids = self.tokens(tokenizer)
         found = blocks_of(ids, before, length - len(before))
         if not found:
             raise DataError(self.corpus.name, f"{len(ids)} tokens of text.", "Give more text.")
