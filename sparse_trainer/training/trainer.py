@@ -31,7 +31,7 @@ from sparse_trainer.training.checkpoint import (
     save_state,
 )
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.finished import check_unfinished, save_finished
+from sparse_trainer.training.finished import check_evaluates, check_unfinished, save_finished
 from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
@@ -272,6 +272,7 @@ class SparseTrainer:
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Judge weight masks and cheaper layers by what they will be in the end."""
+        check_evaluates(self.model, self.coordinator.model)  # type: ignore[attr-defined]
         with self.coordinator.final_masks():
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 

@@ -95,6 +95,15 @@ def test_it_trains_resumes_and_is_cut(name: str, tmp_path: Path) -> None:
     assert optimize_model(run.model).num_parameters() < 0.8 * run.model.num_parameters()
 
 
+def test_the_loss_of_sft_is_told_that_a_cut_model_lacks_its_forward_pass(tmp_path: Path) -> None:
+    run = training("SFT", tmp_path)
+    run.train()
+    run.evaluate(run.train_dataset)
+    run.model = optimize_model(run.model)
+    with pytest.raises(ArgumentError, match="Evaluate before optimize_model"):
+        run.evaluate(run.train_dataset)
+
+
 @pytest.mark.parametrize("name", ["SFT", "GRPO"])
 def test_a_model_that_the_trainer_loads_by_its_name_is_patched(name: str, tmp_path: Path) -> None:
     run = training(name, tmp_path, by_name=True)
