@@ -213,7 +213,8 @@ class FinePruningJob:
         if kept is not None:
             state.tell(f"taking the dense model from {kept}")
             dense = self.recipe.task.load_model(str(kept), "main", self.data)
-            dense.config.name_or_path = state.model.config.name_or_path
+            for part in (module for module in dense.modules() if isinstance(module, PreTrainedModel)):
+                part.name_or_path = part.config.name_or_path = state.model.config.name_or_path
             return dense
         state.tell("fine-tuning the dense model")
         dense = self._trained(state.model, training)

@@ -6,6 +6,7 @@ from torch import nn
 
 from patchers.discovery.discover import discover
 from patchers.discovery.findings import starred
+from patchers.patching.merging import has_adapters
 from patchers.units import HIDDEN, KINDS, Structure
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.criteria.calibration.scorable import check_scorable
@@ -78,7 +79,7 @@ def check_on_model(
     Raises:
         UnsupportedModelError: no unit of a kind that was asked for, or one that the criterion cannot score.
     """
-    _check_hidden(structure, budget)
+    _check_hidden(model, structure, budget)
     if budget.units is not None or budget.is_per_kind:
         _check_present(model, structure, budget)
     if isinstance(options, GateOptions) and isinstance(options.criterion, OneShot):
@@ -97,8 +98,14 @@ def check_gradients(model: nn.Module, structure: Structure, options: GateOptions
         options.criterion.check_model(model, structure)
 
 
-def _check_hidden(structure: Structure, budget: Budget) -> None:
+def _check_hidden(model: nn.Module, structure: Structure, budget: Budget) -> None:
     """Raise `UnsupportedModelError` where hidden features were asked for and cannot go."""
+    if HIDDEN in budget.kinds and has_adapters(model):
+        raise UnsupportedModelError(
+            "units",
+            "hidden features cannot go from a model with adapters, which hold them, too.",
+            "Take 'hidden' out of `units`; or patch the model first, in Python, and put adapters on it afterwards.",
+        )
     if HIDDEN in budget.kinds and not structure.of([HIDDEN]):
         path, reason = next(
             iter(structure.refused_hidden.items()), (str(HIDDEN), "include or exclude leaves them out")
