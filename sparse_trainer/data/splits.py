@@ -4,7 +4,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from datasets import ClassLabel, Dataset
 
@@ -13,6 +13,7 @@ from sparse_trainer.data.readers import TABLES, TEXTS, check_data_file, read_hub
 from sparse_trainer.errors import ArgumentError, DataError, shown
 from sparse_trainer.fields import check_counts, check_seed
 
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation")
 GENERATED = "generated"
 """As `data.source`: the question set of `sparse_trainer.data.quickstart.generated`."""
 
@@ -34,7 +35,7 @@ class DataOptions:
     validation_split: str = "validation"
     """Name of the validation split on the hub."""
     text_columns: tuple[str, ...] = ("text",)
-    """One column, or a pair such as [question, passage]."""
+    """One column, or a pair such as [question, passage]; `translation.en` is a part of one."""
     label_column: str = "label"
     """Column with the answers: whole numbers, true/false, or the names in task.labels."""
     max_length: int = 256
@@ -91,14 +92,20 @@ def load_splits(options: DataOptions, columns: Iterable[str]) -> Splits:
     Raises:
         DataError: No source, an unreadable file or data set, a missing column, an empty set.
     """
-    train = _load(options, "train")
-    validation = _load(options, "validation")
+    columns = tuple(columns)
+    train, validation = (_with(columns, _load(options, split)) for split in SPLITS)
     for split, dataset in (("train", train), ("validation", validation)):
         check_columns(dataset, columns, f"data: {split} set")
     return Splits(
         train=sampled(train, options.max_train_samples, options.seed, "data.max_train_samples"),
         validation=sampled(validation, options.max_eval_samples, options.seed, "data.max_eval_samples"),
     )
+
+
+def _with(columns: Sequence[str], dataset: Dataset) -> Dataset:
+    """Return the set with parts of columns as columns, where one is asked for: `translation.en`."""
+    inside = any("." in column and column not in dataset.column_names for column in columns)
+    return dataset.flatten() if inside else dataset
 
 
 def check_columns(dataset: Dataset, columns: Iterable[str], where: str) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.inputs.labels import is_encoder_decoder
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.inputs.sample import tokens_for
@@ -87,7 +88,8 @@ def bench(
 
     Args:
         models: In evaluation mode or not; it is restored.
-        sequence_length: Tokens per sequence, none of them padding; models of pictures or sound have their own size.
+        sequence_length: Tokens per sequence, of encoder and decoder each, none of them padding; models of pictures or
+            sound have their own size.
         threads: CPU threads; None = as torch is set.
 
     Raises:
@@ -223,7 +225,9 @@ def _synchronize(device: torch.device) -> None:
 def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, Tensor]:
     """Return random token ids without padding, or pictures or sound; the same for every model that reads the same."""
     if _reads_tokens(model):
-        return tokens_for(model, rows=batch_size, length=sequence_length)
+        tokens = tokens_for(model, rows=batch_size, length=sequence_length)
+        # A decoder beside an encoder reads as many; BART would make them itself, T5 asks for them.
+        return tokens | ({"decoder_input_ids": tokens["input_ids"]} if is_encoder_decoder(model) else {})
     return inputs_for(model, rows=batch_size)
 
 

@@ -13,6 +13,7 @@ from sparse_trainer.tasks.multiple_choice import MultipleChoice
 from sparse_trainer.tasks.question_answering.task import QuestionAnswering
 from sparse_trainer.tasks.sentence_embeddings import SentenceEmbeddings
 from sparse_trainer.tasks.text_classification import TextClassification
+from sparse_trainer.tasks.text_to_text import TextToText
 from sparse_trainer.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
     "sentence-embeddings": SentenceEmbeddings,
     "question-answering": QuestionAnswering,
     "text-classification": TextClassification,
+    "text-to-text": TextToText,
     "token-classification": TokenClassification,
 }
 DEFAULT_TASK: Final = "text-classification"

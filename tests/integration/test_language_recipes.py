@@ -16,6 +16,7 @@ from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.stages import PRUNED, State
 from tests.fixtures.language_models import VOCABULARY, write_language_model
+from tests.fixtures.recipe_files import write_rows
 
 STEPS = 4
 """Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
@@ -31,6 +32,7 @@ def recipe_of(name: str, folder: Path, model: Path, file: Path, *overrides: str)
         [
             f"model.name_or_path={model}",
             "data.source=null",
+            "data.config=null",
             f"data.train_file={file}",
             f"data.validation_file={file}",
             f"training.output_dir={folder / 'run'}",
@@ -89,6 +91,51 @@ def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.raw"
     file.write_text(TEXT)
     return file
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rows: list[dict[str, object]] = [
+        {
+            "article": f"The number {n} is {'even' if n % 2 == 0 else 'odd'}.",
+            "highlights": f"{n} it is",
+            "translation": {"en": f"{n} it is", "ro": f"este {n}"},
+        }
+        for n in range(12)
+    ]
+    return write_rows(tmp_path / "pairs.jsonl", rows)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_an_encoder_decoder_is_cut_saved_and_writes_the_same(kind: str, pairs: Path, tmp_path: Path) -> None:
+    model = write_language_model(kind, tmp_path / kind)
+    more = ("data.max_length=40", "task.max_target_length=12", "pruning.density=0.6")
+    state = finished(recipe_of("summarization-t5", tmp_path, model, pairs, *more))
+    check_folder(state)
+    dense, pruned = state.metrics.values()
+    assert dense is not None
+    assert pruned is not None
+    assert set(dense) == set(pruned) == {"rouge1", "rouge2", "rougeL"}
+    assert state.reloaded is not None
+    lengths = [len(labels) for labels in state.job.data.validation["labels"][:8]]  # type: ignore[attr-defined]
+    assert state.reloaded.samples == sum(
+        lengths
+    )  # a prediction per token of the answers, none at their padding
+    lines = state.job.load_lines(None)
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines[:-1]), scope)
+    assert scope["written"].shape[1] <= 13  # the folder knows how much to write
+    assert "summarize: The number 0 is even." in lines[-2]
+
+
+def test_a_translation_is_read_from_the_parts_of_a_column(pairs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    model = write_language_model("t5", tmp_path / "t5")
+    more = ("data.max_length=60", "task.max_target_length=12")
+    result = run(recipe_of("translation-t5", tmp_path, model, pairs, *more), lambda line: None)
+    metrics = result.comparison.models["pruned"].metrics
+    assert metrics is not None
+    assert set(metrics) == {"bleu", "chrf"}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
