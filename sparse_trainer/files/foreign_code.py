@@ -39,9 +39,11 @@ def drop_code_names(config: PreTrainedConfig) -> None:
 
 
 def drop_code_names_of(processor: Any) -> None:
-    """Take what names code out of a tokenizer that transformers loaded, in place."""
+    """Take what names code out of a tokenizer, image processor or the like that transformers loaded, in place."""
+    fields = vars(processor)
     for name in _NAMES:
-        processor.init_kwargs.pop(name, None)
+        fields.pop(name, None)
+        fields.get("init_kwargs", {}).pop(name, None)
 
 
 def _is_ours(reference: object) -> bool:

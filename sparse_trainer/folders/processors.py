@@ -1,15 +1,22 @@
 """What turns raw inputs into a model's, loaded from beside it: a tokenizer, an image processor, a feature extractor."""
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import AutoFeatureExtractor, AutoImageProcessor
+from transformers.utils.hub import cached_file
 
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.files.foreign_code import drop_code_names_of
+from sparse_trainer.files.json_text import read_object
 from sparse_trainer.folders.configs import first_line, resolve
-from sparse_trainer.folders.tokenizers import load_tokenizer
+from sparse_trainer.folders.tokenizers import find_tokenizer, load_tokenizer
 
 ProcessorKind = Literal["tokenizer", "image", "audio"]
+PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"
+logger = logging.getLogger(__name__)
 
 
 def load_processor(kind: ProcessorKind, name: str, revision: str = "main") -> Any:
@@ -24,10 +31,34 @@ def load_processor(kind: ProcessorKind, name: str, revision: str = "main") -> An
     return _LOADERS[kind](name, revision)
 
 
+def find_processor(name: str, revision: str = "main") -> Any:
+    """Return what is saved beside a model: its tokenizer, else what makes its pictures or sounds, else None.
+
+    Raises:
+        CheckpointError: The folder holds a tokenizer that cannot be loaded.
+    """
+    tokenizer = find_tokenizer(name, revision)
+    file = cached_file(
+        resolve(name),
+        PREPROCESSOR_CONFIG_NAME,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if tokenizer is not None or file is None:
+        return tokenizer
+    try:
+        values = read_object(Path(file), "Restore it.", constants=True)
+        return load_processor("audio" if "sampling_rate" in values else "image", name, revision)
+    except CheckpointError as error:
+        logger.warning("%s is not saved with the result: %s", PREPROCESSOR_CONFIG_NAME, error)
+        return None
+
+
 def _from_auto(auto_class: Any, said: str, packages: str) -> Callable[[str, str], Any]:
     def load(name: str, revision: str) -> Any:
         try:
-            return auto_class.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)
+            loaded = auto_class.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)
         except ImportError as error:
             what = f"no {said} can be loaded ({first_line(error)})."
             raise CheckpointError(name, what, f"pip install {packages}") from error
@@ -37,6 +68,8 @@ def _from_auto(auto_class: Any, said: str, packages: str) -> Callable[[str, str]
                 f"no {said} can be loaded ({first_line(error)}).",
                 f"Give the folder of a model that has its {said}, or restore it.",
             ) from error
+        drop_code_names_of(loaded)
+        return loaded
 
     return load
 

@@ -11,10 +11,10 @@ from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.load import is_patched_checkpoint, load_model
+from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import Progress, cut_checkpoint
-from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.training.load import load_patched
 
@@ -48,7 +48,7 @@ def compact_folder(
         made = cut_checkpoint(resolve(source), plan, folder, overwrite=overwrite, progress=progress)
         return made, Plan.load(made)
     check_target(folder, overwrite=overwrite)
-    by, processor = None if plan is None else Plan.load(plan), find_tokenizer(source)
+    by, processor = None if plan is None else Plan.load(plan), find_processor(source)
     model = _load(source, base_model)
     before = model.num_parameters()
     compact = optimize_model(model, plan=by, inplace=True)

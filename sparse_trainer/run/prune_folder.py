@@ -15,10 +15,10 @@ from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import find_export
+from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import least_bytes, save_pruned
-from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
@@ -69,18 +69,19 @@ def prune_folder(
     if draw:
         pictures.check_drawing()
     place = source.place()
-    tokenizer = find_tokenizer(source.name_or_path, source.revision)
+    processor = find_processor(source.name_or_path, source.revision)
+    tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
     batches = read_calibration(source, tokenizer, options, calibration, tell)
     tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
     check_target(folder, overwrite=overwrite, need=least_bytes(model, options.density))
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
     tell(f"saving to {folder}")
-    with rescuing(pruned.model, tokenizer, spare_folder(folder)):
+    with rescuing(pruned.model, processor, spare_folder(folder)):
         save_pruned(
             pruned.model,
             folder,
-            processor=tokenizer,
+            processor=processor,
             export=export,
             overwrite=overwrite,
             beside=partial(pictures.write_pictures, pruned.plan, pruned.decisions) if draw else None,

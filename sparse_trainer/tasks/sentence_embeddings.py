@@ -39,7 +39,7 @@ class EmbeddingData(Prepared):
     pooling: Pooling | None = None
     size: int = 0
     """Hidden features of the encoder."""
-    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Files of sentence-transformers beside the model: name -> content."""
 
 
@@ -68,7 +68,7 @@ class SentenceEmbeddings(Task):
 
     trainer = EmbeddingTrainer
     ready = True
-    pipeline = "feature-extraction"
+    pipeline = None
     auto_class = "AutoModel"
     outputs = Outputs(names=(_STATES,), same=same_direction)
 
@@ -114,7 +114,8 @@ class SentenceEmbeddings(Task):
         return EmbeddingData(
             train=encode(distinct(*train), processor, data.max_length, "train set"),
             validation=encode(texts, processor, data.max_length, "validation set"),
-            example=shorten(first[0], 300, placeholder=" ..."),
+            example=first[0],
+            call=_call(first[0]),
             collator=DataCollatorWithPadding(processor),
             compute_metrics=embedding_metrics(self.metrics, pairs),
         )
@@ -146,14 +147,14 @@ class SentenceEmbeddings(Task):
             loss=EmbeddingLoss(pooling=pooling, distance=self.distance, similarity=self.similarity),
             pooling=pooling,
             size=len(train[0]["labels"]),
-            settings=read_settings(source, revision),
+            files=read_settings(source, revision),
         )
 
     def beside(self, folder: Path, data: Prepared) -> None:
         """Write the files of sentence-transformers."""
         assert isinstance(data, EmbeddingData)
         assert data.pooling is not None
-        write_files(folder, data.pooling, data.size, data.settings)
+        write_files(folder, data.pooling, data.size, data.files)
 
     def _pooling(self, source: str, revision: str) -> Pooling:
         """Return how the model pools, as the options say, else its files, else mean."""
@@ -164,6 +165,16 @@ class SentenceEmbeddings(Task):
             mode=found.mode if self.pooling is None else self.pooling,
             normalize=found.normalize if self.normalize is None else self.normalize,
         )
+
+
+def _call(text: str) -> tuple[str, ...]:
+    """Return Python that embeds a text by the model's folder."""
+    return (
+        "from sentence_transformers import SentenceTransformer",
+        'uneven = hasattr(model.config, "pruning")',
+        "embedder = SentenceTransformer(model.name_or_path, trust_remote_code=uneven)",
+        f"print(embedder.encode({shorten(text, 300, placeholder=' ...')!r}))",
+    )
 
 
 def _check_columns(data: DataOptions, compared: Sequence[str], needs: Collection[Needs]) -> None:

@@ -84,6 +84,9 @@ def test_the_recipe_leaves_a_folder_that_embeds(files: Path, tmp_path: Path) -> 
     assert result.reloaded is not None
     assert result.reloaded.same_predictions == result.reloaded.samples > 0
 
+    config = json.loads((result.folder / "config.json").read_text())
+    assert not any(name.endswith(".json") for name in config)
+
     texts = ["is it blue", "the house is blue and tall"]
     tokens = AutoTokenizer.from_pretrained(result.folder)(texts, padding=True, return_tensors="pt")
     model = AutoModel.from_pretrained(result.folder, trust_remote_code=True).eval()
@@ -96,6 +99,9 @@ def test_the_recipe_leaves_a_folder_that_embeds(files: Path, tmp_path: Path) -> 
     loaded = st.SentenceTransformer(str(result.folder), device="cpu", trust_remote_code=True)
     torch.testing.assert_close(torch.as_tensor(loaded.encode(texts)), embeddings, rtol=0, atol=1e-5)
     assert loaded.prompts["query"] == "is "
+    scope: dict[str, Any] = {}
+    exec("\n".join(result.load_lines), scope)
+    assert scope["embedder"].encode("is it").shape == (16,)
     dense_model = st.SentenceTransformer(str(files / "model"), device="cpu")
     assert not torch.allclose(torch.as_tensor(dense_model.encode(texts)), embeddings, atol=1e-3)
     assert dense["recall@5"] == pytest.approx(recall(dense_model, files / "pairs.jsonl"))

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.utils.import_utils import is_torchvision_available
 
 from sparse_trainer.cli.show import _conditions
 from sparse_trainer.errors import CheckpointError, SparseTrainerError
 from sparse_trainer.folders.processors import load_processor
+from sparse_trainer.one_shot.options import PruneOptions
+from sparse_trainer.run.cut_folder import compact_folder
+from sparse_trainer.run.options import SourceOptions
 from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.prune_folder import prune_folder
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from tests.fixtures.pictures import CLASSES, write_pictures, write_tiny_vit
@@ -105,6 +109,27 @@ def test_a_finished_model_is_pruned_on_without_a_dense_stage(files: Path, tmp_pa
     result = run(small(files, tmp_path / "run", *more), lambda line: None)
     head = AutoModelForImageClassification.from_pretrained(result.folder, trust_remote_code=True)
     assert head.config.id2label == dict(enumerate(CLASSES))
+
+
+def test_a_checkpoint_is_cut_and_a_model_pruned_with_their_image_processor(
+    files: Path, tmp_path: Path
+) -> None:
+    saved = ("training.save_strategy=steps", "training.save_steps=2", "model.dense_training=null")
+    free = ("pruning.distil_teacher_name_or_path=null", "export.verify=false")
+    run(small(files, tmp_path / "run", *saved, *free), lambda line: None)
+    folder, _ = compact_folder(str(tmp_path / "run" / "checkpoint-2"), tmp_path / "cut")
+    assert AutoImageProcessor.from_pretrained(folder).size == {"height": 16, "width": 16}
+    options = PruneOptions(criterion="magnitude", density=0.5)
+    prune_folder(
+        SourceOptions(name_or_path=str(folder), device="cpu"),
+        tmp_path / "pruned",
+        options,
+        draw=False,
+        tell=lambda line: None,
+    )
+    classify = pipeline("image-classification", model=str(tmp_path / "pruned"), trust_remote_code=True)
+    picture = next((files / "pictures" / "train" / "stone").iterdir())
+    assert {row["label"] for row in classify(str(picture))} == set(CLASSES)
 
 
 @pytest.mark.parametrize(

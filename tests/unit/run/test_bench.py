@@ -2,14 +2,16 @@
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.run import latency as module
 from sparse_trainer.run.latency import Bench, Conditions, Latency, bench, find_device, find_dtype, summarize
+from tests.fixtures.pictures import write_tiny_vit
 
 
 def tiny() -> BertForSequenceClassification:
@@ -58,6 +60,13 @@ def test_models_in_different_places_are_not_compared() -> None:
         bench({"a": model, "b": copy.deepcopy(model).to("meta")})
     with pytest.raises(ArgumentError, match=r"b on cpu in torch\.bfloat16"):
         bench({"a": model, "b": copy.deepcopy(model).to(torch.bfloat16)})
+
+
+def test_models_of_pictures_are_timed_on_pictures_of_their_size(tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(write_tiny_vit(tmp_path / "vit"))
+    result = bench({"m": model}, batch_sizes=(1, 2), rounds=2)
+    assert set(result.latencies["m"]) == {1, 2}
+    assert result.conditions.sequence_length is None
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"sequence_length": 0}, {"batch_sizes": (1, 0)}])
