@@ -24,10 +24,13 @@ from sparse_trainer.cut.config_fit import Fit, shapes_of
 from sparse_trainer.cut.task_heads import Sizes, other_heads
 from sparse_trainer.errors import UnsupportedModelError
 
-_PASSING = ("training", "gradient_checkpointing", "layer_types", "attention_type", "cache_key")
+_PASSING = (
+    "training", "gradient_checkpointing", "layer_types", "attention_type", "cache_key", "name_or_path",
+)  # fmt: skip
 """Attributes that say what a module does at the moment, not what it is: BigBird's type of attention changes with the
 length of its input. The sorts of layer that a rotary embedding once served, in no certain order. The name under which a
-convolution finds its states in the cache, which only has to be its own."""
+convolution finds its states in the cache, which only has to be its own. Where a model was loaded from, of which its
+config may say something else by now."""
 
 
 class Layout(TypedDict):

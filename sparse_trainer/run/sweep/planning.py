@@ -15,7 +15,7 @@ from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import load_recipe, speaking_of
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recipes.recipe import Recipe
-from sparse_trainer.run.recipes.sections import DESCRIPTION, as_yaml, read_sections
+from sparse_trainer.run.recipes.sections import DESCRIPTION, RESUME, as_yaml, read_sections
 from sparse_trainer.run.rehearsal import check_options, find_model
 from sparse_trainer.run.resume import RUN_FILE, dense_part, recipe_changes, say_changes
 from sparse_trainer.run.sweep.grid import Combination, combinations
@@ -25,7 +25,7 @@ DENSE_FOLDER = "dense"
 """In the folder of a sweep: the dense models that its runs share."""
 _PLACES = ("training.output_dir", "export.output_dir", "model.dense_folder")
 """Options that a sweep sets for each of its runs."""
-_FREE = (DESCRIPTION, *_PLACES)
+_FREE = (DESCRIPTION, RESUME, *_PLACES)
 """What may be another in a finished run that is not run again: it changes nothing of what was measured."""
 
 

@@ -38,6 +38,16 @@ def test_differences_are_written_relative_to_the_base_model() -> None:
     assert not any("embeddings" in path or "classifier" in path for path in layout["shapes"])
 
 
+def test_where_a_model_was_loaded_from_is_no_difference() -> None:
+    """As of a model that a run keeps, and goes on with under the name that it started from."""
+    model = tiny()
+    for module in (model, model.bert):
+        module.name_or_path = "runs/dense"
+    model.config.name_or_path = "bert-base-uncased"
+    compact = optimize_model(patched(model, uneven_keep(discover(model))))
+    assert not any("name_or_path" in found for found in layout_in(compact.config)["attributes"].values())
+
+
 def test_tables_from_outside_the_block_are_selected() -> None:
     model = tiny("mpnet")
     compact = optimize_model(patched(model, uneven_keep(discover(model))))
