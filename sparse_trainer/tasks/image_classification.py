@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import PIL.Image
 from datasets import Dataset, Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel, default_data_collator
@@ -52,10 +53,11 @@ class ImageClassification(Task):
 
         Raises:
             DataError: Missing columns, an empty set, images that do not open, labels out of range.
-            RecipeError: Not one column of images.
+            RecipeError: Not one column of images; a processor that leaves images of different sizes.
         """
         if len(data.text_columns) != 1:
             raise RecipeError("data.text_columns", f"{len(data.text_columns)} columns.", "Give e.g. [image].")
+        _check_processor(processor)
         (column,) = data.text_columns
         splits = load_splits(data, (column, data.label_column))
         labels = label_names(splits.train, data.label_column, self.labels)
@@ -101,6 +103,17 @@ class Pixels:
             images = [randomly_mirrored(image) for image in images]
         pixels: Tensor = self.processor(images, return_tensors="pt")[_PIXELS]
         return {**batch, _PIXELS: list(pixels)}
+
+
+def _check_processor(processor: Any) -> None:
+    """Raise `RecipeError` unless a wide and a high image become pixels of one size, and nothing else."""
+    made = [processor(PIL.Image.new("RGB", size), return_tensors="pt") for size in ((64, 32), (32, 64))]
+    if len({made_of[_PIXELS].shape for made_of in made}) > 1 or set(made[0]) != {_PIXELS}:
+        raise RecipeError(
+            "model.name_or_path",
+            "its image processor makes no pixels of one size for all images.",
+            "Take a model whose processor resizes to a height and a width, or resizes and crops.",
+        )
 
 
 def _labelled(rows: Dataset, column: str, label_column: str, labels: tuple[str, ...], where: str) -> Dataset:

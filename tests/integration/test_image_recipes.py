@@ -177,6 +177,14 @@ def test_a_model_without_an_image_processor_is_refused(files: Path, tmp_path: Pa
         run(small(files, tmp_path / "run", f"model.name_or_path={model}"), lambda line: None)
 
 
+def test_a_processor_that_leaves_images_as_they_are_is_refused(files: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(files / "model", tmp_path / "model")
+    file = model / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_resize": False}))
+    with pytest.raises(SparseTrainerError, match="makes no pixels of one size"):
+        run(small(files, tmp_path / "run", f"model.name_or_path={model}"), lambda line: None)
+
+
 def test_a_head_of_other_classes_is_refused(files: Path, tmp_path: Path) -> None:
     head = AutoModelForImageClassification.from_pretrained(files / "model", num_labels=5)
     with torch.no_grad():
