@@ -1,6 +1,7 @@
 """Tasks on text, from recipe to finished folder: it is reloaded in a process of its own, and the printed lines run."""
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sparse_trainer.errors import DataError, RecipeError, SparseTrainerError
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.run.recipes.load import load_recipe
 from tests.fixtures.recipe_files import boolq_rows, small, write_rows, write_small_files
 
+ROOT = Path(__file__).parents[2]
 STSB = (
     "task.problem_type=regression",
     "task.labels=null",
@@ -80,6 +84,20 @@ def test_masked_text(files: Path, tmp_path: Path) -> None:
     assert pruned["perplexity"] > 1
     assert isinstance(answer, list)
     assert {"token_str", "score"} <= set(answer[0])
+
+
+def glue_lines() -> list[list[str]]:
+    """Return the overrides of every line of the catalogue that runs a task of GLUE."""
+    catalogue = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = (line for line in catalogue.splitlines() if line.startswith("sparse-trainer run glue-bert "))
+    return [shlex.split(line, comments=True)[3:] for line in lines]
+
+
+def test_every_task_of_glue_is_an_override() -> None:
+    recipes = [load_recipe("glue-bert", overrides) for overrides in glue_lines()]
+    assert all(isinstance(recipe, FinePruningRecipe) for recipe in recipes)
+    named = {recipe.data.config for recipe in recipes if isinstance(recipe, FinePruningRecipe)}
+    assert named == {"mnli", "sst2", "cola", "mrpc", "qqp", "stsb", "qnli", "rte", "wnli"}
 
 
 @pytest.mark.parametrize(
