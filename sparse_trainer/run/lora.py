@@ -77,7 +77,7 @@ class LoraOptions:
 
         self._check_names(model)
         targets = self.target_modules
-        trained = heads_of(model) if self.modules_to_save is None else list(self.modules_to_save)
+        trained = head_names(model) if self.modules_to_save is None else list(self.modules_to_save)
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ class LoraOptions:
         takes_adapter = _last_names(model, (*LINEAR_TYPES, nn.Embedding))
         _check_named("target_modules", targets, paths, takes_adapter)
         _check_named("exclude_modules", self.exclude_modules, paths, takes_adapter)
-        trains = [*heads_of(model), *_last_names(model, (*LINEAR_TYPES, nn.Embedding, nn.LayerNorm))]
+        trains = [*head_names(model), *_last_names(model, (*LINEAR_TYPES, nn.Embedding, nn.LayerNorm))]
         _check_named("modules_to_save", self.modules_to_save or (), paths, list(dict.fromkeys(trains)))
 
 
@@ -155,7 +155,7 @@ def check_not_quantized(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def heads_of(model: PreTrainedModel) -> list[str]:
+def head_names(model: PreTrainedModel) -> list[str]:
     """Return the names of what a model has for its task beside the pretrained base, output embeddings apart."""
     if model.base_model is model:
         return []

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError, RecipeError
-from sparse_trainer.run.lora import LoraOptions, check_not_quantized, check_peft, heads_of, merged
+from sparse_trainer.run.lora import LoraOptions, check_not_quantized, check_peft, head_names, merged
 from tests.architectures.tiny import tiny_model
 from tests.fixtures.compact_models import batch, tiny
 
@@ -33,7 +33,7 @@ def test_the_head_is_trained_in_full_and_every_other_linear_has_an_adapter(
     family: str, heads: list[str]
 ) -> None:
     model = tiny(family)
-    assert heads_of(model) == heads
+    assert head_names(model) == heads
     linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     adapted = adapt(model, r=2)
     for name in trained_names(adapted):
@@ -45,9 +45,9 @@ def test_the_head_is_trained_in_full_and_every_other_linear_has_an_adapter(
 
 
 def test_output_embeddings_and_bare_models_have_no_head() -> None:
-    assert heads_of(tiny_model("llama")) == []
-    assert heads_of(tiny_model("t5")) == []
-    assert heads_of(tiny("bert").base_model) == []
+    assert head_names(tiny_model("llama")) == []
+    assert head_names(tiny_model("t5")) == []
+    assert head_names(tiny("bert").base_model) == []
 
 
 def test_the_same_seed_gives_the_same_adapters() -> None:
