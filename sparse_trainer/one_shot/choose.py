@@ -1,5 +1,6 @@
 """One round of choosing: what the criterion said of every unit, and which units stay."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchers.units import Structure
+from patchers.units import LAYERS, Structure
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
-from sparse_trainer.criteria.calibration.base import Evidence, scores_of
+from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, scores_of
 from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.one_shot.allocation import select
 from sparse_trainer.one_shot.options import PruneOptions
@@ -81,3 +82,11 @@ def choose(
     if selector.budget.scope == "global":
         warn_of_whole_groups(keep, structure.kinds, standardize)
     return keep
+
+
+def runs(evidence: Evidence, criterion: ChoosesRun, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what stays where as many layers of each stack go as `keep` says, and those stand side by side."""
+    layers = evidence.structure.of((LAYERS,))
+    counts = Counter(group.stack for group in layers if not bool(keep[group.name].all()))
+    gone = {group.name for stack, count in counts.items() for group in criterion.run(evidence, stack, count)}
+    return dict(keep) | {g.name: torch.tensor([g.name not in gone]) for g in layers}

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from patchers.units import WIDTH_KINDS
+from patchers.units import CHANNELS, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
-from sparse_trainer.criteria.calibration.base import WidthCriterion
+from sparse_trainer.criteria.calibration.base import ChoosesRun, WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import (
     MIXED_AFTER,
     CriterionLike,
@@ -18,7 +19,7 @@ from sparse_trainer.criteria.calibration.mixture import (
     name_of,
 )
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
-from sparse_trainer.errors import ArgumentError, one_of, shown
+from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of, shown
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
 from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
@@ -79,10 +80,11 @@ class PruneOptions:
 
     def __post_init__(self) -> None:
         self.budget.check_disjoint()
-        deep = [kind for kind in self.budget.kinds if not kind.is_width]
-        if deep:
+        if HIDDEN in self.budget.kinds:
             raise ArgumentError(
-                "units", f"{deep[0]} are no widths of blocks.", f"Give {' and '.join(WIDTH_KINDS)}."
+                "units",
+                "hidden features go while a model trains.",
+                "Give other units, or fine-prune: SparseTrainingArguments(units=['hidden']).",
             )
         if self.reconstruct is not None:
             one_of("reconstruct", self.reconstruct, REPAIRS)
@@ -93,6 +95,12 @@ class PruneOptions:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ArgumentError(
                 "steps", f"{self.steps} is not positive, or endless.", f"Give 1 to {MOST_STEPS} rounds."
+            )
+        if self.steps > 1 and LAYERS in self.budget.kinds:
+            raise ArgumentError(
+                "steps",
+                "layers change places when one goes.",
+                "Leave it at 1, or prune other units in steps.",
             )
         if not 0 < self.max_prune <= 1:
             raise ArgumentError(
@@ -147,6 +155,12 @@ class PruneOptions:
             )
         if not self.by_block:
             return
+        if isinstance(criterion, ChoosesRun):
+            raise ArgumentError(
+                where,
+                f"{name_of(asked)} compares states far apart.",
+                "Drop `by_block`, or take block_influence.",
+            )
         if any(request.loss is not None for request in requests):
             raise ArgumentError(
                 where, "it needs gradients, through the whole model.", "Drop `by_block`, or take wanda or obs."
@@ -156,11 +170,22 @@ class PruneOptions:
                 where, f"{self.normalize!r} compares all layers.", "Take `normalize='zscore_layer'` with `by_block`."
             )  # fmt: skip
 
+    @property
+    def _default_units(self) -> tuple[Kind, ...]:
+        """Heads and channels, or what else the criterion scores."""
+        asked, scored = self.criterion, WIDTH_KINDS
+        if isinstance(asked, str | Mapping | WidthCriterion):
+            # What is wrong with it is told elsewhere.
+            with suppress(TypeError, SparseTrainerError):
+                scored = scored_kinds(self.criteria[0])
+        return tuple(kind for kind in (HEADS, CHANNELS) if kind in scored) or scored
+
     @cached_property
     def budget(self) -> Budget:
         """What must remain."""
         return Budget(
             density=self.density,
+            default_units=self._default_units,
             target=self.target,
             scope=self.scope,
             units=self.units,

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from patchers.units import Structure
+from patchers.units import LAYERS, Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
-from sparse_trainer.criteria.calibration.base import Evidence
+from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.one_shot.choose import Scores, choose, score, score_by_block
+from sparse_trainer.one_shot.choose import Scores, choose, runs, score, score_by_block
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
@@ -61,7 +61,13 @@ def run_round(
     selector = Selector(structure.groups, costs, progress.capped(budget, options.max_prune))
     statistics = _statistics(model, structure, source, options)
     scores = _scores(model, structure, source, options, statistics)
+    own = options.criteria[-1]
+    if isinstance(own, OwnDensity):
+        stays = own.density(scores.shares, budget.density_of(LAYERS))
+        selector = Selector(structure.groups, costs, replace(budget, density={LAYERS: stays}))
     keep = choose(structure, scores, costs, selector, options)
+    if isinstance(own, ChoosesRun):
+        keep = runs(Evidence(model=model, structure=structure, statistics=statistics), own, keep)
     request = Request(
         method=options.method,
         target=asked.target,

@@ -31,6 +31,8 @@ class BlockStates:
     loss: ClassVar[None] = None
     small: float = 0.01
     """Of `sparsity`: what a feature of a token counts as small below, relative to the token's root mean square."""
+    tiny: float = 1e-5
+    """Of `output_sparsity`: what a feature counts as small below, as it is."""
 
     def key(self, group: Group) -> str:
         """Return the path of the group's block."""
@@ -64,6 +66,10 @@ class BlockStateMeans:
     """Share of the features in which y - x is small, scalar."""
     change_H: Tensor
     """y - x."""
+    output_sparsity: Tensor
+    """Share of the features in which y is small, scalar."""
+    output_H: Tensor
+    """y."""
 
 
 @final
@@ -88,14 +94,12 @@ class BlockStateCollector:
         return handles
 
     def _enter(self, path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = kwargs.get("hidden_states")
-        x = first_tensor(args, kwargs) if named is None else named
         # A copy: some blocks write into what they read.
-        self._inputs[path] = x.detach().clone()
+        self._inputs[path] = state_read(args, kwargs).detach().clone()
 
     @torch.no_grad()
     def _leave(self, path: str, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        x, y = self._inputs.pop(path), _state_in(output)
+        x, y = self._inputs.pop(path), state_in(output)
         if x.shape != y.shape:
             raise UnsupportedModelError(
                 path, f"reads hidden states of shape {tuple(x.shape)} and returns {tuple(y.shape)}.",
@@ -104,7 +108,7 @@ class BlockStateCollector:
         x_BTH, real_BT = self.run.sequences(precise(x), path)
         y_BTH, _ = self.run.sequences(precise(y), path)
         for request in self.requests:
-            sums = _sums(x_BTH, y_BTH, real_BT, request.small)
+            sums = _sums(x_BTH, y_BTH, real_BT, request)
             self.run.watch(path, sums["change_H"])
             before = self._sums.get((request, path), {})
             self._sums[request, path] = {name: value + before.get(name, 0.0) for name, value in sums.items()}
@@ -119,14 +123,20 @@ class BlockStateCollector:
         return found
 
 
-def _state_in(output: Any) -> Tensor:
+def state_read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the hidden state among what a block is given."""
+    named = kwargs.get("hidden_states")
+    return named if isinstance(named, Tensor) else first_tensor(args, kwargs)
+
+
+def state_in(output: Any) -> Tensor:
     """Return the hidden state among what a block returns: the state itself, or the first tensor of several things."""
     if isinstance(output, Tensor):
         return output
     return first_tensor(tuple(output.values()) if isinstance(output, Mapping) else output, {})
 
 
-def _sums(x_BTH: Tensor, y_BTH: Tensor, real_BT: Tensor | None, small: float) -> dict[str, Tensor]:
+def _sums(x_BTH: Tensor, y_BTH: Tensor, real_BT: Tensor | None, request: BlockStates) -> dict[str, Tensor]:
     """Return sums over the real tokens, by the names of the means."""
     change_BTH = y_BTH - x_BTH
     norms = {"input_norm": x_BTH, "output_norm": y_BTH, "change_norm": change_BTH}
@@ -137,7 +147,7 @@ def _sums(x_BTH: Tensor, y_BTH: Tensor, real_BT: Tensor | None, small: float) ->
     # The arc cosine loses half of the digits where the angle is small.
     apart_BT = torch.linalg.vector_norm(x_unit_BTH - y_unit_BTH, dim=-1)
     along_BT = torch.linalg.vector_norm(x_unit_BTH + y_unit_BTH, dim=-1)
-    limit_BT = small * values["change_norm"] / x_BTH.shape[-1] ** 0.5
+    limit_BT = request.small * values["change_norm"] / x_BTH.shape[-1] ** 0.5
     values |= {
         "tokens": torch.ones_like(apart_BT),
         "cosine": (x_unit_BTH * y_unit_BTH).sum(-1),
@@ -145,6 +155,8 @@ def _sums(x_BTH: Tensor, y_BTH: Tensor, real_BT: Tensor | None, small: float) ->
         "relative_change": values["change_norm"] / x_norm_BT,
         "sparsity": (change_BTH.abs() < limit_BT.unsqueeze(-1)).to(x_BTH.dtype).mean(-1),
         "change_H": change_BTH,
+        "output_sparsity": (y_BTH.abs() < request.tiny).to(x_BTH.dtype).mean(-1),
+        "output_H": y_BTH,
     }
     if real_BT is not None:
         not_real = {2: ~real_BT, 3: ~real_BT.unsqueeze(-1)}

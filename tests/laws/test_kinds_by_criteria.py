@@ -140,11 +140,14 @@ FORWARD_ONLY = ("wanda", "wifv", "ifv", "wifn", "minitron", "obs")
 NOT_THERE = {("mixtral", "ffn"), ("t5", "attention"), ("t5", "layers")}
 """No last linear of its own; a block with cross-attention; no layer to spare beside the one that stays of a stack."""
 DEEP = ("attention", "ffn", "layers")
+OF_LAYERS = ("block_influence", "angular", "relative_norm", "avss", "last")
 
 
 def expected_one_shot(family: str, kind: str, name: str) -> bool:
-    if kind in DEEP or (kind == "experts" and family != "mixtral"):
+    if (family, kind) in NOT_THERE or (kind == "experts" and family != "mixtral"):
         return False
+    if kind in DEEP or name in OF_LAYERS:
+        return name in IN_STACKED or (kind == "layers" and name in OF_LAYERS)
     if kind == "experts" or (kind == "channels" and family == "mixtral"):
         return name in IN_STACKED
     return True
@@ -162,7 +165,7 @@ def test_one_shot_block_by_block(family: str) -> None:
     run = one_shot(by_block=True)
     found = {(kind, name): run(family, name, kind) for kind in BLOCK_KINDS for name in WIDTH_CRITERIA}
     for (kind, name), works in found.items():
-        free = name in (*FORWARD_ONLY, "magnitude", "random")
+        free = name in (*FORWARD_ONLY, *OF_LAYERS, "magnitude", "random") and name != "angular"
         assert works == (free and expected_one_shot(family, kind, name)), (kind, name)
 
 
@@ -174,7 +177,8 @@ def test_fine_pruning(family: str) -> None:
     deep = ("movement", "layer_gate", "l0", "taylor", "magnitude", "random", "fisher")
     for (kind, name), works in found.items():
         if kind in DEEP:
-            able = name in deep and (family, kind) not in NOT_THERE
+            deep_or_not = name in deep or (kind == "layers" and name in OF_LAYERS)
+            able = deep_or_not and (family, kind) not in NOT_THERE
         elif kind == "experts":
             able = family == "mixtral" and name in deep and name not in ("layer_gate", "l0")
         else:

@@ -1,5 +1,6 @@
 """What a one-shot width criterion has to offer, and what most of them share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +48,22 @@ class WidthCriterion(Protocol):
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return the score of each unit, shape [U], higher = keep, by group name."""
+
+
+@runtime_checkable
+class ChoosesRun(Protocol):
+    """Lets layers go that stand side by side: what a run is worth is not the sum of what its layers are worth."""
+
+    def run(self, evidence: Evidence, stack: str, count: int) -> list[Group]:
+        """Return the layers of a stack that go, `count` of them."""
+
+
+@runtime_checkable
+class OwnDensity(Protocol):
+    """Counts a density of layers in a way of its own."""
+
+    def density(self, scores: Mapping[str, Tensor], asked: float) -> float:
+        """Return the fraction of the layers that stays."""
 
 
 def scores_of(criterion: WidthCriterion, evidence: Evidence, name: str) -> dict[str, Tensor]:

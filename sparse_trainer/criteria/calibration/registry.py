@@ -1,14 +1,19 @@
-"""Criteria of one-shot width pruning: a new one is one file here, one line below, one row in the law tests."""
+"""Criteria of one-shot pruning: a new one is one file here, one line below, one row in the law tests."""
 
 from sparse_trainer.criteria.calibration.afr import Afr
+from sparse_trainer.criteria.calibration.angular import Angular
+from sparse_trainer.criteria.calibration.avss import Avss
 from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
+from sparse_trainer.criteria.calibration.block_influence import BlockInfluence
 from sparse_trainer.criteria.calibration.fisher import Fisher
 from sparse_trainer.criteria.calibration.ifv import Ifv
+from sparse_trainer.criteria.calibration.last import Last
 from sparse_trainer.criteria.calibration.magnitude import Magnitude
 from sparse_trainer.criteria.calibration.minitron import Minitron
 from sparse_trainer.criteria.calibration.obs import Obs
 from sparse_trainer.criteria.calibration.random import Random
 from sparse_trainer.criteria.calibration.refer_svd import ReferSvd
+from sparse_trainer.criteria.calibration.relative_norm import RelativeNorm
 from sparse_trainer.criteria.calibration.snip import Snip
 from sparse_trainer.criteria.calibration.taylor import Taylor
 from sparse_trainer.criteria.calibration.taylor_2nd import TaylorSecond
@@ -31,6 +36,11 @@ WIDTH_CRITERIA: dict[str, type[WidthCriterion]] = {
     "afr": Afr,
     "minitron": Minitron,
     "obs": Obs,
+    "block_influence": BlockInfluence,
+    "angular": Angular,
+    "relative_norm": RelativeNorm,
+    "avss": Avss,
+    "last": Last,
 }
 
 __all__ = ["WIDTH_CRITERIA", "Evidence", "WidthCriterion"]
