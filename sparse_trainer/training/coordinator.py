@@ -93,6 +93,7 @@ class ModelPatchingCoordinator:
 
     def _attach(self, model: nn.Module, distiller: Distiller | None) -> nn.Module:
         self.distiller = distiller
+        self.total_steps, self.current_step = 0, 0
         budget, options, asked = self.args.budget, self.args.driver_options, self.args.distillation
         self.structure = discover(model, budget.kinds, budget.exclude, budget.include)
         check_on_model(model, self.structure, budget, options)

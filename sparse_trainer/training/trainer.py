@@ -36,6 +36,7 @@ from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
 from sparse_trainer.training.restart import Restart
+from sparse_trainer.training.search import SearchSpace, Space
 from sparse_trainer.training.sharding import (
     average_gradients,
     check_sharing,
@@ -63,6 +64,7 @@ class SparseTrainer:
     """
 
     _coordinator: ModelPatchingCoordinator | None = None
+    _search: SearchSpace | None = None
     sparse_args: SparseTrainingArguments | None = None
     metrics: dict[str, float]
     """Sums that a `compute_loss` of your own may add to; logged as means over `loss_counter`."""
@@ -115,7 +117,8 @@ class SparseTrainer:
         coordinator.follow_adapters(self.model)  # type: ignore[attr-defined]
         self._coordinator = coordinator
         vars(self)["compute_loss"].check_returns_outputs()
-        coordinator.teacher_context = self.accelerator.autocast  # type: ignore[attr-defined]
+        # Each trial of a search has an accelerator of its own.
+        coordinator.teacher_context = lambda: self.accelerator.autocast()  # type: ignore[attr-defined]
         if self.args.n_gpu > 1:  # type: ignore[attr-defined]
             raise ArgumentError(
                 "n_gpu",
@@ -129,11 +132,27 @@ class SparseTrainer:
         self._place_scores()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Patch each model that `model_init` makes."""
+        """Patch each model that `model_init` makes, in a search by the options of the trial."""
+        if self._search is not None:
+            self.coordinator.args = self._search.pruning(trial)
         model = super().call_model_init(trial)  # type: ignore[misc]
         if not isinstance(model, nn.Module):
             raise ArgumentError("model_init", f"returned {model!r}, which is no model.", "Return a model.")
         return self.coordinator.patch_model(model)
+
+    def hyperparameter_search(self, hp_space: Space | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Search options; with optuna also those of pruning, by the names that they have in `sparse_args`.
+
+        Each trial patches a model from `model_init` anew. Afterwards the Trainer has its own `sparse_args` again.
+        """
+        asked = self.coordinator.args
+        if hp_space is not None:
+            self._search = SearchSpace(hp_space, asked, lambda: self.hp_search_backend)  # type: ignore[attr-defined]
+        space = None if self._search is None else self._search.training
+        try:
+            return super().hyperparameter_search(space, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._search, self.coordinator.args = None, asked
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Leave out the scales of cheaper norms: Trainer knows norms by class, or by a name such as LayerNorm."""

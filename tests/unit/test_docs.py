@@ -18,7 +18,11 @@ from tests.architectures.tiny import tiny_model
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDED = {"quantization.md": ("torchao",), "with-other-trainers.md": ("trl", "sentence_transformers")}
+NEEDED = {
+    "quantization.md": ("torchao",),
+    "sweeps.md": ("optuna",),
+    "with-other-trainers.md": ("trl", "sentence_transformers"),
+}
 """What a page needs beyond the extra `dev`."""
 ELSEWHERE = ("your-script-pruned.md",)
 """Pages whose Python needs what scripts have trained: tests/integration/test_scripts.py runs them."""
