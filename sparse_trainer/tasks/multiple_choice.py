@@ -19,6 +19,7 @@ from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.tasks.base import Prepared, Task
 from sparse_trainer.tasks.metrics import check_metrics, classification_metrics
+from sparse_trainer.tasks.truncation import check_room
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class MultipleChoice(Task):
             )
         splits = load_splits(data, (*data.text_columns, *self.choices, data.label_column))
         encode = _Encoder(task=self, data=data, tokenizer=processor, first=splits.train[0])
-        question = encode.question(splits.validation[0], "data: validation set, row 0")
+        question = encode.question(splits.validation[0], 0, "validation set")
         example = {"context": question.context, "choices": question.endings}
         return Prepared(
             train=encode(splits.train, "train set"),
@@ -94,6 +95,7 @@ class MultipleChoice(Task):
 class ChoiceQuestion:
     """A row."""
 
+    row: int
     context: str
     endings: list[str]
     answer: int
@@ -134,12 +136,10 @@ class _Encoder:
 
         def encode(batch: Mapping[str, list[Any]], rows: list[int]) -> Mapping[str, Any]:
             found = [
-                self.question(
-                    {name: column[place] for name, column in batch.items()}, f"data: {where}, row {row}"
-                )
+                self.question({name: column[place] for name, column in batch.items()}, row, where)
                 for place, row in enumerate(rows)
             ]
-            return self._encoded(self._counted(found, rows, count, where), count)
+            return self._encoded(self._counted(found, count, where), count, where)
 
         encoded = dataset.map(
             encode,
@@ -157,12 +157,13 @@ class _Encoder:
             )  # fmt: skip
         return encoded
 
-    def question(self, row: Mapping[str, Any], where: str) -> ChoiceQuestion:
+    def question(self, row: Mapping[str, Any], number: int, where: str) -> ChoiceQuestion:
         """Return the context, the choices and the answer of a row.
 
         Raises:
             DataError: Texts that are none, or a label that names no choice.
         """
+        where = f"data: {where}, row {number}"
         endings, names = self._endings(row)
         texts = [row[column] for column in self.data.text_columns]
         for text in (*texts, *endings):
@@ -177,7 +178,7 @@ class _Encoder:
             problem = f"has the label {shown(label)}, which names none of its {len(endings)} choices."
             raise DataError(where, problem, f"Label rows 0 to {len(endings) - 1}, or drop the row.")
         context, *begin = texts
-        return ChoiceQuestion(context, [" ".join((*begin, ending)) for ending in endings], answer)
+        return ChoiceQuestion(number, context, [" ".join((*begin, ending)) for ending in endings], answer)
 
     def _endings(self, row: Mapping[str, Any]) -> tuple[list[Any], Sequence[str]]:
         """Return the choices of a row and their names, where it has names: {text: [...], label: [A, B, ...]}."""
@@ -188,32 +189,31 @@ class _Encoder:
             return list(value.get("text") or ()), list(value.get("label") or ())
         return (value, ()) if isinstance(value, list) else ([value], ())
 
-    def _counted(
-        self, found: list[ChoiceQuestion], rows: Sequence[int], count: int, where: str
-    ) -> list[ChoiceQuestion]:
+    def _counted(self, found: list[ChoiceQuestion], count: int, where: str) -> list[ChoiceQuestion]:
         """Return the questions with so many choices.
 
         Raises:
             DataError: Others, unless they are to be left out.
         """
-        for question, row in zip(found, rows, strict=True):
+        for question in found:
             if len(question.endings) != count and self.task.num_choices is None:
                 raise DataError(
-                    f"data: {where}, row {row}",
+                    f"data: {where}, row {question.row}",
                     f"{len(question.endings)} choices, but the first row of the train set has {count}.",
                     f"Leave such rows out with task.num_choices={count}, or drop them.",
                 )
         return [question for question in found if len(question.endings) == count]
 
-    def _encoded(self, questions: Sequence[ChoiceQuestion], count: int) -> Mapping[str, Any]:
-        contexts = [question.context for question in questions for _ in range(count)]
-        endings = [ending for question in questions for ending in question.endings]
-        encoding: Mapping[str, list[Any]] = (
-            self.tokenizer(
-                contexts, endings, truncation=self.data.truncation, max_length=self.data.max_length
-            )
-            if questions
-            else {name: [] for name in self.tokenizer.model_input_names}
+    def _encoded(self, questions: Sequence[ChoiceQuestion], count: int, where: str) -> Mapping[str, Any]:
+        pairs = [(question.context, ending) for question in questions for ending in question.endings]
+        if not pairs:
+            return {name: [] for name in (*self.tokenizer.model_input_names, "labels")}
+        rows = [question.row for question in questions for _ in range(count)]
+        check_room(pairs, rows, self.data, self.tokenizer, where)
+        encoding: Mapping[str, list[Any]] = self.tokenizer(
+            *map(list, zip(*pairs, strict=True)),
+            truncation=self.data.truncation,
+            max_length=self.data.max_length,
         )
         grouped = {
             name: [values[at : at + count] for at in range(0, len(values), count)]

@@ -26,6 +26,7 @@ from sparse_trainer.tasks.metrics import (
     metrics_of,
     regression_metrics,
 )
+from sparse_trainer.tasks.truncation import check_room
 
 # Shape legend: B = examples.
 ProblemType = Literal["single_label_classification", "regression"]
@@ -145,12 +146,20 @@ def _encoded(
     answers, place = dataset[data.label_column], f"data: {where}, column {data.label_column!r}"
     targets = label_ids(answers, labels, place) if labels else label_numbers(answers, place)
 
-    def encode(batch: Mapping[str, list[Any]]) -> Mapping[str, Any]:
+    def encode(batch: Mapping[str, list[Any]], rows: list[int]) -> Mapping[str, Any]:
         texts = [batch[column] for column in data.text_columns]
+        if len(texts) == 2:
+            check_room(list(zip(*texts, strict=True)), rows, data, tokenizer, where)
         encoding: Mapping[str, Any] = tokenizer(
             *texts, truncation=data.truncation, max_length=data.max_length
         )
         return encoding
 
-    encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc=f"encoding {where}")
+    encoded = dataset.map(
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        desc=f"encoding {where}",
+    )
     return encoded.add_column("labels", targets)

@@ -95,6 +95,15 @@ def test_a_row_that_does_not_fit_is_named(
         MultipleChoice().prepare(options(tmp_path, [ARC, {**ARC, **row}]), tokenizer)
 
 
+def test_a_text_that_leaves_no_room_is_named(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    rows = [ARC, {**ARC, "choices": ["blue", "it is " * 30, "red"]}]
+    with pytest.raises(
+        DataError, match=r"row 1: the second text has 60 tokens, and data\.truncation=only_first"
+    ):
+        MultipleChoice().prepare(options(tmp_path, rows, truncation="only_first"), tokenizer)
+    MultipleChoice().prepare(options(tmp_path, rows), tokenizer)
+
+
 def test_rows_of_another_number_can_be_left_out(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """Text classification: classes and numbers, pairs, and what cannot be learned."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,13 @@ def test_numbers_are_the_same_but_for_rounding() -> None:
     one = {"logits": torch.tensor([[1.0], [2.0]])}
     other = {"logits": torch.tensor([[1.0001], [2.1]])}
     assert same_number(one, other).tolist() == [True, False]
+
+
+def test_a_text_that_leaves_no_room_is_named(model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    short = options(tmp_path, [0, 1], max_length=7, truncation="only_second")
+    TextClassification().prepare(short, tokenizer)
+    with pytest.raises(
+        DataError, match=r"train set, row 0: the first text has 3 tokens.* leaves no room .* in 6"
+    ):
+        TextClassification().prepare(dataclasses.replace(short, max_length=6), tokenizer)
