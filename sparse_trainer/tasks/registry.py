@@ -8,6 +8,7 @@ from sparse_trainer.registration import check_entry
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.causal_lm import CausalLM
 from sparse_trainer.tasks.image_classification import ImageClassification
+from sparse_trainer.tasks.instruction_tuning import InstructionTuning
 from sparse_trainer.tasks.masked_lm import MaskedLM
 from sparse_trainer.tasks.multiple_choice import MultipleChoice
 from sparse_trainer.tasks.question_answering.task import QuestionAnswering
@@ -19,6 +20,7 @@ from sparse_trainer.tasks.token_classification import TokenClassification
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "image-classification": ImageClassification,
+    "instruction-tuning": InstructionTuning,
     "masked-lm": MaskedLM,
     "multiple-choice": MultipleChoice,
     "sentence-embeddings": SentenceEmbeddings,

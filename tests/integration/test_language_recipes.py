@@ -164,3 +164,31 @@ def test_the_lines_that_a_run_prints_write_text(text: Path, tmp_path: Path) -> N
     assert "print(model('The number 0 is even, says line 0.'))" in result.load_lines[2]
     (answer,) = scope["model"]("The number 0", max_new_tokens=3)
     assert answer["generated_text"].startswith("The number 0")
+
+
+def test_an_instruct_model_learns_answers_and_is_asked_by_its_pipeline(tmp_path: Path) -> None:
+    model = write_language_model("llama", tmp_path / "llama", chat=True)
+    chats: list[dict[str, object]] = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Is {n} even?"},
+                {"role": "assistant", "content": "yes" if n % 2 == 0 else "no, it is odd"},
+            ]
+        }
+        for n in range(12)
+    ]
+    file = write_rows(tmp_path / "chats.jsonl", chats)
+    more = (
+        "data.max_length=64",
+        "pruning.density=0.6",
+        "data.train_split=train",
+        "data.validation_split=validation",
+    )
+    state = finished(recipe_of("instruct-llama", tmp_path, model, file, *more))
+    check_folder(state)
+    lines = state.job.load_lines(None)
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines[:2]), scope)
+    (answer,) = scope["model"]([{"role": "user", "content": "Is 0 even?"}], max_new_tokens=3)
+    assert answer["generated_text"][-1]["role"] == "assistant"
+    assert "[{'role': 'user', 'content': 'Is 0 even?'}]" in lines[2]
