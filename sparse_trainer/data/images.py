@@ -3,19 +3,15 @@
 import io
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import PIL.Image
 import torch
 from datasets import Dataset, Image
 
+from sparse_trainer.data.openable import check_open, said_by
 from sparse_trainer.errors import DataError
 
-_AT_ONCE: Final = 1024
-"""Images whose bytes are held in memory while they are checked."""
-_NAMED: Final = 5
-"""Images that a message names."""
 _MOST_STRETCH: Final = 4 / 3
 """How much wider or higher than the image a random part of it may be."""
 
@@ -33,22 +29,8 @@ def check_images(dataset: Dataset, column: str, where: str) -> None:
             "holds no images.",
             "Name the column of images in data.text_columns, or give a folder of CLASS/IMAGE.",
         )
-    files = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-    bad: dict[str, str] = {}
-    with ThreadPoolExecutor() as threads:
-        for start in range(0, len(files), _AT_ONCE):
-            entries = files[start : start + _AT_ONCE][column]
-            for row, (entry, reason) in enumerate(zip(entries, threads.map(_problem, entries), strict=True)):
-                if reason is not None:
-                    bad[(entry or {}).get("path") or f"row {start + row}"] = reason
-    if bad:
-        named = ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:_NAMED])
-        more = f", and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        raise DataError(
-            place,
-            f"{len(bad)} of {len(files)} images do not open: {named}{more}.",
-            "Replace or delete them.",
-        )
+    files = dataset.cast_column(column, Image(decode=False))
+    check_open(files, column, _problem, place, "images", "Replace or delete them.")
 
 
 def _problem(entry: Mapping[str, Any] | None) -> str | None:
@@ -60,7 +42,7 @@ def _problem(entry: Mapping[str, Any] | None) -> str | None:
         with warnings.catch_warnings(action="ignore"), PIL.Image.open(source) as image:
             image.load()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:80]
+        return said_by(error)
     return None
 
 

@@ -97,7 +97,7 @@ def read_hub(
         return load_dataset(source, config, split=split, **options)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: it would need code
         raise DataError(
-            where, f"split {split!r} cannot be loaded from the hub: {error}.",
+            where, f"split {split!r} cannot be loaded from the hub: {error.__cause__ or error}.",
             f"Check the name and the connection, or give {remedy}.",
         ) from error  # fmt: skip
 

@@ -1,21 +1,21 @@
 """Classify images."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import PIL.Image
-from datasets import Dataset, Image
+from datasets import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel, default_data_collator
 
 from sparse_trainer.data.images import check_images, random_part, randomly_mirrored
-from sparse_trainer.data.splits import DataOptions, label_ids, label_names, load_splits
+from sparse_trainer.data.splits import DataOptions, label_names, load_splits
 from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.tasks.base import Prepared, Task
 from sparse_trainer.tasks.heads import check_head, class_names
+from sparse_trainer.tasks.labelled import example_path, labelled, only_column
 from sparse_trainer.tasks.metrics import check_metrics, classification_metrics, metrics_of
 
 _PIXELS = "pixel_values"
@@ -55,21 +55,23 @@ class ImageClassification(Task):
             DataError: Missing columns, an empty set, images that do not open, labels out of range.
             RecipeError: Not one column of images; a processor that leaves images of different sizes.
         """
-        if len(data.text_columns) != 1:
-            raise RecipeError("data.text_columns", f"{len(data.text_columns)} columns.", "Give e.g. [image].")
+        column = only_column(data, "image")
         _check_processor(processor)
-        (column,) = data.text_columns
         splits = load_splits(data, (column, data.label_column))
         labels = label_names(splits.train, data.label_column, self.labels)
         train, validation = (
-            _labelled(rows, column, data.label_column, labels, where)
+            labelled(rows, column, _PIXELS, data.label_column, labels, where)
             for rows, where in ((splits.train, "train set"), (splits.validation, "validation set"))
         )
+        check_images(splits.train, column, "train set")
+        check_images(splits.validation, column, "validation set")
         return Prepared(
             train=train.with_transform(Pixels(processor=processor, crop=self.crop, flip=self.flip)),
             validation=validation.with_transform(Pixels(processor=processor)),
             labels=labels,
-            example=_example(splits.validation, column),
+            example=example_path(
+                validation.cast_column(_PIXELS, Image(decode=False))[0][_PIXELS], "image.png"
+            ),
             collator=default_data_collator,
             compute_metrics=classification_metrics(self.metrics),
         )
@@ -114,18 +116,3 @@ def _check_processor(processor: Any) -> None:
             "its image processor makes no pixels of one size for all images.",
             "Take a model whose processor resizes to a height and a width, or resizes and crops.",
         )
-
-
-def _labelled(rows: Dataset, column: str, label_column: str, labels: tuple[str, ...], where: str) -> Dataset:
-    """Return images under the name that the model gives its input, and `labels`."""
-    numbers = label_ids(rows[label_column], labels, f"data: {where}, column {label_column!r}")
-    check_images(rows, column, where)
-    images = rows.select_columns([column])
-    images = images if column == _PIXELS else images.rename_column(column, _PIXELS)
-    return images.add_column("labels", numbers)
-
-
-def _example(rows: Dataset, column: str) -> str:
-    """Return the path of an image, as the pipeline takes it; a stand-in for one that lies in no file."""
-    path = rows.cast_column(column, Image(decode=False))[0][column]["path"]
-    return path if path is not None and os.path.isfile(path) else "image.png"

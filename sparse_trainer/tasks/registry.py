@@ -5,6 +5,7 @@ from typing import Any, Final, cast
 
 from sparse_trainer.errors import ArgumentError, shown
 from sparse_trainer.registration import check_entry
+from sparse_trainer.tasks.audio_classification import AudioClassification
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.causal_lm import CausalLM
 from sparse_trainer.tasks.image_classification import ImageClassification
@@ -18,6 +19,7 @@ from sparse_trainer.tasks.text_to_text import TextToText
 from sparse_trainer.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
+    "audio-classification": AudioClassification,
     "causal-lm": CausalLM,
     "image-classification": ImageClassification,
     "instruction-tuning": InstructionTuning,

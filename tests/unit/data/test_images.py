@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, Features, Image
 
 from sparse_trainer.data.images import check_images, random_part, randomly_mirrored
+from sparse_trainer.data.splits import label_names
 from sparse_trainer.errors import DataError
 
 
@@ -67,6 +68,11 @@ def test_images_in_the_data_set_itself_are_opened_too() -> None:
 def test_a_message_names_a_few_and_counts_the_rest() -> None:
     with pytest.raises(DataError, match=r"9 of 9 images do not open: .*, and 4 more\."):
         check_images(rows(*[b"x"] * 9), "image", "train set")
+
+
+def test_images_are_no_names_of_classes() -> None:
+    with pytest.raises(DataError, match=r"column 'image': .* is neither the number nor the name of a class"):
+        label_names(rows(png()), "image", None)
 
 
 def test_a_column_of_paths_is_no_column_of_images(tmp_path: Path) -> None:
