@@ -46,6 +46,10 @@ class DisagreementError(SparseTrainerError):
     """Processes of one training that have decided differently."""
 
 
+class ProcessError(SparseTrainerError):
+    """One process of several that has failed alone."""
+
+
 def shown(value: object) -> str:
     """Return a value as messages show it: as Python writes it, long and deep ones cut short.
 
@@ -109,6 +113,7 @@ __all__ = [
     "DisagreementError",
     "ExportError",
     "NonFiniteError",
+    "ProcessError",
     "RecipeError",
     "SparseTrainerError",
     "Spelling",

@@ -16,7 +16,7 @@ import typer
 
 from sparse_trainer.cli.console import print_json, say
 from sparse_trainer.cli.options import CALLED
-from sparse_trainer.errors import SparseTrainerError, Spelling
+from sparse_trainer.errors import ProcessError, SparseTrainerError, Spelling
 
 DEBUG = "SPARSE_TRAINER_DEBUG"
 """Environment variable: set, an unexpected error shows where it came from."""
@@ -42,6 +42,9 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except SparseTrainerError as error:
         said = error.respelled(option_spelling(app, command))
+        # Of several processes all fail alike, and the first one speaks; one that has failed alone speaks for itself.
+        if os.environ.get("RANK", "0") != "0" and not isinstance(error, ProcessError):
+            return 2
         code = _complain(type(error).__name__, said.where, said.what, said.remedy, arguments, 2)
     except _UsageError as error:
         help_of = f"sparse-trainer {command} --help" if command in _commands(app) else "sparse-trainer --help"

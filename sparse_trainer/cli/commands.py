@@ -29,6 +29,7 @@ from sparse_trainer.run.latency import bench, check_bench, find_device, find_dty
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.sections import describe, shipped
+from sparse_trainer.run.together import is_first
 
 app = typer.Typer(
     name="sparse-trainer",
@@ -58,7 +59,8 @@ def run_command(
     loaded = load_recipe(recipe, overrides or [])
     with redirect_stdout(sys.stderr):
         result = run(loaded, tell, overwrite=overwrite, resume=resume)
-    print_result(as_json, result.to_json(), show.run_lines(result))
+    if is_first():
+        print_result(as_json, result.to_json(), show.run_lines(result))
 
 
 @app.command("recipes")

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from patchers.patching.shards import is_sharded
 from sparse_trainer.errors import UnsupportedModelError
 
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -12,8 +13,14 @@ def check_weights(model: nn.Module) -> None:
     """Refuse, before any work, weights that are not here, or are no numbers that can be compared.
 
     Raises:
-        UnsupportedModelError: offloaded weights, or weights of a type that torch does not compute with.
+        UnsupportedModelError: offloaded weights, weights shared out among processes, or weights of a type that torch
+            does not compute with.
     """
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            type(model).__name__, "its weights lie in parts on several processes.",
+            "Load it whole, without a tp_plan; a Trainer with fsdp=True shares it out after it was patched.",
+        )  # fmt: skip
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise UnsupportedModelError(

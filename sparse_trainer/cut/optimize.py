@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from patchers.patching.merging import base_model
 from patchers.patching.patch import masks_of, unpatch
+from patchers.patching.shards import is_sharded
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decide import decide, found_in, refuse_all_open, write_zeros
@@ -37,8 +38,9 @@ def optimize_model(
 
     Raises:
         SelfCheckError: the cut model does not compute what the masked one does.
-        UnsupportedModelError: no model we can cut, e.g. one with adapters that do not merge, or with cheaper layers
-            half blended in; or one that was patched for pruning and has nothing to cut.
+        UnsupportedModelError: no model we can cut, e.g. one whose weights are shared out by FSDP, with adapters
+            that do not merge, or with cheaper layers half blended in; or one that was patched for pruning and has
+            nothing to cut.
         CheckpointError: the plan is damaged or was made for another model.
     """
     one_of("mode", mode, MODES)
@@ -61,6 +63,12 @@ def optimize_model(
 
 
 def _check_model(model: Any) -> None:
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "its weights lie in parts on several processes.",
+            "In all processes trainer.save_model(folder), then in one optimize_model(load_patched(folder)).",
+        )
     if isinstance(base_model(model), PreTrainedModel):
         return
     parts = model.named_modules() if isinstance(model, nn.Module) else ()

@@ -18,6 +18,7 @@ from transformers import (
 
 from patchers.patching.blends import unblend
 from patchers.patching.patch import unpatch
+from patchers.patching.shards import copy_whole
 from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
@@ -37,11 +38,13 @@ from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, find_model, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
+from sparse_trainer.run.together import from_first, is_first, together
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed, is_over
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
+from sparse_trainer.training.sharding import is_fsdp
 from sparse_trainer.training.trainer import pruning_trainer
 
 
@@ -85,7 +88,8 @@ class FinePruningJob:
     def save_dense(self, state: State) -> State:
         """Write the fine-tuned model as a stock checkpoint."""
         state.tell(f"saving to {self.result}")
-        save_dense(self, state.models[DENSE], self.result)
+        if is_first():
+            save_dense(self, state.models[DENSE], self.result)
         return state
 
     def fine_tune_dense(self, state: State) -> State:
@@ -105,7 +109,7 @@ class FinePruningJob:
         pruning = self.recipe.pruning
         assert pruning is not None
         teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
-        training, kept = self.recipe.training, self.folder.uncut_model()
+        training, kept = self.recipe.training, from_first(self.folder.uncut_model)
         state.tell("fine-pruning" if kept is None else f"taking the fine-pruned model from {kept}")
         student = self.adapted(state.model)
         trainer = pruning_trainer(self.recipe.task.trainer)(
@@ -117,9 +121,10 @@ class FinePruningJob:
             **self.trainer_options(),
         )
         if kept is None:
-            trainer.train(resume_from_checkpoint=self.checkpoint(training))
+            student = _trained_whole(trainer, self.checkpoint(training))
             trainer.save_model(str(self.folder.uncut))
-            self.folder.finish_uncut()
+            if is_first():
+                self.folder.finish_uncut()
         else:
             trainer.restore(kept)
         try:
@@ -192,7 +197,7 @@ class FinePruningJob:
 
     def checkpoint(self, training: TrainingArguments) -> str | None:
         """Return the checkpoint from which a stage goes on, as Trainer takes it."""
-        found = self.folder.checkpoint(training.output_dir)
+        found = from_first(lambda: self.folder.checkpoint(training.output_dir))
         return None if found is None else str(found)
 
     def trainer_options(self) -> dict[str, Any]:
@@ -209,7 +214,7 @@ class FinePruningJob:
 
     def _dense_model(self, state: State, training: TrainingArguments) -> PreTrainedModel:
         """Return the fine-tuned dense model: of the earlier run that goes on, or trained now and kept for the next."""
-        kept = self.folder.dense_model()
+        kept = from_first(self.folder.dense_model)
         if kept is not None:
             state.tell(f"taking the dense model from {kept}")
             dense = self.recipe.task.load_model(str(kept), "main", self.data)
@@ -218,7 +223,8 @@ class FinePruningJob:
             return dense
         state.tell("fine-tuning the dense model")
         dense = self._trained(state.model, training)
-        save_dense(self, dense, self.folder.dense)
+        if is_first():
+            save_dense(self, dense, self.folder.dense)
         return dense
 
     def _measured(self, state: State) -> State:
@@ -233,13 +239,16 @@ class FinePruningJob:
         trainer = _dense_trainer(self.recipe.task.trainer)(
             model=student, args=training, callbacks=self.recipe.callbacks(training), **self.trainer_options()
         )
-        trainer.train(resume_from_checkpoint=self.checkpoint(training))
-        trained = _bare(trainer, student)
+        trained = _trained_whole(trainer, self.checkpoint(training))
         return merged(trained) if self.recipe.lora else trained
 
     def _metrics(self, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
         """Return the metrics of the recipe on the validation set."""
         trainer = self.recipe.task.trainer(model=model, args=training, **self.trainer_options())
+        if is_fsdp(trainer.accelerator):
+            trainer = self.recipe.task.trainer(
+                model=copy.deepcopy(model), args=training, **self.trainer_options()
+            )
         logged = trainer.evaluate()
         _bare(trainer, model)
         return {name: logged[f"eval_{name}"] for name in self.recipe.task.metrics}
@@ -252,7 +261,9 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
         SparseTrainerError: Bad input.
     """
     folder = RunFolder(recipe=recipe, resume=resume)
-    folder.check(overwrite=overwrite)
+    with together():
+        if is_first():
+            folder.check(overwrite=overwrite)
     check_options(recipe)
     tell("loading data and model")
     job = prepare(recipe, folder)
@@ -264,11 +275,12 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
         _rehearse(job, model, recipe.pruning)
     with job.tried(model) as trained:
         rehearse_training(recipe, trained, job.trainer_options())
-    if recipe.pruning is not None:
+    if recipe.pruning is not None and is_first():
         folder.check_room(least_bytes(model, recipe.pruning.density))
     completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
     job = dataclasses.replace(job, data=completed)
-    folder.start()
+    if is_first():
+        folder.start()
     return State(job=job, tell=tell, model=model, models={DENSE: model}, metrics={DENSE: None})
 
 
@@ -354,6 +366,18 @@ def _dense_trainer(base: type[Trainer]) -> type[Trainer]:
 def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
     """Return the arguments as the coordinator gets them: a teacher that was loaded is handed over, not named."""
     return dataclasses.replace(pruning, distil_teacher_name_or_path=None) if has_teacher else pruning
+
+
+def _trained_whole(trainer: Trainer, checkpoint: str | None) -> Any:
+    """Train, and return the model as it lies whole in every process: where FSDP shares it out, in a copy."""
+    model: Any = trainer.model
+    whole = copy.deepcopy(model) if is_fsdp(trainer.accelerator) else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if whole is None:
+        return _bare(trainer, model)
+    shared: Any = trainer.model
+    copy_whole(shared, whole)
+    return whole
 
 
 def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:

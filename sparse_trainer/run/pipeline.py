@@ -15,6 +15,7 @@ from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import PRUNED, State, files_of
+from sparse_trainer.run.together import check_alone, from_first, is_first, together
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 def run(
     recipe: Recipe, tell: Tell = logger.info, *, overwrite: bool = False, resume: bool = False
 ) -> RunResult:
-    """Run a recipe from start to end.
+    """Run a recipe from start to end; in several processes, all of them call it, and get the same result.
 
     Args:
         tell: Called with one line at the start of every stage.
@@ -35,17 +36,23 @@ def run(
     """
     start = time.monotonic()
     with speaking_of(recipe):
+        tell = tell if is_first() else _say_nothing
         try:
-            resume = resume or _asks_to_go_on(recipe)
-            state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
+            resume = resume or from_first(lambda: _asks_to_go_on(recipe))
+            with together():
+                state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
             for stage in state.job.stages:
-                with state.rescuing():
+                with together(), state.rescuing():
                     state = stage(state)
-            return _result(state, time.monotonic() - start)
+            return from_first(lambda: _result(state, time.monotonic() - start))
         except (KeyboardInterrupt, SystemExit):
             if isinstance(recipe, FinePruningRecipe):
                 tell(RunFolder(recipe=recipe, resume=resume).advice())
             raise
+
+
+def _say_nothing(line: str) -> None:
+    """Stand in for `tell` in all processes but the first."""
 
 
 def _asks_to_go_on(recipe: Recipe) -> bool:
@@ -60,6 +67,7 @@ def _prepared(recipe: Recipe, tell: Tell, *, overwrite: bool, resume: bool) -> S
     if isinstance(recipe, FinePruningRecipe):
         return prepare_fine_pruning(recipe, tell, overwrite=overwrite, resume=resume)
     assert isinstance(recipe, OneShotRecipe)
+    check_alone(recipe.name)
     if resume:
         raise ArgumentError(
             "resume", f"{recipe.name} trains nothing to go on with.", "Leave resume out (--resume)."

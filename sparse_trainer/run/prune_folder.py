@@ -25,6 +25,7 @@ from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions, Tell, check_calibration
+from sparse_trainer.run.together import check_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ def prune_folder(
         CheckpointError: The model cannot be loaded, or the folder is not ours to replace.
         DataError: Calibration is missing, too short, or does not fit the model.
     """
+    check_alone("prune")
     check_target(folder, overwrite=overwrite)
     find_export(export)
     check_calibration(options, calibration)

@@ -17,6 +17,7 @@ from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.lora import check_not_quantized, check_peft
 from sparse_trainer.run.recipes.early_stopping import check_best_metric
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.training.sharding import check_sharing
 
 _UNLISTED = ("flyte",)
 """Reports that Trainer knows and does not list as available."""
@@ -76,6 +77,8 @@ def rehearse_training(
     for where, training in _trainings(recipe).items():
         try:
             trainer = recipe.task.trainer(model=model, args=training, **trainer_options)
+            if where == "training" and recipe.pruning is not None:
+                check_sharing(trainer.accelerator, model, recipe.pruning.driver_options)
             trainer.get_train_dataloader()
             trainer.get_eval_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -24,6 +24,7 @@ from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import FILES, write_beside
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.report import Comparison, Measured
+from sparse_trainer.run.together import is_first
 from sparse_trainer.run.verify import Reloaded, verify_reload
 from sparse_trainer.tasks.base import Outputs
 
@@ -98,7 +99,7 @@ class State:
 
     def rescuing(self) -> AbstractContextManager[None]:
         """Save a model that is cut, and is not saved yet, when the block fails."""
-        if self.is_saved or PRUNED not in self.models:
+        if self.is_saved or PRUNED not in self.models or not is_first():
             return nullcontext()
         return rescuing(self.models[PRUNED], self.job.processor, self.job.spare)
 
@@ -108,6 +109,8 @@ Stage = Callable[[State], State]
 
 def measure_models(state: State) -> State:
     """Measure the sizes of the models, and their latencies side by side."""
+    if not is_first():
+        return state
     state.tell("measuring")
     options = state.job.recipe.export
     timed = bench(
@@ -130,6 +133,8 @@ def measure_models(state: State) -> State:
 
 def save(state: State) -> State:
     """Write the pruned model with all that belongs to it, all or nothing."""
+    if not is_first():
+        return state
     job, comparison = state.job, state.comparison
     assert comparison is not None
     state.tell(f"saving to {job.result}")
@@ -154,7 +159,7 @@ def save(state: State) -> State:
 
 def reload(state: State) -> State:
     """Check the folder in a new process, on the CPU."""
-    if not state.job.recipe.export.verify:
+    if not state.job.recipe.export.verify or not is_first():
         return state
     state.tell("reloading in a new process")
     model, folder = state.models[PRUNED], state.job.result

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -52,6 +53,13 @@ def load_patched(
         adapted: PreTrainedModel = _load_adapted(where, base_model)
         return adapted
     refuse_adapter_alone(where)
+    if any(where.glob(f"{FSDP_MODEL_NAME}*")) and not (where / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            str(where),
+            "holds the parts of a model that FSDP had shared out.",
+            "Resume the training from it, and save whole: trainer.save_model(folder); or let checkpoints be whole: "
+            'fsdp_config={"state_dict_type": "FULL_STATE_DICT"}.',
+        )
     if not is_patched_checkpoint(where):
         raise CheckpointError(str(where), "has no gates in its weights.", "Load it with load_pruned.")
     # Libraries that save the model they wrap may do so in a subfolder.

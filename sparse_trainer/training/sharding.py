@@ -24,6 +24,7 @@ from sparse_trainer.criteria.training.l0 import L0
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.mask_options import MaskOptions
 from sparse_trainer.training.options import GateOptions
+from sparse_trainer.training.wrapped_model import is_wrapper
 
 _LEAST: Final = {"torch": "2.7", "accelerate": "1.15"}
 """Releases in which FSDP leaves parameters alone that it is told of, and gradients of both kinds are clipped as one."""
@@ -39,7 +40,7 @@ def saves_shards(accelerator: Accelerator) -> bool:
     return is_fsdp(accelerator) and accelerator.state.fsdp_plugin.state_dict_type.name == "SHARDED_STATE_DICT"
 
 
-def check_sharing(accelerator: Accelerator, options: GateOptions | MaskOptions) -> None:
+def check_sharing(accelerator: Accelerator, model: nn.Module, options: GateOptions | MaskOptions) -> None:
     """Refuse, before any training, ways to share a model out in which fine-pruning cannot work.
 
     Raises:
@@ -47,7 +48,7 @@ def check_sharing(accelerator: Accelerator, options: GateOptions | MaskOptions) 
     """
     refused: tuple[str, str, str] | None = None
     if is_fsdp(accelerator):
-        refused = next(_against_fsdp(accelerator, options), None)
+        refused = next(_against_fsdp(accelerator, model, options), None)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         refused = next(_against_deepspeed(accelerator.state.deepspeed_plugin.zero_stage, options), None)
     if refused is not None:
@@ -55,7 +56,7 @@ def check_sharing(accelerator: Accelerator, options: GateOptions | MaskOptions) 
 
 
 def _against_fsdp(
-    accelerator: Accelerator, options: GateOptions | MaskOptions
+    accelerator: Accelerator, model: nn.Module, options: GateOptions | MaskOptions
 ) -> Iterator[tuple[str, str, str]]:
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
@@ -91,6 +92,12 @@ def _against_fsdp(
             "parallelism_config",
             "shares out tensors, tokens or experts too, and gradients of scores are averaged over data alone.",
             "Take FSDP by itself.",
+        )
+    if is_wrapper(model):
+        yield (
+            "fsdp",
+            f"{type(model).__name__} wraps a model, and one process alone saves the wrapper: it has no whole weights.",
+            "Take DDP: leave fsdp out.",
         )
     if isinstance(options, GateOptions) and _calibrates(options):
         yield (

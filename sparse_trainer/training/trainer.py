@@ -125,7 +125,7 @@ class SparseTrainer:
                 f"{self.args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas share no gates.",  # type: ignore[attr-defined]
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES.",
             )
-        check_sharing(self.accelerator, coordinator.args.driver_options)  # type: ignore[attr-defined]
+        check_sharing(self.accelerator, self.model, coordinator.args.driver_options)  # type: ignore[attr-defined]
         self._keep_whole()
         self.remove_callback(PruningCallback)  # type: ignore[attr-defined]
         self.add_callback(PruningCallback(coordinator, self._calibrate, self._restart))  # type: ignore[attr-defined]
@@ -304,6 +304,7 @@ class SparseTrainer:
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
         with writing(folder):
             if self.args.should_save:  # type: ignore[attr-defined]
+                folder.mkdir(parents=True, exist_ok=True)  # Trainer makes none where FSDP saves parts
                 open_again(folder)
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
             if not _internal_call and saves_shards(self.accelerator):  # type: ignore[attr-defined]

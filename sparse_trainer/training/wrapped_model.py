@@ -24,7 +24,7 @@ WHOLE_FILE = "pruning_model.safetensors"
 def save_whole(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """Write the tensors of a model whose gates were not written under its own names."""
     (Path(folder) / WHOLE_FILE).unlink(missing_ok=True)
-    if _is_wrapper(model) and not _stored_gates(Path(folder)) >= _gates(model):
+    if is_wrapper(model) and not _stored_gates(Path(folder)) >= _gates(model):
         save_model(model, os.fspath(Path(folder) / WHOLE_FILE))
 
 
@@ -50,7 +50,8 @@ def load_whole(folder: str | os.PathLike[str], model: nn.Module) -> None:
         ) from error
 
 
-def _is_wrapper(model: nn.Module) -> bool:
+def is_wrapper(model: nn.Module) -> bool:
+    """Tell whether a model wraps one of transformers, and is none of peft."""
     inner: Any = (part for part in model.modules() if isinstance(part, PreTrainedModel))
     # A peft model has its gates saved beside the adapter, without the weights that it does not train.
     alone = base_model(model) is model and not isinstance(model, PreTrainedModel)

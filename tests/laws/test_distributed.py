@@ -1,4 +1,4 @@
-"""Two ranks with half the batch each take the decisions of one rank."""
+"""Two processes with half the batch each take the decisions of one, with copies of the model and with FSDP2."""
 
 import os
 import subprocess
@@ -9,53 +9,79 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.training.load import load_patched
+from tests.fixtures.processes import PLAIN, SHARED, run_of
+
 ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.laws.test_mask_training import asked
-from tests.fixtures.training import sparse_args, trainer
-
-folder, batch_size, *methods = sys.argv[1:]
-for method in methods:
-    masks = method.removeprefix("masks-")
-    args = sparse_args(method) if masks == method else asked(masks)
-    run = trainer(Path(folder) / method, args, per_device_train_batch_size=int(batch_size))
-    run.train()
-    run.save_model(str(Path(folder) / method))
-"""
-METHODS = (
-    "movement-distilled",
-    "taylor",
-    "layer_gate",
-    "l0-nested",
-    "l0-hidden",
-    "cheaper",
-    "wanda",
-    "masks-hybrid",
-    "masks-l0",
-)
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 
-def launch(folder: Path, ranks: int) -> None:
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *launcher, str(script), str(folder), str(8 // ranks), *METHODS]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which two processes have done all that is tried here."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, "-m", "tests.fixtures.processes", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    for ranks in (1, 2):
-        (tmp_path / str(ranks)).mkdir()
-        launch(tmp_path / str(ranks), ranks)
-    for method in METHODS:
-        one, two = (load_file(tmp_path / ranks / method / "model.safetensors") for ranks in "12")
-        for name, tensor in one.items():
-            # Adam makes rounding visible where the gradients of loss and penalty cancel.
-            near = 1e-4 if "_mask." in name or (method == "masks-l0" and "_gate." in name) else 1e-6
-            torch.testing.assert_close(two[name], tensor, rtol=0, atol=near, msg=f"{method}: {name}")
-        assert any(".keep_" in name and bool((tensor == 0).any()) for name, tensor in one.items())
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the same trainings in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    for method in sorted({*PLAIN, *SHARED}):
+        run = run_of(folder / method, method, 1)
+        run.train()
+        run.save_model(str(folder / method))
+    return folder
+
+
+CASES = [*(f"plain-{method}" for method in PLAIN), *(f"shared-{method}" for method in SHARED)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(name: str, one: Path, two: Path) -> None:
+    method = name.partition("-")[2]
+    alone, together = (load_file(folder / "model.safetensors") for folder in (one / method, two / name))
+    assert alone.keys() == together.keys()
+    for entry, tensor in alone.items():
+        # Adam makes rounding visible where the gradients of loss and penalty cancel.
+        near = 1e-4 if "_mask." in entry or (method == "masks-l0" and "_gate." in entry) else 1e-6
+        torch.testing.assert_close(together[entry], tensor, rtol=0, atol=near, msg=f"{name}: {entry}")
+    assert any(".keep_" in entry and bool((tensor == 0).any()) for entry, tensor in alone.items())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_processes_keep_the_same_units(name: str, two: Path) -> None:
+    first, second = (load_file(two / f"{name}.{rank}.safetensors") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[place], second[place]) for place in first)
+
+
+@pytest.mark.parametrize("method", ["movement", "masks-hybrid"])
+def test_a_training_goes_on_from_shards(method: str, two: Path) -> None:
+    shards = two / f"uninterrupted-{method}" / "checkpoint-5"
+    assert not (shards / "model.safetensors").exists()
+    whole, resumed = (
+        load_file(two / f"{how}-{method}" / "model.safetensors") for how in ("uninterrupted", "resumed")
+    )
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[entry], resumed[entry]) for entry in whole)
+
+
+def test_what_was_shared_out_is_saved_whole_and_cut(two: Path) -> None:
+    compact = optimize_model(load_patched(two / "uninterrupted-movement"))
+    assert compact.pruning_plan.density_reached == pytest.approx(0.5, abs=0.1)
+    for rank in (0, 1):
+        assert "trainer.save_model(folder)" in (two / f"cut.{rank}.txt").read_text()
+        assert "FULL_STATE_DICT" in (two / f"load.{rank}.txt").read_text()
+
+
+def test_a_process_that_decides_otherwise_stops_all(two: Path) -> None:
+    said = [(two / f"astray.{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0].startswith("step 6: the 2 processes chose different units")

@@ -14,6 +14,7 @@ from sparse_trainer.run.sweep.figures import Cells, Figures, columns
 from sparse_trainer.run.sweep.picture import write_picture
 from sparse_trainer.run.sweep.planned import PlannedRun
 from sparse_trainer.run.sweep.processes import Ended, RunProcess, places, run_all, sole_use
+from sparse_trainer.run.together import check_alone
 
 TABLE_FILE, PICTURE_FILE = "sweep.csv", "sweep.png"
 WAITING, FINISHED, FAILED = "waiting", "finished", "failed"
@@ -93,6 +94,7 @@ def run_sweep(
     Raises:
         SparseTrainerError: Bad input, before the first run starts.
     """
+    check_alone("sweep")
     check_counts(jobs=jobs)
     root = runs[0].root
     with writing(root):
