@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from patchers.units import CHANNELS, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
+from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import ChoosesRun, WidthCriterion
@@ -112,6 +112,7 @@ class PruneOptions:
             self._check_criterion(where, asked)
 
     def _check_repair(self) -> None:
+        self._check_depth_repair()
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ArgumentError(
                 "damping", f"{self.damping} is negative or endless.", "Give 0.1, or 0 for none."
@@ -132,6 +133,24 @@ class PruneOptions:
             raise ArgumentError(
                 "reconstruct_bias", f"{self.reconstruct!r} moves no bias.", "Use 'least_squares' or 'bias'."
             )
+
+    def _check_depth_repair(self) -> None:
+        """Refuse repairs that know no cut in depth, and ways of working that know no repair of one."""
+        kinds = self.budget.kinds
+        if self.repair is None or all(kind.is_width for kind in kinds):
+            return
+        branches = [kind for kind in kinds if kind in (ATTENTION, FFN)]
+        if branches or not self.repair.repairs_runs:
+            raise ArgumentError(
+                "reconstruct",
+                f"{self.reconstruct!r} repairs no removed {branches[0] if branches else LAYERS}.",
+                "Set none." if branches else "Use 'least_squares', or set none.",
+            )
+        for name in ("sequential", "by_block"):
+            if getattr(self, name):
+                raise ArgumentError(
+                    name, "removed layers are repaired all at once.", f"Drop `{name}`, or set no reconstruct."
+                )
 
     def _check_criterion(self, where: str, asked: CriterionLike) -> None:
         if not isinstance(asked, str | Mapping | WidthCriterion):
@@ -201,6 +220,11 @@ class PruneOptions:
         if self.reconstruct is None:
             return None
         return make_repair(self.reconstruct, damping=self.damping, reconstruct_bias=self.reconstruct_bias)
+
+    @property
+    def repairs_runs(self) -> bool:
+        """Whether the layers in front of removed ones take over what these did."""
+        return self.repair is not None and LAYERS in self.budget.kinds
 
     @property
     def asked(self) -> dict[str, CriterionLike]:

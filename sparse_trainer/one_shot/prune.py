@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
-from patchers.units import Structure
+from patchers.units import WIDTH_KINDS, Structure
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, name_of
 from sparse_trainer.criteria.calibration.scorable import check_scorable
@@ -24,6 +24,7 @@ from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.protect import Protect, prunable
 from sparse_trainer.one_shot.repairs.base import DAMPING
+from sparse_trainer.one_shot.repairs.runs import last_linears
 from sparse_trainer.one_shot.round import Source, Watch, run_round
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
@@ -131,6 +132,7 @@ def prune_by(
     found = found_in(model)
     structure = prunable(model, found, options.budget.kinds, options.protect)
     _check_structure(structure, options)
+    _check_runs(model, found, options)
     batches = _batches(model, calibration, options, statistics)
     _check_collected(structure, options, statistics)
     pruned, cheaper = bare(model, inplace=inplace)
@@ -181,7 +183,7 @@ def _check_structure(structure: Structure, options: PruneOptions) -> None:
         check_scorable(structure.groups, criterion, name_of(asked))
     if options.repair is None:
         return
-    for group in structure.groups:
+    for group in structure.of(WIDTH_KINDS):
         reason = unsupported_reason(group, [options.repair.request])
         if reason is not None:
             raise UnsupportedModelError(
@@ -189,6 +191,16 @@ def _check_structure(structure: Structure, options: PruneOptions) -> None:
                 f"{options.reconstruct!r} cannot refit what reads it: {reason}.",
                 "Set no reconstruct.",
             )
+
+
+def _check_runs(model: Any, found: Structure, options: PruneOptions) -> None:
+    """Refuse a repair of removed layers where nothing can take over what they did."""
+    if options.repairs_runs and not last_linears(found):
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "its layers end in no linear of their own that could take over what removed layers did.",
+            "Set no reconstruct.",
+        )
 
 
 def _check_collected(structure: Structure, options: PruneOptions, statistics: Statistics | None) -> None:
@@ -204,12 +216,12 @@ def _check_collected(structure: Structure, options: PruneOptions, statistics: St
 def _batches(
     model: Any, calibration: Calibration | None, options: PruneOptions, statistics: Statistics | None
 ) -> Batches | None:
-    again = options.steps > 1 or options.sequential or options.by_block
+    again = options.steps > 1 or options.sequential or options.by_block or options.repairs_runs
     if statistics is not None and (calibration is not None or again):
         raise ArgumentError(
             "statistics",
             "they hold for the model as it is now.",
-            "Drop calibration, `steps`, `sequential` and `by_block`, or them.",
+            "Drop calibration, `steps`, `sequential`, `by_block` and the repair of layers, or them.",
         )
     if calibration is not None:
         return Batches(model, calibration)

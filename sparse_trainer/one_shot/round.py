@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from patchers.units import LAYERS, Structure
+from patchers.units import LAYERS, WIDTH_KINDS, Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity
@@ -16,6 +16,7 @@ from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
 from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
+from sparse_trainer.one_shot.repairs.runs import take_over
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.requests import Statistics
@@ -90,7 +91,13 @@ def _statistics(model: Any, structure: Structure, source: Source, options: Prune
     if source.batches is None or options.by_block:
         return Statistics()
     requests = options.criteria_requests if options.sequential else options.requests
-    return collect(model, structure, source.batches, requests)
+    if not options.repairs_runs:
+        return collect(model, structure, source.batches, requests)
+    # Moments exist for what widths feed only.
+    widths = replace(structure, groups=structure.of(WIDTH_KINDS))
+    of_all = collect(model, structure, source.batches, options.criteria_requests)
+    of_widths = collect(model, widths, source.batches, [options.repair.request] if options.repair else [])
+    return replace(of_all, found={**of_widths.found, **of_all.found})
 
 
 def _scores(
@@ -113,6 +120,11 @@ def _repair(
     repair, keep = options.repair, decision.keep
     if repair is None:
         return
+    if options.repairs_runs:
+        assert source.batches is not None
+        bias = options.reconstruct_bias
+        take_over(model, decision, repair, source.batches, damping=options.damping, bias=bias)
+        structure = replace(structure, groups=structure.of(WIDTH_KINDS))
     prepare_biases(model, structure, repair)
     if options.sequential or options.by_block:
         assert source.batches is not None

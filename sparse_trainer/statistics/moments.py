@@ -80,7 +80,7 @@ class MomentCollector:
         self._products = {
             path for request, paths in self.wanted.items() if request.covariance for path in paths
         }
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, RunningMoments] = {}
 
     def attach(self) -> list[RemovableHandle]:
         """Register the hooks."""
@@ -91,7 +91,7 @@ class MomentCollector:
         x_NI = precise(x_BTI).flatten(0, 1)
         real_N = None if real_BT is None else real_BT.flatten()
         if path not in self._running:
-            self._running[path] = _Running(x_NI, covariance=path in self._products)
+            self._running[path] = RunningMoments(x_NI, covariance=path in self._products)
         self.run.watch(path, self._running[path].add(x_NI, real_N))
 
     def results(self) -> Mapping[Statistic[Any], Mapping[str, MomentSums]]:
@@ -109,7 +109,7 @@ class MomentCollector:
         return found
 
 
-class _Running:
+class RunningMoments:
     """Sums over the tokens that came by one linear."""
 
     def __init__(self, x_NI: Tensor, *, covariance: bool) -> None:

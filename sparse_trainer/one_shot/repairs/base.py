@@ -48,6 +48,8 @@ class Repair(Protocol):
     the kinds of unit that its request exists for.
     """
 
+    repairs_runs: ClassVar[bool]
+    """Whether it also fits what stands in front of removed layers (`one_shot.repairs.runs`)."""
     request: ClassVar[Moments]
     """What it has to know of the consumer's inputs."""
 

@@ -14,6 +14,7 @@ from sparse_trainer.statistics.moments import Moments
 class FoldMean:
     """`bias`: what the removed features were on average goes into the bias, b + W_P m_P (FLAP, arXiv 2312.11983)."""
 
+    repairs_runs: ClassVar[bool] = False
     request: ClassVar[Moments] = Moments(covariance=False)
     adds_bias: ClassVar[bool] = True
 

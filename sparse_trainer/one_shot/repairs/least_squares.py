@@ -18,6 +18,7 @@ class LeastSquares:
     The damping d pulls towards W_K, not towards 0. With a bias moments are centred, and the bias takes the rest.
     """
 
+    repairs_runs: ClassVar[bool] = True
     request: ClassVar[Moments] = Moments(covariance=True)
     damping: float = DAMPING
     reconstruct_bias: bool | None = None

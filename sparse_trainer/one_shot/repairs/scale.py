@@ -15,6 +15,7 @@ from sparse_trainer.statistics.moments import Moments
 class Scale:
     """`scale`: every kept unit gets the factor that makes the output error least (Kwon et al., arXiv 2204.09656)."""
 
+    repairs_runs: ClassVar[bool] = False
     request: ClassVar[Moments] = Moments(covariance=True)
     adds_bias: ClassVar[bool] = False
     damping: float = DAMPING

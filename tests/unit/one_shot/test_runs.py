@@ -1,0 +1,209 @@
+"""Repair of a cut in depth: what stands in front of removed layers takes over what they did."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patchers.discovery.discover import discover
+from patchers.units import LAYERS
+from sparse_trainer import prune
+from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
+from sparse_trainer.one_shot.repairs.runs import removed_runs
+from sparse_trainer.statistics.block_states import BlockStates
+from sparse_trainer.statistics.collect import collect
+from tests.fixtures.oneshot_models import calibration, model_of
+
+# Shape legend: N = tokens, I = inputs of a linear, H = hidden features.
+
+
+def text(seed: int, batches: int = 16) -> list[dict[str, Tensor]]:
+    """Return random tokens, in batches of four sequences."""
+    generator = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(3, 90, (4, 32), generator=generator)} for _ in range(batches)]
+
+
+def error(model: Any, pruned: Any) -> float:
+    """Return the mean squared difference of logits on other text."""
+    with torch.no_grad():
+        return sum(float((model(**b).logits - pruned(**b).logits).square().mean()) for b in text(9, 4))
+
+
+@pytest.mark.parametrize("bias", [None, True])
+@pytest.mark.parametrize(("family", "linear"), [("llama", "mlp.down_proj"), ("gpt2", "mlp.c_proj")])
+def test_the_linear_in_front_is_the_best_one_by_normal_equations(
+    family: str, linear: str, bias: bool | None
+) -> None:
+    model, batches = model_of(family), text(0)
+    stack = discover(model, ("layers",)).stacks[0].path
+    front = model.get_submodule(f"{stack}.0")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    x_NI: list[Tensor] = []
+    before: list[Tensor] = []
+    behind: list[Tensor] = []
+
+    def state(output: Any) -> Tensor:
+        return output if isinstance(output, Tensor) else output[0]
+
+    handles = [
+        front.get_submodule(linear).register_forward_pre_hook(lambda _, a: x_NI.append(a[0].flatten(0, 1))),
+        front.register_forward_hook(lambda _, a, o: before.append(state(o).flatten(0, 1))),
+        model.get_submodule(f"{stack}.1").register_forward_hook(
+            lambda _, a, o: behind.append(state(o).flatten(0, 1))
+        ),
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for handle in handles:
+        handle.remove()
+    x, change = torch.cat(x_NI), torch.cat(behind) - torch.cat(before)
+    moves = bias or getattr(front.get_submodule(linear), "bias", None) is not None
+    if moves:
+        centre_x, centre_t = x - x.mean(0), change - change.mean(0)
+    else:
+        centre_x, centre_t = x, change
+    second_II = centre_x.T @ centre_x / len(x)
+    damped_II = second_II + 0.1 * second_II.diagonal().mean() * torch.eye(len(second_II), dtype=x.dtype)
+    update_HI = torch.linalg.solve(damped_II, centre_x.T @ centre_t / len(x)).T
+
+    pruned, plan = prune(
+        model, batches, criterion="last", density={"layers": 0.7},
+        reconstruct="least_squares", reconstruct_bias=bias,
+    )  # fmt: skip
+    assert [len(group["keep"]) for group in plan.by_kind()["layers"]] == [1, 0, 1]
+    found: Any = pruned.get_submodule(f"{stack}.0.{linear}")
+    old: Any = front.get_submodule(linear)
+    difference = found.weight - old.weight
+    torch.testing.assert_close(
+        difference.T if family == "gpt2" else difference, update_HI, rtol=1e-5, atol=1e-7
+    )
+    if moves:
+        shift = found.bias - (0.0 if old.bias is None else old.bias)
+        torch.testing.assert_close(shift, change.mean(0) - update_HI @ x.mean(0), rtol=1e-5, atol=1e-7)
+    assert not seen
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_brings_the_outputs_back(family: str, dtype: torch.dtype) -> None:
+    model = model_of(family)
+    whole = model_of(family).to(dtype)
+    plain, _ = prune(whole, text(0), criterion="last", density={"layers": 0.7})
+    repaired, plan = prune(
+        whole, text(0), criterion="last", density={"layers": 0.7}, reconstruct="least_squares"
+    )
+    assert error(model, repaired) < 0.8 * error(model, plain)
+    assert plan.method == "last, repaired by least_squares"
+    assert plan.params["compact"] == sum(p.numel() for p in plain.parameters())
+
+
+def test_a_layer_that_does_a_linear_thing_is_replaced_exactly() -> None:
+    model = model_of("gpt2")
+    second: Any = model.get_submodule("transformer.h.1")
+    with torch.no_grad():
+        for part in (second.attn.c_proj, second.mlp.c_proj):
+            part.weight.zero_()
+        second.attn.c_proj.bias.copy_(torch.linspace(-1, 1, len(second.attn.c_proj.bias)))
+    pruned, _ = prune(
+        model, text(0), criterion="last", density={"layers": 0.7}, reconstruct="least_squares", damping=0.0
+    )
+    assert error(model, pruned) < 1e-12
+
+
+def test_padding_and_the_split_into_batches_do_not_matter() -> None:
+    model = model_of("llama")
+    rows = [batch["input_ids"][i : i + 1] for batch in text(0) for i in range(4)]
+    lengths = [12 + 5 * (number % 4) for number in range(len(rows))]
+    alone = [{"input_ids": row[:, :length]} for row, length in zip(rows, lengths, strict=True)]
+    padded = []
+    for start in range(0, len(rows), 8):
+        ids = torch.zeros(8, 32, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for line in range(8):
+            length = lengths[start + line]
+            ids[line, :length], mask[line, :length] = rows[start + line][0, :length], 1
+        padded.append({"input_ids": ids, "attention_mask": mask})
+    options: dict[str, Any] = {
+        "criterion": "last", "density": {"layers": 0.7}, "reconstruct": "least_squares"
+    }  # fmt: skip
+    one, _ = prune(model, alone, **options)
+    other, _ = prune(model, padded, **options)
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
+
+
+def test_layers_and_widths_are_repaired_together() -> None:
+    model = model_of("llama")
+    options: dict[str, Any] = {
+        "criterion": "fisher",
+        "density": {"layers": 0.7, "channels": 0.7, "heads": 1.0},
+        "protect": ("model.layers.0.layer",),
+    }
+    plain, _ = prune(model, text(0), **options)
+    repaired, _ = prune(model, text(0), reconstruct="least_squares", **options)
+    assert error(model, repaired) < error(model, plain)
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in repaired.parameters()]
+
+
+def test_runs_are_found_side_by_side() -> None:
+    found = discover(model_of("llama"))
+    groups = found.of((LAYERS,))
+    keep = {g.name: torch.tensor([g.layer == 0]) for g in groups}
+    (run,) = removed_runs(found, keep)
+    assert (run.before, run.first, run.last) == ("model.layers.0", "model.layers.1", "model.layers.2")
+    assert run.linear == "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "kind", "message"),
+    [
+        ("llama", {"reconstruct": "bias"}, ArgumentError, "'bias' repairs no removed layers"),
+        ("llama", {"reconstruct": "scale"}, ArgumentError, "'scale' repairs no removed layers"),
+        ("llama", {"sequential": True}, ArgumentError, "repaired all at once"),
+        ("llama", {"criterion": "block_influence", "by_block": True}, ArgumentError, "repaired all at once"),
+        ("llama", {"criterion": "fisher", "units": ["ffn"], "density": 0.5}, ArgumentError, "no removed ffn"),
+        ("llama", {"protect": (1, 2), "criterion": "magnitude", "density": {"layers": 0.4}}, None, ""),
+        ("bert", {}, UnsupportedModelError, "a norm stands behind it"),
+        ("mixtral", {}, UnsupportedModelError, "end in no linear of their own"),
+    ],
+)
+def test_what_nothing_can_take_over_is_refused(
+    family: str, options: dict[str, Any], kind: type[Exception] | None, message: str
+) -> None:
+    model = model_of(family)
+    asked = {"criterion": "last", "density": {"layers": 0.7}, "reconstruct": "least_squares", **options}
+    if kind is None:
+        return
+    with pytest.raises(kind, match=message):
+        prune(model, calibration(model), **asked)
+
+
+def test_the_first_layer_has_nothing_in_front() -> None:
+    model = model_of("llama")
+    first: nn.Module = model.get_submodule("model.layers.0")
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.mul_(1e-3)
+    with pytest.raises(UnsupportedModelError, match=r"it is the first\. Protect it"):
+        prune(
+            model, text(0), criterion="block_influence", density={"layers": 0.7}, reconstruct="least_squares"
+        )
+
+
+def test_it_needs_the_calibration_set() -> None:
+    model = model_of("llama")
+    options: dict[str, Any] = {"density": {"layers": 0.7}, "reconstruct": "least_squares"}
+    with pytest.raises(DataError, match="calibration"):
+        prune(model, criterion="last", **options)
+    statistics = collect(model, discover(model, ("layers",)), text(0), [BlockStates()])
+    with pytest.raises(ArgumentError, match="the repair of layers"):
+        prune(model, criterion="block_influence", statistics=statistics, **options)
+    with pytest.raises(DataError, match="calibration tokens"):
+        prune(
+            model,
+            text(0, 1)[:1] and [{"input_ids": text(0, 1)[0]["input_ids"][:1, :4]}],
+            criterion="last",
+            **options,
+        )
