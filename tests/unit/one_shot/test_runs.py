@@ -38,7 +38,6 @@ def test_the_linear_in_front_is_the_best_one_by_normal_equations(
     model, batches = model_of(family), text(0)
     stack = discover(model, ("layers",)).stacks[0].path
     front = model.get_submodule(f"{stack}.0")
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
     x_NI: list[Tensor] = []
     before: list[Tensor] = []
     behind: list[Tensor] = []
@@ -82,7 +81,6 @@ def test_the_linear_in_front_is_the_best_one_by_normal_equations(
     if moves:
         shift = found.bias - (0.0 if old.bias is None else old.bias)
         torch.testing.assert_close(shift, change.mean(0) - update_HI @ x.mean(0), rtol=1e-5, atol=1e-7)
-    assert not seen
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -164,18 +162,15 @@ def test_runs_are_found_side_by_side() -> None:
         ("llama", {"sequential": True}, ArgumentError, "repaired all at once"),
         ("llama", {"criterion": "block_influence", "by_block": True}, ArgumentError, "repaired all at once"),
         ("llama", {"criterion": "fisher", "units": ["ffn"], "density": 0.5}, ArgumentError, "no removed ffn"),
-        ("llama", {"protect": (1, 2), "criterion": "magnitude", "density": {"layers": 0.4}}, None, ""),
         ("bert", {}, UnsupportedModelError, "a norm stands behind it"),
         ("mixtral", {}, UnsupportedModelError, "end in no linear of their own"),
     ],
 )
 def test_what_nothing_can_take_over_is_refused(
-    family: str, options: dict[str, Any], kind: type[Exception] | None, message: str
+    family: str, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     model = model_of(family)
     asked = {"criterion": "last", "density": {"layers": 0.7}, "reconstruct": "least_squares", **options}
-    if kind is None:
-        return
     with pytest.raises(kind, match=message):
         prune(model, calibration(model), **asked)
 
@@ -200,10 +195,6 @@ def test_it_needs_the_calibration_set() -> None:
     statistics = collect(model, discover(model, ("layers",)), text(0), [BlockStates()])
     with pytest.raises(ArgumentError, match="the repair of layers"):
         prune(model, criterion="block_influence", statistics=statistics, **options)
+    short = [{"input_ids": text(0, 1)[0]["input_ids"][:1, :4]}]
     with pytest.raises(DataError, match="calibration tokens"):
-        prune(
-            model,
-            text(0, 1)[:1] and [{"input_ids": text(0, 1)[0]["input_ids"][:1, :4]}],
-            criterion="last",
-            **options,
-        )
+        prune(model, short, criterion="last", **options)
