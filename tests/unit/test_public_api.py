@@ -35,7 +35,7 @@ def test_patchers_keeps_the_earlier_name_of_attach_mask() -> None:
 
 
 def test_distribution_has_name_version_and_licence() -> None:
-    assert version("sparse-trainer") == sparse_trainer.__version__ == "0.3.0"
+    assert version("sparse-trainer") == sparse_trainer.__version__ == "0.4.0"
     assert metadata("sparse-trainer")["License-Expression"] == "Apache-2.0"
 
 
