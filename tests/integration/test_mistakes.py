@@ -112,6 +112,7 @@ EVALUATE = ("evaluate", "{place}/llama", "--device", "cpu")
 BENCH = ("bench", "{place}/llama", "--rounds", "1", "--batch-size", "1", "--sequence-length", "8")
 FINE = ("run", "{place}/fine.yaml")
 ONCE = ("run", "{place}/once.yaml")
+SWEEP = ("sweep", "{place}/fine.yaml", "--out", "{place}/out")
 
 
 def yaml_of(text: str) -> str:
@@ -256,7 +257,20 @@ def mistakes() -> Iterator[tuple[str, ...]]:
         "evaluation.batch_size=0", "model.dtype=zz", "export.latency_sequence_length=4096", "export.latency_rounds=0",
     ):  # fmt: skip
         yield *ONCE, text
+    for text in (
+        "pruning.densty=0.25,0.5", "prning.density=0.25,0.5", "pruning.density=0.25,2", "pruning.density=0.25,x",
+        "pruning.density=0.5", "pruning.density=0.25,", "pruning.density=0.25,0.250", "pruning.density=0.25,[0.5",
+        "training.output_dir=a,b", "plugins=a,b", "pruning", "=1,2", "training.seed=0,-1", f"training.optim={LONG},b",
+        "model.name_or_path={place}/bert,{place}/nowhere", "data.train_file={place}/rows.jsonl,{place}/nowhere.jsonl",
+    ):  # fmt: skip
+        yield *SWEEP, text
+    yield *SWEEP, "training.seed=0,1", "training.seed=2"
+    yield *SWEEP, "training.seed=0,1", "--jobs", "0"
+    yield "sweep", "{place}/fine.yaml", "training.seed=0,1", "--out", "{place}/text.txt"
+    yield "sweep", "{place}/once.yaml", "prune.density=0.5,1"
+    yield "sweep", "{place}/nowhere.yaml", "training.seed=0,1"
     yield from (
+        ("sweep", "{place}/fine.yaml"),
         ("prunee",),
         ("run",),
         ("recipes", "extra"),

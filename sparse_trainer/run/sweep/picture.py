@@ -50,7 +50,7 @@ def _draw(axis: Any, points: Mapping[str, tuple[float, float]], dense: list[floa
     for name, point in points.items():
         if len(points) <= MOST_LABELS or point in best:
             axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=6)
-    axis.margins(0.12)
+    axis.margins(x=0.2, y=0.15)
     axis.tick_params(labelsize=7)
     axis.grid(color="whitesmoke")
     axis.legend(fontsize=7)
