@@ -126,8 +126,7 @@ def divides(trainer: Any, num_items: Any) -> bool:
 
 def share_of_step(trainer: Any, inputs: Mapping[str, Any], num_items: Any) -> Tensor | None:
     """Return the weight of this batch's average loss in its optimizer step, or None where Trainer knows better."""
-    own_loss = trainer.compute_loss_func is not None or trainer.label_smoother is not None
-    if num_items is None or own_loss or divides(trainer, num_items):
+    if num_items is None or divides(trainer, num_items):
         return None
     if "shift_labels" in inputs:
         labels = inputs["shift_labels"]

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from patchers.modeling_pruned import is_no_norm
 from patchers.patching.blends import BlendedNorm
@@ -36,6 +37,7 @@ from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
 from sparse_trainer.training.restart import Restart
+from sparse_trainer.training.sampling import GroupedByEpoch
 from sparse_trainer.training.search import SearchSpace, Space
 from sparse_trainer.training.sharding import (
     average_gradients,
@@ -196,6 +198,12 @@ class SparseTrainer:
         self._restart.forget()
         return super().train(resumed, *args, **kwargs)  # type: ignore[misc]
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return Trainer's sampler; rows of like length in the same order where a training is resumed."""
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed  # type: ignore[attr-defined]
+        return GroupedByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
     def restore(self, checkpoint: str | os.PathLike[str]) -> None:
         """Set model and gates to those that a training of the same arguments saved, without training.
 
@@ -239,9 +247,11 @@ class SparseTrainer:
 
         Transformers 5.23 leaves a loss undivided when the model takes loss arguments, also where the model ignores
         them (the sequence classifiers average over the batch at hand). So the plain average is asked for, and weighted
-        by the share of this batch in the accumulated one: 1 x 8 then equals 4 x 2.
+        by the share of this batch in the accumulated one: 1 x 8 then equals 4 x 2. Losses that a Trainer computes on
+        outputs, a smoothed one or `compute_loss_func`, are given the number of items and divide by it.
         """
-        share = share_of_step(self, inputs, num_items_in_batch) if model.training else None
+        is_own = self.label_smoother is not None or self.compute_loss_func is not None  # type: ignore[attr-defined]
+        share = share_of_step(self, inputs, num_items_in_batch) if model.training and not is_own else None
         passed = num_items_in_batch if share is None else None
         result = super().compute_loss(  # type: ignore[misc]
             model, inputs, return_outputs, num_items_in_batch=passed, **kwargs
