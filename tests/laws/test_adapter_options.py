@@ -24,6 +24,7 @@ peft = pytest.importorskip("peft")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning"),
 ]
 
 KINDS: tuple[Kind, ...] = ("heads", "channels", "attention", "ffn", "layers")  # type: ignore[assignment]
