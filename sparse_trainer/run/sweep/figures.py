@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_trainer.run.report import NO_SHARES
 from sparse_trainer.run.stages import DENSE
 
 Cells = dict[str, Any]
@@ -70,11 +69,6 @@ class Figures:
                     cells[f"{prefix}latency_batch_{batch}"] = latency["median"]
         conditions = self.result["conditions"]
         return cells | {key: conditions[key] for key in ("device", "dtype", "threads", "sequence_length")}
-
-
-def is_better_less(metric: str) -> bool:
-    """Tell a metric that is best at 0 from one that is best when it is large."""
-    return metric.endswith(NO_SHARES)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

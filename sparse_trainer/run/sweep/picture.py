@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_trainer.run.pictures import panels, save_picture
-from sparse_trainer.run.sweep.figures import Figures, front, is_better_less
+from sparse_trainer.run.recipes.early_stopping import is_lower_better
+from sparse_trainer.run.sweep.figures import Figures, front
 
 MOST_LABELS = 24
 """Runs whose names are written beside their points; of more, only those of the front."""
@@ -30,7 +31,7 @@ def write_picture(runs: Mapping[str, Figures], path: Path) -> bool:
             if batch in run.speedups and metric in run.metrics
         }
         dense = sorted({run.dense_metrics[metric] for run in shown.values() if metric in run.dense_metrics})
-        _draw(axis, points, dense, less=is_better_less(metric))
+        _draw(axis, points, dense, less=is_lower_better(metric))
         axis.set_title(f"batch {batch}", loc="left", fontsize=10)
         axis.set_ylabel(metric, fontsize=8)
     figure.supxlabel("times faster than the dense model", fontsize=8)

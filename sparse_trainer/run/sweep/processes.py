@@ -78,14 +78,12 @@ class RunProcess:
     def ended(self) -> Ended:
         """Return how it ended."""
         code = self._process.wait()
-        try:
-            found = json.loads(self._output.read_bytes())
-        except ValueError:
-            found = None
+        found = _answer(self._output.read_text(encoding="utf-8", errors="replace"))
         self._output.unlink()
-        if code == 0 and isinstance(found, dict):
+        told = found.get("error")
+        if code == 0 and found and told is None:
             return Ended(result=found, error=None)
-        if isinstance(found, dict) and isinstance(told := found.get("error"), dict):
+        if told is not None:
             return Ended(result=None, error=f"{told['where']}: {told['problem']} {told['remedy']}")
         return Ended(result=None, error=f"{_reason(code)}: {_last_line(self._run.log)}")
 
@@ -214,6 +212,20 @@ def _stop(processes: Sequence[RunProcess]) -> None:
     finally:
         for process in processes:
             process.kill()
+
+
+def _answer(said: str) -> dict[str, Any]:
+    """Return the object that a command printed at the end, after what libraries may have; {} where there is none.
+
+    >>> _answer('loading\\n{\\n  "a": {\\n    "b": 1\\n  }\\n}\\n'), _answer('{\\n "a"'), _answer("")
+    ({'a': {'b': 1}}, {}, {})
+    """
+    start = f"\n{said}".rfind("\n{\n")
+    try:
+        found = json.loads(said[start:]) if start >= 0 else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _reason(code: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparse_trainer.run.sweep.figures import Figures, columns, front, is_better_less
+from sparse_trainer.run.sweep.figures import Figures, columns, front
 from sparse_trainer.run.sweep.picture import write_picture
 from sparse_trainer.run.sweep.sweep import Sweep
 from tests.unit.run.test_sweep_processes import runs
@@ -66,12 +66,6 @@ def test_the_front_is_what_no_point_beats(seed: int) -> None:
         points[i][0] < points[j][0] and points[i][1] > points[j][1] for i, j in itertools.pairwise(best)
     )
     assert front([]) == []
-
-
-def test_metrics_that_count_mistakes_are_better_when_they_are_small() -> None:
-    assert is_better_less("wikitext2 perplexity")
-    assert is_better_less("eval_loss")
-    assert not is_better_less("accuracy")
 
 
 def test_columns_are_those_of_any_row() -> None:

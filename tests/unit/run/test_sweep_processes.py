@@ -161,9 +161,9 @@ def script(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 RESULT = {"models": {}, "seconds": 1.5}
 TOLD = {"error": {"type": "DataError", "where": "data", "problem": "is empty.", "remedy": "Give rows."}}
 ENDS: dict[str, tuple[tuple[str, ...], Ended]] = {
-    "well": ((f"print(json.dumps({RESULT}))",), Ended(result=RESULT, error=None)),
+    "well": ((f"print('noise', json.dumps({RESULT}, indent=2), sep=chr(10))",), Ended(result=RESULT, error=None)),
     "with an error": (
-        (f"print(json.dumps({TOLD}))", "sys.exit(2)"),
+        (f"print(json.dumps({TOLD}, indent=2))", "sys.exit(2)"),
         Ended(result=None, error="data: is empty. Give rows."),
     ),
     "killed": (
