@@ -91,6 +91,29 @@ def test_a_run_that_is_stopped_goes_on_and_ends_as_one_that_was_not(
         load_patched(tmp_path / "stopped" / f"checkpoint-{checkpoint}", base_model=files / "model")
 
 
+def test_a_run_that_is_stopped_after_training_is_cut_alike(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapters are saved with their gates before the model is cut, and are taken from there."""
+    changes = ("model.dense_training=null", "model.prune_from=pretrained",
+               "pruning.distil_teacher_name_or_path=self", "pruning.scoring=loraprune")  # fmt: skip
+    whole = go(lora(files, tmp_path / "whole", *changes))
+    recipe = lora(files, tmp_path / "stopped", *changes)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparse_trainer.run.stages.write_beside", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe)
+    stop_at_step(0, monkeypatch, AssertionError("training started again"))
+    found = go(recipe, resume=True)
+    now, then = (load_file(folder / "model.safetensors") for folder in (found.folder, whole.folder))
+    assert now.keys() == then.keys()
+    assert all(torch.equal(now[name], tensor) for name, tensor in then.items())
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "an unknown module": (
         ("lora.target_modules=[query, valeu]",),
