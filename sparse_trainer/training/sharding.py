@@ -19,7 +19,7 @@ from torch import nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.masks import WeightMask
-from sparse_trainer.criteria.training.base import Calibrates, Observes
+from sparse_trainer.criteria.training.base import Calibrates, Observes, ReadsGradients
 from sparse_trainer.criteria.training.l0 import L0
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.mask_options import MaskOptions
@@ -105,6 +105,12 @@ def _against_fsdp(
             f"{options.scoring} runs the whole model on a calibration set first, which FSDP has shared out.",
             "Take movement, taylor, l0 or magnitude; or DDP, where the model fits on one device.",
         )
+    if isinstance(options, GateOptions) and isinstance(options.criterion, ReadsGradients):
+        yield (
+            "scoring",
+            f"{options.scoring} reads gradients of parameters, of which FSDP leaves each process a piece.",
+            "Take movement, taylor, l0 or magnitude; or DDP.",
+        )
 
 
 def _against_deepspeed(stage: int, options: GateOptions | MaskOptions) -> Iterator[tuple[str, str, str]]:
@@ -115,7 +121,7 @@ def _against_deepspeed(stage: int, options: GateOptions | MaskOptions) -> Iterat
             'Set it to 2, or take FSDP2: fsdp=True, fsdp_config={"version": 2}.',
         )
     criterion = options.criterion if isinstance(options, GateOptions) else None
-    if isinstance(criterion, Observes):
+    if isinstance(criterion, Observes | ReadsGradients):
         yield (
             "scoring",
             f"{options.method} reads gradients after the backward pass, and DeepSpeed has taken them by then.",
