@@ -24,7 +24,6 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
-from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
@@ -38,6 +37,7 @@ from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, find_model, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
+from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import from_first, is_first, together
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -82,7 +82,7 @@ class FinePruningJob:
         """Fine-tune without pruning: it is all that the run does."""
         state.tell("fine-tuning")
         training = self.recipe.dense_training() or self.recipe.training
-        model = self._trained(state.model, training)
+        model = self._trained(state.model, training, learner(self.recipe, self.teacher))
         return state.having(DENSE, model, self._metrics(model, training))
 
     def save_dense(self, state: State) -> State:
@@ -222,7 +222,7 @@ class FinePruningJob:
                 part.name_or_path = part.config.name_or_path = state.model.config.name_or_path
             return dense
         state.tell("fine-tuning the dense model")
-        dense = self._trained(state.model, training)
+        dense = self._trained(state.model, training, self.recipe.task.trainer)
         if is_first():
             save_dense(self, dense, self.folder.dense)
         return dense
@@ -234,9 +234,11 @@ class FinePruningJob:
         state.tell("measuring the dense model on the validation set")
         return state.having(DENSE, state.model, self._metrics(state.model, self.recipe.training))
 
-    def _trained(self, model: PreTrainedModel, training: TrainingArguments) -> PreTrainedModel:
+    def _trained(
+        self, model: PreTrainedModel, training: TrainingArguments, base: type[Trainer]
+    ) -> PreTrainedModel:
         student = self.adapted(model)
-        trainer = _dense_trainer(self.recipe.task.trainer)(
+        trainer = _dense_trainer(base)(
             model=student, args=training, callbacks=self.recipe.callbacks(training), **self.trainer_options()
         )
         trained = _trained_whole(trainer, self.checkpoint(training))
@@ -268,10 +270,11 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     tell("loading data and model")
     job = prepare(recipe, folder)
     model = job.load_model()
+    job = dataclasses.replace(job, teacher=load_teacher(recipe, job.data))
     if recipe.pruning is None:
         model = job.start(model, tell)
+        check_lesson(recipe, model, job.teacher)
     else:
-        job = dataclasses.replace(job, teacher=_load_teacher(job, recipe.pruning))
         _rehearse(job, model, recipe.pruning)
     with job.tried(model) as trained:
         rehearse_training(recipe, trained, job.trainer_options())
@@ -299,18 +302,6 @@ def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
         )
     data = recipe.task.prepare(recipe.data, processor)
     return FinePruningJob(recipe=recipe, processor=processor, data=data, source=source, folder=folder)
-
-
-def _load_teacher(job: FinePruningJob, pruning: SparseTrainingArguments) -> PreTrainedModel | None:
-    """Load a teacher given by name; the coordinator makes its own copy for 'self'."""
-    name = pruning.distil_teacher_name_or_path
-    if name is None or name in (DENSE, "self"):
-        return None
-    try:
-        return job.recipe.task.load_model(resolve(name), "main", job.data)
-    except SparseTrainerError as error:
-        where = f"pruning.distil_teacher_name_or_path: {error.where}"
-        raise type(error)(where, error.what, error.remedy) from error
 
 
 def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:

@@ -8,6 +8,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel, pipeline
 
+from sparse_trainer.errors import SparseTrainerError
+from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.fine_pruning import FinePruningJob, prepare_fine_pruning
 from sparse_trainer.run.pipeline import run
@@ -16,7 +18,7 @@ from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.stages import PRUNED, State
 from tests.fixtures.language_models import VOCABULARY, write_language_model
-from tests.fixtures.recipe_files import write_rows
+from tests.fixtures.recipe_files import write_rows, write_tiny_llama
 
 STEPS = 4
 """Dense, pruning and frozen phase: the fewest steps in which the schedule can do all of its work."""
@@ -192,3 +194,45 @@ def test_an_instruct_model_learns_answers_and_is_asked_by_its_pipeline(tmp_path:
     (answer,) = scope["model"]([{"role": "user", "content": "Is 0 even?"}], max_new_tokens=3)
     assert answer["generated_text"][-1]["role"] == "assistant"
     assert "[{'role': 'user', 'content': 'Is 0 even?'}]" in lines[2]
+
+
+def test_a_pruned_model_recovers_by_learning_from_its_dense_self(text: Path, tmp_path: Path) -> None:
+    dense = write_language_model("llama", tmp_path / "llama")
+    cut = run(
+        recipe_of("causal-lm-llama", tmp_path, dense, text, "data.max_length=32", "export.verify=false"),
+        lambda line: None,
+    )
+    more = ("data.max_length=32", f"training.output_dir={tmp_path / 'recovery'}")
+    taught = recipe_of("recover-llama", tmp_path, cut.folder, text, *more, f"distillation.teacher={dense}")
+    result = run(taught, lambda line: None)
+    assert Plan.load(result.folder) == Plan.load(cut.folder)
+    recovered, before = (load_pruned(folder) for folder in (result.folder, cut.folder))
+    assert recovered.num_parameters() == before.num_parameters()
+    assert any(
+        not torch.equal(*pair) for pair in zip(recovered.parameters(), before.parameters(), strict=True)
+    )
+    assert generated(recovered, use_cache=True) == generated(recovered, use_cache=False)
+
+    state = prepare_fine_pruning(taught, lambda line: None, overwrite=True, resume=False)  # type: ignore[arg-type]
+    assert isinstance(state.job, FinePruningJob)
+    assert state.job.teacher is not None
+    assert state.job.teacher.num_parameters() > before.num_parameters()
+
+
+def test_teachers_that_cannot_teach_are_refused_before_any_work(text: Path, tmp_path: Path) -> None:
+    model = write_language_model("llama", tmp_path / "llama")
+    other = write_tiny_llama(tmp_path / "other")
+    told: tuple[tuple[str, str], ...] = (
+        (
+            f"distillation.teacher={other}",
+            r"distillation\.teacher: the teacher's vocab_size is \d+, the student's 99",
+        ),
+        ("distillation.teacher=/nowhere", r"distillation\.teacher: .*nowhere"),
+        (
+            "pruning={density: 0.5}",
+            r"distillation: is for runs without pruning\. Set pruning\.distil_teacher",
+        ),
+    )
+    for override, message in told:
+        with pytest.raises(SparseTrainerError, match=message):
+            run(recipe_of("recover-llama", tmp_path, model, text, "data.max_length=32", override))

@@ -12,6 +12,7 @@ from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import RecipeError, nearest, shown
 from sparse_trainer.fields import checked
 from sparse_trainer.run.lora import LoraOptions
+from sparse_trainer.run.recipes.distillation import TeacherOptions
 from sparse_trainer.run.recipes.early_stopping import EarlyStoppingOptions, is_lower_better
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
@@ -52,6 +53,7 @@ class FinePruningRecipe(Recipe):
         "model": ModelOptions,
         "data": DataOptions,
         "pruning": SparseTrainingArguments,
+        "distillation": TeacherOptions,
         "lora": LoraOptions,
         "training": TrainingArguments,
         "early_stopping": EarlyStoppingOptions,
@@ -63,6 +65,8 @@ class FinePruningRecipe(Recipe):
     data: DataOptions
     pruning: SparseTrainingArguments | None
     """None = a dense run."""
+    distillation: TeacherOptions | None
+    """A teacher of a run without pruning."""
     lora: LoraOptions | None
     """None = all weights train."""
     training: TrainingArguments
@@ -102,12 +106,19 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
         model=parsed(ModelOptions, sections, "model", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
+        distillation=parsed_or_none(TeacherOptions, sections, "distillation", origin),
         lora=parsed_or_none(LoraOptions, sections, "lora", origin),
         training=_training(task.arguments, given, name, where, stops_early=early is not None),
         early_stopping=early,
         **header,
     )
     _check_dense(recipe)
+    if recipe.distillation is not None and recipe.pruning is not None:
+        raise RecipeError(
+            f"{origin}: distillation",
+            "is for runs without pruning.",
+            "Set pruning.distil_teacher_name_or_path instead, or pruning: null.",
+        )
     if recipe.pruning is not None and recipe.pruning.prunes_nothing:
         raise RecipeError(
             f"{origin}: pruning.density",
