@@ -19,7 +19,7 @@ from sparse_trainer.inputs.labels import IGNORED
 from sparse_trainer.inputs.limits import positions_of
 from sparse_trainer.tasks.base import Outputs, Prepared, Task
 from sparse_trainer.tasks.generation.pairs import encoded_pairs
-from sparse_trainer.tasks.generation.scores import scores_of
+from sparse_trainer.tasks.generation.scores import check_scores, installed_scores
 from sparse_trainer.tasks.generation.training import WritingArguments, WritingTrainer, scores_of_texts
 
 SHOWN: Final = 300
@@ -57,15 +57,16 @@ class TextToText(Task):
 
     def __post_init__(self) -> None:
         check_counts(2, max_target_length=self.max_target_length)
-        scores_of(self.metrics)
+        check_scores(self.metrics)
 
     def prepare(self, data: DataOptions, processor: PreTrainedTokenizerBase) -> Prepared:
         """Load, check and encode the data.
 
         Raises:
             DataError: Missing columns, a text that is no text, or no pair that is left.
-            RecipeError: More than one column to read.
+            RecipeError: More than one column to read; the package of a metric is missing.
         """
+        scores = installed_scores(self.metrics)
         if len(data.text_columns) != 1:
             raise RecipeError(
                 "data.text_columns", f"{len(data.text_columns)} columns.", "Name the one that is read."
@@ -85,7 +86,7 @@ class TextToText(Task):
             example=example,
             call=tuple(_CALL.format(example=example).splitlines()),
             collator=DataCollatorForSeq2Seq(processor, label_pad_token_id=IGNORED),
-            compute_metrics=scores_of_texts(processor, scores_of(self.metrics)),
+            compute_metrics=scores_of_texts(processor, scores),
         )
 
     def load_model(self, source: str, revision: str, data: Prepared) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Final
 
-from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.errors import ArgumentError, RecipeError, one_of
 from sparse_trainer.tasks.generation.rouge import rouge_l, rouge_n
 
 Score = Callable[[Sequence[str], Sequence[str]], float]
@@ -43,19 +43,24 @@ SCORES: dict[str, Score] = {
 OF_SACREBLEU: Final = ("bleu", "chrf")
 
 
-def scores_of(names: Sequence[str]) -> Mapping[str, Score]:
-    """Return the scores of these names.
-
-    Raises:
-        ArgumentError: None, one that is not known, or one whose package is missing.
-    """
+def check_scores(names: Sequence[str]) -> None:
+    """Raise `ArgumentError` for no names, or one that is not known."""
     if not names:
         raise ArgumentError("metrics", "names none.", "Give e.g. [rouge1].")
     for name in names:
         one_of("metrics", name, SCORES)
+
+
+def installed_scores(names: Sequence[str]) -> Mapping[str, Score]:
+    """Return the scores of these names.
+
+    Raises:
+        RecipeError: The package of one is missing.
+    """
+    for name in names:
         if name in OF_SACREBLEU and find_spec("sacrebleu") is None:
-            raise ArgumentError(
-                "metrics", f"{name} is computed by sacrebleu, which is not installed.",
+            raise RecipeError(
+                "task.metrics", f"{name} is computed by sacrebleu, which is not installed.",
                 "Run `pip install 'sparse-trainer[translation]'`, or name others: rouge1, rouge2, rougeL.",
             )  # fmt: skip
     return {name: SCORES[name] for name in names}

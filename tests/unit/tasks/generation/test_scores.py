@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, RecipeError
 from sparse_trainer.tasks.generation import scores
 from sparse_trainer.tasks.generation.rouge import longest_common, rouge_l, rouge_n, words_of
-from sparse_trainer.tasks.generation.scores import SCORES, scores_of
+from sparse_trainer.tasks.generation.scores import SCORES, check_scores, installed_scores
 
 WRITTEN = ["The cat sat on the mat.", "Nothing in common", "", "a b a b", "Über-große 3,5% steps"]
 REFERENCES = ["A cat sat on that mat!", "all else", "some words", "b a b a", "uber große 3.5 % Steps, the"]
@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_rouge_score() -> None:
 
 def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
-    found = {name: score(WRITTEN, REFERENCES) for name, score in scores_of(("bleu", "chrf")).items()}
+    found = {name: score(WRITTEN, REFERENCES) for name, score in installed_scores(("bleu", "chrf")).items()}
     assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(WRITTEN, [REFERENCES]).score / 100)
     assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(WRITTEN, [REFERENCES]).score / 100)
     assert 0 < found["chrf"] < 1
@@ -56,11 +56,12 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
 
 def test_what_cannot_be_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArgumentError, match=r"metrics: names none"):
-        scores_of(())
+        check_scores(())
     with pytest.raises(ArgumentError, match=r"metrics: .*'rogue1'.*rouge1"):
-        scores_of(("rogue1",))
+        check_scores(("rogue1",))
     monkeypatch.setattr(scores, "find_spec", lambda name: None)
     with pytest.raises(
-        ArgumentError, match=r"bleu is computed by sacrebleu.*pip install 'sparse-trainer\[transl"
+        RecipeError,
+        match=r"task\.metrics: bleu is computed by sacrebleu.*pip install 'sparse-trainer\[transl",
     ):
-        scores_of(("rouge1", "bleu"))
+        installed_scores(("rouge1", "bleu"))
