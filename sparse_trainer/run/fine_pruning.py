@@ -248,9 +248,9 @@ class FinePruningJob:
         """Return the metrics of the recipe on the validation set."""
         trainer = self.recipe.task.trainer(model=model, args=training, **self.trainer_options())
         if is_fsdp(trainer.accelerator):
-            trainer = self.recipe.task.trainer(
-                model=copy.deepcopy(model), args=training, **self.trainer_options()
-            )
+            # Transformers 5.24 shares a model out together with an optimizer only: here it lies whole everywhere.
+            trainer.is_fsdp_enabled = False
+            model.to(training.device)  # type: ignore[arg-type]
         logged = trainer.evaluate()
         _bare(trainer, model)
         return {name: logged[f"eval_{name}"] for name in self.recipe.task.metrics}

@@ -1,5 +1,6 @@
 """Recipes that train: fine-tune dense, fine-prune, or both."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -155,7 +156,10 @@ def _training(
     if stops_early:
         # Where a run goes on, patience goes on, too.
         defaults |= {"metric_for_best_model": "loss", "restore_callback_states_from_checkpoint": True}
-    values = defaults | checked(arguments, section, where)
+    # Typed as text for the sake of command lines; transformers wants true. It also writes into the nested options.
+    shared = {"fsdp": True} if section.get("fsdp") is True else {}
+    given = copy.deepcopy({key: value for key, value in section.items() if key not in shared})
+    values = defaults | checked(arguments, given, where) | shared
     if values.get("metric_for_best_model") is not None:
         values.setdefault("greater_is_better", not is_lower_better(values["metric_for_best_model"]))
     if not values["output_dir"]:
