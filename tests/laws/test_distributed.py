@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_trainer.cut.optimize import optimize_model
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.training.load import load_patched
 from tests.fixtures.processes import PLAIN, SHARED, run_of
 
@@ -23,9 +24,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, "-m", "tests.fixtures.processes", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-6000:]
+    (folder / "said").write_text(done.stderr)
     return folder
 
 
@@ -79,6 +81,20 @@ def test_what_was_shared_out_is_saved_whole_and_cut(two: Path) -> None:
     for rank in (0, 1):
         assert "trainer.save_model(folder)" in (two / f"cut.{rank}.txt").read_text()
         assert "FULL_STATE_DICT" in (two / f"load.{rank}.txt").read_text()
+
+
+def test_a_recipe_runs_in_both_and_one_process_writes(two: Path) -> None:
+    for name in ("recipe-plain", "recipe-shared"):
+        assert [(two / f"{name}.{rank}.txt").read_text() for rank in (0, 1)] == ["0", "0"]
+        plan = Plan.load(two / name / "run" / "pruned")
+        assert plan.density_reached == pytest.approx(0.5, abs=0.1)
+    assert (two / "said").read_text().count(">> fine-pruning") == 2
+
+
+def test_what_cannot_work_is_refused_once_before_any_work(two: Path) -> None:
+    assert [(two / f"recipe-refused.{rank}.txt").read_text() for rank in (0, 1)] == ["2", "2"]
+    assert not any(file.is_file() for file in (two / "recipe-refused" / "run").rglob("*"))
+    assert (two / "said").read_text().count("sends parameters to the other processes") == 1
 
 
 def test_a_process_that_decides_otherwise_stops_all(two: Path) -> None:
