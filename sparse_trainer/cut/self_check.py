@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from patchers.modeling_pruned import base_of
 from sparse_trainer.errors import SparseTrainerError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.inputs.kinds import reads_choices
 from sparse_trainer.inputs.make import forward_outputs
 from sparse_trainer.inputs.sample import reads_tokens_only, sample_batch
 
@@ -27,7 +28,8 @@ def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
     """Return what the part below the task head says to the sample batch, or what the whole model says."""
     # The head of a language model multiplies by the whole vocabulary, and nothing of it is cut.
     part: Any = base_of(model) if reads_tokens_only(model) and not whole else model
-    batch = sample_batch(part)
+    # A model that chooses between texts has an axis of choices, which the part below its head knows nothing of.
+    batch = sample_batch(part if reads_choices(model) else model)
     mask_BT = batch.get("attention_mask")
     try:
         with evaluating(model):

@@ -38,15 +38,20 @@ def find_processor(name: str, revision: str = "main") -> Any:
         CheckpointError: The folder holds a tokenizer that cannot be loaded.
     """
     tokenizer = find_tokenizer(name, revision)
-    file = cached_file(
-        resolve(name),
-        PREPROCESSOR_CONFIG_NAME,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if tokenizer is not None or file is None:
+    if tokenizer is not None:
         return tokenizer
+    try:
+        file = cached_file(
+            resolve(name),
+            PREPROCESSOR_CONFIG_NAME,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no folder, and no name on the hub: who loads the model says so
+        return None
+    if file is None:
+        return None
     try:
         values = read_object(Path(file), "Restore it.", constants=True)
         return load_processor("audio" if "sampling_rate" in values else "image", name, revision)

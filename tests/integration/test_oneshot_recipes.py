@@ -63,7 +63,9 @@ def test_a_one_shot_recipe_leaves_a_model_that_loads(
     name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Drawing takes longer than all else here, and is the same for every recipe; other tests draw.
-    monkeypatch.setattr("sparse_trainer.run.pictures._save", lambda figure, path: path.write_bytes(b"drawn"))
+    monkeypatch.setattr(
+        "sparse_trainer.run.pictures.save_picture", lambda figure, path: path.write_bytes(b"drawn")
+    )
     said: list[str] = []
     recipe = small(name, files, tmp_path / "out", "export.verify=false")
     result = run(recipe, said.append)
@@ -309,7 +311,7 @@ def test_a_model_that_cannot_be_saved_is_rescued(
 ) -> None:
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
-    monkeypatch.setattr("sparse_trainer.run.pictures._save", _full)
+    monkeypatch.setattr("sparse_trainer.run.pictures.save_picture", _full)
     with pytest.raises(
         CheckpointError, match=r"out: cannot be written .*The pruned model is in .*spare"
     ) as caught:

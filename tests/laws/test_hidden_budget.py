@@ -332,5 +332,5 @@ def test_refusals_name_the_model_and_the_reason() -> None:
     narrow = SparseTrainingArguments(scoring="l0", units=["heads", "hidden"], include=["layer.1"])
     with pytest.raises(UnsupportedModelError, match="include or exclude leaves them out"):
         ModelPatchingCoordinator(narrow).patch_model(hidden_model("bert"))
-    with pytest.raises(ArgumentError, match="hidden are no widths of blocks"):
+    with pytest.raises(ArgumentError, match="hidden features go while a model trains"):
         prune(hidden_model("llama", torch.float32), criterion="magnitude", units=["hidden"], density=0.5)

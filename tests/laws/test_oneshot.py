@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers.layers import linear_at, weight_OI
+from patchers.units import HEADS
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.calibration.obs import Obs
@@ -37,6 +38,10 @@ def kept(plan: Plan) -> dict[str, list[int]]:
     return {name: group["keep"] for name, group in plan.groups.items()}
 
 
+OF_WIDTHS = [name for name, criterion in WIDTH_CRITERIA.items() if HEADS in criterion().kinds]
+"""Criteria of depth have tests of their own."""
+
+
 def scores_of(
     model: PreTrainedModel, criterion: object, batches: list[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
@@ -47,7 +52,7 @@ def scores_of(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("criterion", WIDTH_CRITERIA)
+@pytest.mark.parametrize("criterion", OF_WIDTHS)
 def test_budget_is_met_to_one_unit_and_the_decision_repeats(name: str, criterion: str) -> None:
     model = model_of(name)
     before = copy.deepcopy(model.state_dict())
@@ -66,7 +71,7 @@ def test_budget_is_met_to_one_unit_and_the_decision_repeats(name: str, criterion
         assert torch.equal(tensor, before[entry]), entry
 
 
-@pytest.mark.parametrize("criterion", [c for c in WIDTH_CRITERIA if c not in ("magnitude", "random")])
+@pytest.mark.parametrize("criterion", [c for c in OF_WIDTHS if c not in ("magnitude", "random")])
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_scores_do_not_depend_on_batches_or_padding(name: str, criterion: str) -> None:
     model = model_of(name)

@@ -143,9 +143,9 @@ def test_a_criterion_of_depth_is_one_class() -> None:
 
 @pytest.fixture
 def registered() -> Iterator[str]:
-    register_criterion("block_influence", BlockInfluence)
-    yield "block_influence"
-    del WIDTH_CRITERIA["block_influence"]
+    register_criterion("my_influence", BlockInfluence)
+    yield "my_influence"
+    del WIDTH_CRITERIA["my_influence"]
 
 
 def test_a_criterion_of_depth_serves_fine_pruning(registered: str, tmp_path: Path) -> None:
