@@ -41,12 +41,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "mine.yaml"
 
 
+def _interruptible() -> None:
+    """Let Ctrl-C interrupt the process, also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_sweep_that_is_stopped_goes_on_and_its_runs_end_as_they_would_alone(
     recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     command = [*SWEEP, str(recipe), *GRID, "--out", str(out), "--jobs", "2", "--json"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_interruptible,
+    )
     try:
         while not list(out.glob(f"density=0.5_seed=*/{RUN_FILE}")):
             assert first.poll() is None

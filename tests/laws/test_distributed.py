@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.training.load import load_patched
-from tests.fixtures.processes import PLAIN, SHARED, run_of
+from tests.fixtures.processes import PLAIN, SHARED, SHARES, run_of
 
 ROOT = Path(__file__).parents[2]
+shares = pytest.mark.skipif(not SHARES, reason="FSDP2 needs accelerate 1.15")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 
@@ -64,6 +65,7 @@ def test_all_processes_keep_the_same_units(name: str, two: Path) -> None:
     assert all(torch.equal(first[place], second[place]) for place in first)
 
 
+@shares
 @pytest.mark.parametrize("method", ["movement", "masks-hybrid"])
 def test_a_training_goes_on_from_shards(method: str, two: Path) -> None:
     shards = two / f"uninterrupted-{method}" / "checkpoint-5"
@@ -75,6 +77,7 @@ def test_a_training_goes_on_from_shards(method: str, two: Path) -> None:
     assert all(torch.equal(whole[entry], resumed[entry]) for entry in whole)
 
 
+@shares
 def test_what_was_shared_out_is_saved_whole_and_cut(two: Path) -> None:
     compact = optimize_model(load_patched(two / "uninterrupted-movement"))
     assert compact.pruning_plan.density_reached == pytest.approx(0.5, abs=0.1)
@@ -84,13 +87,15 @@ def test_what_was_shared_out_is_saved_whole_and_cut(two: Path) -> None:
 
 
 def test_a_recipe_runs_in_both_and_one_process_writes(two: Path) -> None:
-    for name in ("recipe-plain", "recipe-shared"):
+    names = ("recipe-plain", "recipe-shared") if SHARES else ("recipe-plain",)
+    for name in names:
         assert [(two / f"{name}.{rank}.txt").read_text() for rank in (0, 1)] == ["0", "0"]
         plan = Plan.load(two / name / "run" / "pruned")
         assert plan.density_reached == pytest.approx(0.5, abs=0.1)
-    assert (two / "said").read_text().count(">> fine-pruning") == 2
+    assert (two / "said").read_text().count(">> fine-pruning") == len(names)
 
 
+@shares
 def test_what_cannot_work_is_refused_once_before_any_work(two: Path) -> None:
     assert [(two / f"recipe-refused.{rank}.txt").read_text() for rank in (0, 1)] == ["2", "2"]
     assert not any(file.is_file() for file in (two / "recipe-refused" / "run").rglob("*"))
