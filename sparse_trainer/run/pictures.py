@@ -14,6 +14,7 @@ from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.writing import new_file, write_text
 from sparse_trainer.plan.document import GroupPlan, Plan
+from sparse_trainer.plan.widths import panels, widths_figure
 
 # Shape legend: U = units of a group, N = units of all groups of a kind.
 
@@ -41,7 +42,7 @@ def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> N
 def write_widths(plan: Plan, folder: Path) -> None:
     """Write which units of every layer are kept, and how many: `WIDTH_FILES`."""
     write_map(plan, folder / WIDTH_FILES["map"])
-    _write_widths_picture(plan, folder / WIDTH_FILES["widths"])
+    save_picture(widths_figure(plan.by_kind()), folder / WIDTH_FILES["widths"])
     rows = [[name, g["kind"], g["layer"], g["size"], len(g["keep"])] for name, g in plan.groups.items()]
     write_csv(folder / WIDTH_FILES["widths table"], ["group", "kind", "layer", "units", "kept"], rows)
 
@@ -73,23 +74,6 @@ def write_map(plan: Plan, path: str | Path) -> None:
         axis.set_ylabel("layer (kept)", fontsize=8)
     figure.supxlabel("unit (dark = kept)", fontsize=8)
     save_picture(figure, Path(path))
-
-
-def _write_widths_picture(plan: Plan, path: Path) -> None:
-    """Draw how many units every layer keeps, one panel per kind."""
-    kinds = plan.by_kind()
-    figure, axes = panels(len(kinds))
-    for axis, (kind, groups) in zip(axes, kinds.items(), strict=False):
-        places = range(len(groups))
-        axis.bar(places, [g["size"] for g in groups], color="lightgrey", label="before")
-        axis.bar(places, [len(g["keep"]) for g in groups], color="tab:blue", label="kept")
-        axis.set_xticks(places, [str(g["layer"]) for g in groups], fontsize=7)
-        axis.set_title(kind, loc="left", fontsize=10)
-        axis.set_ylabel("units", fontsize=8)
-        axis.yaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    figure.supxlabel("layer", fontsize=8)
-    save_picture(figure, path)
 
 
 def _write_scores_picture(decision: Decision | None, path: Path) -> None:
@@ -137,14 +121,6 @@ def bin_edges(score_N: Tensor, *, is_log: bool) -> list[float]:
     if is_log:
         return [low * (high / low) ** (i / BINS) for i in range(BINS + 1)]
     return [low + (high - low) * i / BINS for i in range(BINS + 1)]
-
-
-def panels(count: int, height: float = 2.4) -> tuple[Any, Sequence[Any]]:
-    """Return a figure with panels one below the other, each of so many inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.2 + height * count), layout="constrained")
-    return figure, list(figure.subplots(max(count, 1), 1, squeeze=False)[:, 0])
 
 
 def save_picture(figure: Any, path: Path) -> None:

@@ -47,6 +47,7 @@ from sparse_trainer.training.sharding import (
     saves_shards,
     set_apart,
 )
+from sparse_trainer.training.widths_report import WidthsReport
 from sparse_trainer.training.wrapped_model import has_whole, load_whole, save_whole
 
 __all__ = ["STATE_FILE", "PruningTrainer", "SparseTrainer", "save_state"]
@@ -131,6 +132,10 @@ class SparseTrainer:
         self._keep_whole()
         self.remove_callback(PruningCallback)  # type: ignore[attr-defined]
         self.add_callback(PruningCallback(coordinator, self._calibrate, self._restart))  # type: ignore[attr-defined]
+        handler = self.callback_handler  # type: ignore[attr-defined]
+        handler.remove_callback(WidthsReport)
+        # Those that report close when training ends: the picture has to come before.
+        handler.callbacks.insert(0, WidthsReport(coordinator, handler))
         self._place_scores()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_trainer.run.pictures import panels, save_picture
+from sparse_trainer.plan.widths import panels
+from sparse_trainer.run.pictures import save_picture
 from sparse_trainer.run.recipes.early_stopping import is_lower_better
 from sparse_trainer.run.sweep.figures import Figures, front
 
