@@ -4,6 +4,7 @@ from pathlib import Path
 from types import MethodType
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from patchers.patching.blends import blended
 from patchers.patching.merging import base_model
@@ -11,7 +12,11 @@ from patchers.patching.patch import is_patched
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_FILE, STATE_FILE
+from sparse_trainer.files.writing import write_text, writing
+from sparse_trainer.folders.card import model_card
+from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.pipeline_files import bring_pipeline
+from sparse_trainer.folders.save import CARD_FILE
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.training.wrapped_model import WHOLE_FILE
 
@@ -33,6 +38,17 @@ def save_finished(folder: Path, model: nn.Module) -> bool:
         (folder / name).unlink(missing_ok=True)
     plan.save(folder / PLAN_FILE)
     bring_pipeline(folder)
+    return True
+
+
+def write_card(folder: Path, model: nn.Module) -> bool:
+    """Write our card of a model that was cut, and tell whether it was: what was kept, and how it is loaded."""
+    plan = _plan_of_cut(model)
+    if plan is None or not isinstance(model, PreTrainedModel):
+        return False
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CARD_FILE, model_card(model, plan, {}, find_export("auto")))
     return True
 
 

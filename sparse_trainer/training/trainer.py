@@ -32,7 +32,7 @@ from sparse_trainer.training.checkpoint import (
     save_state,
 )
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.finished import check_evaluates, check_unfinished, save_finished
+from sparse_trainer.training.finished import check_evaluates, check_unfinished, save_finished, write_card
 from sparse_trainer.training.gate_file import restore_gates
 from sparse_trainer.training.loss import PruningLoss, share_of_step
 from sparse_trainer.training.optimizer_groups import check_loads_names, check_match, place_scores
@@ -329,6 +329,13 @@ class SparseTrainer:
         if self.args.should_save and not save_finished(folder, self.model):  # type: ignore[attr-defined]
             save_state(folder, self.coordinator)
             save_whole(folder, self.model)  # type: ignore[attr-defined]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write our card of a model that was cut, which `push_to_hub` sends as well; before the cut, Trainer's own."""
+        if not self.is_world_process_zero():  # type: ignore[attr-defined]
+            return
+        if not write_card(Path(self.args.output_dir), self.model):  # type: ignore[attr-defined]
+            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Load a checkpoint; a library whose model wraps another one cannot read the inner one back with its gates."""

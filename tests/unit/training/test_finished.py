@@ -79,6 +79,16 @@ def test_what_is_pushed_is_the_cut_model(tmp_path: Path, monkeypatch: pytest.Mon
     assert pushed["folder_path"] == str(tmp_path)
     assert load_pruned(tmp_path).num_parameters() == run.model.num_parameters()
     assert (tmp_path / PLAN_FILE).is_file()
+    card = (tmp_path / "README.md").read_text()
+    assert "structured-sparsity" in card
+    assert "asked to keep 50% of the prunable params" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+
+
+def test_before_the_cut_the_card_is_the_trainers(tmp_path: Path) -> None:
+    run = trained(tmp_path)
+    run.create_model_card(model_name="tiny")
+    assert "structured-sparsity" not in (tmp_path / "README.md").read_text()
 
 
 def test_it_does_not_train_on_in_its_place(tmp_path: Path) -> None:
