@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -16,9 +16,6 @@ from transformers import (
     set_seed,
 )
 
-from patchers.patching.blends import unblend
-from patchers.patching.patch import unpatch
-from patchers.patching.shards import copy_whole
 from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
@@ -34,16 +31,15 @@ from sparse_trainer.run.lora import merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
-from sparse_trainer.run.rehearsal import check_options, find_model, rehearse_training
+from sparse_trainer.run.rehearsal import check_options, find_model, rehearse, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import from_first, is_first, together
+from sparse_trainer.run.trainings import bare_model, dense_trainer, trained_whole
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.checkpoint import check_resumed, is_over
-from sparse_trainer.training.coordinator import ModelPatchingCoordinator
-from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
+from sparse_trainer.training.checkpoint import check_resumed
 from sparse_trainer.training.sharding import is_fsdp
 from sparse_trainer.training.trainer import pruning_trainer
 
@@ -121,7 +117,7 @@ class FinePruningJob:
             **self.trainer_options(),
         )
         if kept is None:
-            student = _trained_whole(trainer, self.checkpoint(training))
+            student = trained_whole(trainer, self.checkpoint(training))
             trainer.save_model(str(self.folder.uncut))
             if is_first():
                 self.folder.finish_uncut()
@@ -238,10 +234,10 @@ class FinePruningJob:
         self, model: PreTrainedModel, training: TrainingArguments, base: type[Trainer]
     ) -> PreTrainedModel:
         student = self.adapted(model)
-        trainer = _dense_trainer(base)(
+        trainer = dense_trainer(base)(
             model=student, args=training, callbacks=self.recipe.callbacks(training), **self.trainer_options()
         )
-        trained = _trained_whole(trainer, self.checkpoint(training))
+        trained = trained_whole(trainer, self.checkpoint(training))
         return merged(trained) if self.recipe.lora else trained
 
     def _metrics(self, model: PreTrainedModel, training: TrainingArguments) -> dict[str, float]:
@@ -252,7 +248,7 @@ class FinePruningJob:
             trainer.is_fsdp_enabled = False
             model.to(training.device)  # type: ignore[arg-type]
         logged = trainer.evaluate()
-        _bare(trainer, model)
+        bare_model(trainer, model)
         return {name: logged[f"eval_{name}"] for name in self.recipe.task.metrics}
 
 
@@ -318,17 +314,6 @@ def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTraini
         rehearse(student, pruning, job.teacher)
 
 
-def rehearse(model: nn.Module, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None) -> None:
-    """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
-    check_distillation(model, pruning.distillation, None)
-    if teacher is not None:
-        check_teacher(model, teacher, pruning.distillation)
-    coordinator = ModelPatchingCoordinator(pruning)
-    coordinator.follow_adapters(coordinator.restore(model))
-    unpatch(model)
-    unblend(model)
-
-
 def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> None:
     """Write a model that was fine-tuned, all or nothing; with the plan of one that was pruned before."""
     with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
@@ -342,36 +327,6 @@ def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> Non
             plan.save(draft / PLAN_FILE)
 
 
-def _dense_trainer(base: type[Trainer]) -> type[Trainer]:
-    """Return a Trainer that takes no step too many where it resumes."""
-
-    class DenseTrainer(base):  # type: ignore[misc, valid-type]
-        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-            """Return the batches of the next step: none where all steps are taken."""
-            over = is_over(self.state, self.callback_handler.callbacks)
-            return ([], None) if over else super().get_batch_samples(*args, **kwargs)
-
-    return DenseTrainer
-
-
 def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
     """Return the arguments as the coordinator gets them: a teacher that was loaded is handed over, not named."""
     return dataclasses.replace(pruning, distil_teacher_name_or_path=None) if has_teacher else pruning
-
-
-def _trained_whole(trainer: Trainer, checkpoint: str | None) -> Any:
-    """Train, and return the model as it lies whole in every process: where FSDP shares it out, in a copy."""
-    model: Any = trainer.model
-    whole = copy.deepcopy(model) if is_fsdp(trainer.accelerator) else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if whole is None:
-        return _bare(trainer, model)
-    shared: Any = trainer.model
-    copy_whole(shared, whole)
-    return whole
-
-
-def _bare(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
-    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too."""
-    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return bare

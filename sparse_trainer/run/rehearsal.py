@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -10,6 +11,8 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.utils.import_utils import is_liger_kernel_available
 
+from patchers.patching.blends import unblend
+from patchers.patching.patch import unpatch
 from sparse_trainer.errors import ArgumentError, CheckpointError, RecipeError, SparseTrainerError, one_of
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.configs import first_line, read_config, resolve
@@ -17,6 +20,9 @@ from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.lora import check_not_quantized, check_peft
 from sparse_trainer.run.recipes.early_stopping import check_best_metric
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
+from sparse_trainer.training.coordinator import ModelPatchingCoordinator
+from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.training.sharding import check_sharing
 
 _UNLISTED = ("flyte",)
@@ -130,3 +136,14 @@ def _check_reports(training: TrainingArguments) -> None:
             raise ArgumentError(
                 "report_to", f"the package for {name} is not installed.", "Install it, or give none."
             )
+
+
+def rehearse(model: nn.Module, pruning: SparseTrainingArguments, teacher: PreTrainedModel | None) -> None:
+    """Patch and unpatch: a model, budget or teacher that cannot work is refused before the dense fine-tune."""
+    check_distillation(model, pruning.distillation, None)
+    if teacher is not None:
+        check_teacher(model, teacher, pruning.distillation)
+    coordinator = ModelPatchingCoordinator(pruning)
+    coordinator.follow_adapters(coordinator.restore(model))
+    unpatch(model)
+    unblend(model)

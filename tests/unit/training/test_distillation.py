@@ -20,7 +20,7 @@ from transformers import (
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.labels import shifts_labels
-from sparse_trainer.run.fine_pruning import rehearse
+from sparse_trainer.run.rehearsal import rehearse
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.distillation.divergences import logit_loss
