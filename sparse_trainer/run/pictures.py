@@ -28,9 +28,7 @@ BINS = 60
 def check_drawing() -> None:
     """Raise `ArgumentError` where matplotlib is missing: before a long run, not after it."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError(
-            "pictures", "matplotlib is not installed.", "Run `pip install matplotlib`, or give --no-pictures."
-        )
+        raise ArgumentError("pictures", "matplotlib is not installed.", "Run `pip install matplotlib`.")
 
 
 def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> None:

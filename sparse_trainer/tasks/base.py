@@ -79,6 +79,9 @@ class Task(Protocol):
     ready: ClassVar[bool] = False
     """Whether models do the task as they are loaded, so that the dense one is measured without a fine-tune."""
 
+    learns_itself: ClassVar[bool] = False
+    """Whether the targets are what the model says as it was loaded: until units go there is nothing to learn."""
+
     @property
     def metrics(self) -> Sequence[str]:
         """Names of what `compute_metrics` returns, the headline first.

@@ -43,6 +43,7 @@ _MEMBERS: Final = (
     "trainer",
     "processor",
     "ready",
+    "learns_itself",
     "complete",
     "beside",
 )

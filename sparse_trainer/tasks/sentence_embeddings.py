@@ -68,6 +68,7 @@ class SentenceEmbeddings(Task):
 
     trainer = EmbeddingTrainer
     ready = True
+    learns_itself = True
     pipeline = None
     auto_class = "AutoModel"
     outputs = Outputs(names=(_STATES,), same=same_direction)

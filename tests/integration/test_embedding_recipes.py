@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from sparse_trainer.data.quickstart.generated import generate
-from sparse_trainer.errors import CheckpointError, SparseTrainerError
+from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
@@ -122,6 +122,20 @@ def test_lines_of_a_text_are_learned_by_a_model_that_says_nothing_of_pooling(
     pooling: dict[str, Any] = json.loads((result.folder / "1_Pooling" / "config.json").read_text())
     assert [name for name, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens"]
     assert not (result.folder / "2_Normalize").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning=null", "pruning: null leaves nothing to learn"),
+        ("model.dense_training={}", "model.dense_training: has nothing to learn"),
+    ],
+)
+def test_a_training_without_anything_to_learn_is_refused(
+    override: str, message: str, files: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        small(files, tmp_path / "run", override)
 
 
 @pytest.mark.parametrize(

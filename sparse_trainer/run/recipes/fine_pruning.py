@@ -182,6 +182,18 @@ def _check_dense(recipe: FinePruningRecipe) -> None:
         raise RecipeError(
             f"{recipe.origin}: model.prune_from", "'dense', but no dense model is trained.", remedy
         )
+    if recipe.task.learns_itself and dense is not None:
+        raise RecipeError(
+            f"{recipe.origin}: model.dense_training",
+            "has nothing to learn: the targets are what the model says as it is.",
+            "Leave it out.",
+        )
+    if recipe.task.learns_itself and recipe.pruning is None:
+        raise RecipeError(
+            f"{recipe.origin}: pruning",
+            "null leaves nothing to learn: the targets are what the model says as it is.",
+            "Give a section `pruning`.",
+        )
     if recipe.model.dense_folder is not None and (dense is None or recipe.pruning is None):
         raise RecipeError(
             f"{recipe.origin}: model.dense_folder",
