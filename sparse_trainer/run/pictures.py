@@ -25,10 +25,14 @@ FILES = WIDTH_FILES | SCORE_FILES
 BINS = 60
 
 
-def check_drawing() -> None:
-    """Raise `ArgumentError` where matplotlib is missing: before a long run, not after it."""
+def check_drawing(without: str = "") -> None:
+    """Raise `ArgumentError` where matplotlib is missing: before a long run, not after it.
+
+    `without` says how the command at hand does without pictures: "give --no-pictures".
+    """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError("pictures", "matplotlib is not installed.", "Run `pip install matplotlib`.")
+        remedy = "Run `pip install matplotlib`" + (f", or {without}." if without else ".")
+        raise ArgumentError("pictures", "matplotlib is not installed.", remedy)
 
 
 def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> None:

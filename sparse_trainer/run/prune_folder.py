@@ -69,7 +69,7 @@ def prune_folder(
     find_export(export)
     check_calibration(options, calibration)
     if draw:
-        pictures.check_drawing()
+        pictures.check_drawing("give --no-pictures")
     place = source.place()
     processor = find_processor(source.name_or_path, source.revision)
     tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None

@@ -22,13 +22,13 @@ def _mean(score: Callable[[str, str], float]) -> Score:
 
 
 def _bleu(written: Sequence[str], references: Sequence[str]) -> float:
-    from sacrebleu.metrics import BLEU  # an extra
+    from sacrebleu.metrics.bleu import BLEU  # an extra
 
     return float(BLEU().corpus_score(list(written), [list(references)]).score) / 100
 
 
 def _chrf(written: Sequence[str], references: Sequence[str]) -> float:
-    from sacrebleu.metrics import CHRF  # an extra
+    from sacrebleu.metrics.chrf import CHRF  # an extra
 
     return float(CHRF().corpus_score(list(written), [list(references)]).score) / 100
 
