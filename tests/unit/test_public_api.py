@@ -4,6 +4,8 @@ import subprocess
 import sys
 from importlib.metadata import metadata, version
 
+import pytest
+
 import patchers
 import sparse_trainer
 
@@ -26,11 +28,11 @@ PUBLIC_NAMES = [
 
 def test_all_lists_exactly_the_public_names() -> None:
     assert sorted(sparse_trainer.__all__) == PUBLIC_NAMES
-    assert all(name in vars(sparse_trainer) for name in PUBLIC_NAMES)
+    assert all(hasattr(sparse_trainer, name) for name in PUBLIC_NAMES)
 
 
 def test_patchers_keeps_the_earlier_name_of_attach_mask() -> None:
-    assert all(name in vars(patchers) for name in patchers.__all__)
+    assert all(hasattr(patchers, name) for name in patchers.__all__)
     assert patchers.hang_mask is patchers.attach_mask
 
 
@@ -49,3 +51,22 @@ def test_import_is_light_and_silent() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_importing_the_packages_imports_no_torch_until_a_name_is_asked_for() -> None:
+    code = (
+        "import sys, patchers, sparse_trainer\n"
+        "from sparse_trainer import SparseTrainerError\n"
+        "before = sorted({'torch', 'transformers', 'datasets'} & set(sys.modules))\n"
+        "assert 'prune' in dir(sparse_trainer) and callable(sparse_trainer.prune)\n"
+        "print(before, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] True"
+
+
+def test_a_name_that_is_not_there_is_told_as_python_does() -> None:
+    with pytest.raises(AttributeError, match="module 'sparse_trainer' has no attribute 'prunes'"):
+        sparse_trainer.__getattr__("prunes")
+    with pytest.raises(ImportError, match="cannot import name 'prunes'"):
+        exec("from sparse_trainer import prunes")
