@@ -128,11 +128,7 @@ def prune_by(
         )
     if keeps_all(options.density):
         logger.warning("density %s keeps all: nothing is pruned.", options.density)
-    _check_model(model)
-    found = found_in(model)
-    structure = prunable(model, found, options.budget.kinds, options.protect)
-    _check_structure(structure, options)
-    _check_runs(model, found, options)
+    found, structure = check_prunable(options, model)
     batches = _batches(model, calibration, options, statistics)
     _check_collected(structure, options, statistics)
     pruned, cheaper = bare(model, inplace=inplace)
@@ -151,6 +147,20 @@ def prune_by(
         plan = replace(plan, density_reached=progress.reached())
     attach_plan(pruned, plan)
     return pruned, plan
+
+
+def check_prunable(options: PruneOptions, model: Any) -> tuple[Structure, Structure]:
+    """Return all that is found in a model, and the part that may be pruned; nothing is scored yet.
+
+    Raises:
+        SparseTrainerError: The model, or a group of units in it, cannot be pruned in this way.
+    """
+    _check_model(model)
+    found = found_in(model)
+    structure = prunable(model, found, options.budget.kinds, options.protect)
+    _check_structure(structure, options)
+    _check_runs(model, found, options)
+    return found, structure
 
 
 def _check_model(model: Any) -> None:

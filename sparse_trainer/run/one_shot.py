@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
+from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.replace import check_target
@@ -17,6 +18,7 @@ from sparse_trainer.folders.rescue import spare_folder
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
+from sparse_trainer.one_shot.prune import check_prunable
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import Tell
@@ -63,11 +65,17 @@ class OneShotJob:
         return state.having(DENSE, state.models[DENSE], self._measured(state, DENSE))
 
     def prune(self, state: State) -> State:
-        """Score, choose, repair and cut a copy of the model."""
-        pruned = prune_model(
-            state.models[DENSE], self.batches, self.recipe.prune, device=self.device, tell=state.tell
-        )
-        return replace(state.having(PRUNED, pruned.model), decisions=tuple(pruned.decisions))
+        """Score, choose, repair and cut a copy of the model; stage after stage, each on what the last one left."""
+        model, prunings = state.models[DENSE], self.recipe.prunings
+        decisions: tuple[Decision, ...] = ()
+        for number, options in enumerate(prunings):
+            if len(prunings) > 1:
+                state.tell(f"stage {number + 1} of {len(prunings)}")
+            pruned = prune_model(
+                model, self.batches, options, device=self.device, inplace=number > 0, tell=state.tell
+            )
+            model, decisions = pruned.model, (*decisions, *pruned.decisions)
+        return replace(state.having(PRUNED, model), decisions=decisions)
 
     def evaluate_pruned(self, state: State) -> State:
         """Measure the model as it was cut."""
@@ -122,9 +130,11 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     check_target(_result_of(recipe), overwrite=overwrite)
     check_one_shot(recipe)
     device, tokenizer = recipe.model.place(), find_tokenizer(recipe.model.name_or_path, recipe.model.revision)
-    batches = read_calibration(recipe.model, tokenizer, recipe.prune, recipe.calibration, tell)
+    batches = read_calibration(recipe.model, tokenizer, recipe.prunings, recipe.calibration, tell)
     tell("loading the model")
-    dense = recipe.model.load(by_block=recipe.prune.by_block)
+    dense = recipe.model.load(by_block=any(options.by_block for options in recipe.prunings))
+    for options in recipe.prunings:
+        check_prunable(options, dense)
     job = OneShotJob(recipe=recipe, processor=tokenizer, batches=batches, device=device)
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
 

@@ -73,7 +73,7 @@ def prune_folder(
     place = source.place()
     processor = find_processor(source.name_or_path, source.revision)
     tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
-    batches = read_calibration(source, tokenizer, options, calibration, tell)
+    batches = read_calibration(source, tokenizer, [options], calibration, tell)
     tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
     check_target(folder, overwrite=overwrite, need=least_bytes(model, options.density))
@@ -94,11 +94,11 @@ def prune_folder(
 def read_calibration(
     source: SourceOptions,
     tokenizer: PreTrainedTokenizerBase | None,
-    options: PruneOptions,
+    prunings: Sequence[PruneOptions],
     calibration: CalibrationOptions | None,
     tell: Tell,
 ) -> list[dict[str, Tensor]] | None:
-    """Return the calibration text as batches, where criterion or repair look at it: before the model is loaded.
+    """Return the calibration text as batches, where a criterion or a repair looks at it: before the model is loaded.
 
     Raises:
         ArgumentError: Sequences longer than the model's positions.
@@ -107,8 +107,9 @@ def read_calibration(
     """
     if calibration is None:
         return None
-    if not options.requests:
-        tell(f"{calibration.source} is not read: {name_of(options.criterion)} looks at weights only")
+    if not any(options.requests for options in prunings):
+        names = " and ".join(name_of(options.criterion) for options in prunings)
+        tell(f"{calibration.source} is not read: {names} looks at weights only")
         return None
     check_positions(
         "length", calibration.length, positions_of(read_config(source.name_or_path, source.revision))

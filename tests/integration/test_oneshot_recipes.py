@@ -16,6 +16,7 @@ from sparse_trainer import cli
 from sparse_trainer.cli import show
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.options import PruneSection, SourceOptions
 from sparse_trainer.run.outcome import FILES
@@ -114,6 +115,69 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     with pytest.raises(CheckpointError, match="not ours to replace"):
         run(small("llama-wanda", files, tmp_path), print)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+STAGES = """
+model: {name_or_path: m}
+calibration: {}
+stages:
+- {criterion: block_influence, density: {layers: 0.67}, protect: [first], reconstruct: least_squares}
+- {criterion: wifv, density: {channels: 0.7}, scope: uniform, reconstruct: least_squares}
+evaluation: {tasks: [wikitext2]}
+"""
+
+
+def test_stages_are_what_two_calls_of_prune_do(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "staged.yaml").write_text(STAGES)
+    said: list[str] = []
+    recipe = small(str(tmp_path / "staged.yaml"), files, tmp_path / "out", "stages.1.density={channels: 0.6}")
+    run(recipe, said.append)
+
+    first, second = recipe.prunings
+    assert second.density == {"channels": 0.6}
+    assert [line for line in said if line.startswith("stage ")] == ["stage 1 of 2", "stage 2 of 2"]
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    model, batches = recipe.model.load(), recipe.calibration.batches(tokenizer)
+    by_hand, plan = prune_by(second, prune_by(first, model, batches)[0], batches)
+    saved = load_pruned(tmp_path / "out")
+    assert Plan.load(tmp_path / "out").groups == plan.groups
+    assert plan.method == "block_influence, repaired by least_squares, then wifv, repaired by least_squares"
+    assert saved.config.num_hidden_layers == 2
+    for name, weight in by_hand.state_dict().items():
+        torch.testing.assert_close(saved.state_dict()[name], weight)
+    # Loaded again, it is the same recipe.
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").prunings == recipe.prunings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune.density=0.5"], "stages: there is a section prune, too"),
+        (["stages=[]"], "stages: .* is no list of prunings"),
+        (["stages.1=null"], r"stages\.1: says nothing"),
+        (["stages.1.density=2"], r"override .*: stages\.1\.density: 2 is not in \(0, 1\]"),
+        (["stages.1.densty=2"], r"stages\.1\.densty: unknown key\. Did you mean 'density'"),
+        (["stages.2.density=0.5"], "override .*: '2' is no entry of a list of 2"),
+        (["calibration=null"], r"calibration: block_influence needs one"),
+    ],
+)
+def test_bad_stages_are_refused_when_they_are_read(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "staged.yaml").write_text(STAGES)
+    with pytest.raises(SparseTrainerError, match=message):
+        load_recipe(tmp_path / "staged.yaml", overrides)
+
+
+def test_a_later_stage_that_does_not_fit_the_model_is_refused_before_the_first_works(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_trainer.run.one_shot.prune_model", _no_loading)
+    (tmp_path / "staged.yaml").write_text(STAGES)
+    recipe = small(str(tmp_path / "staged.yaml"), files, tmp_path / "out", "stages.1.protect=[nothing*]")
+    with pytest.raises(SparseTrainerError, match=r"'nothing\*' matches no group"):
+        run(recipe, print)
+    assert not (tmp_path / "out").exists()
 
 
 def _full(*_: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, shown
 from sparse_trainer.run.plugins import load_plugins
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe, parse_fine_pruning
-from sparse_trainer.run.recipes.one_shot import OneShotRecipe, parse_one_shot
+from sparse_trainer.run.recipes.one_shot import PRUNE, STAGES, OneShotRecipe, parse_one_shot
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import (
     PLUGINS,
@@ -24,13 +24,13 @@ from sparse_trainer.run.recipes.sections import (
 
 def is_one_shot(sections: Mapping[str, Any]) -> bool:
     """Tell a recipe that prunes in one shot from one that trains."""
-    return "prune" in sections
+    return PRUNE in sections or STAGES in sections
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Load a shipped recipe by name, or a file, and apply overrides like `training.num_train_epochs=1`.
 
-    One with a section `prune` prunes in one shot; any other trains. The files under `plugins` are imported
+    One with a section `prune` or `stages` prunes in one shot; any other trains. The files under `plugins` are imported
     before the sections are read, unless the recipe lies in a model's folder, whose files name no code.
 
     Raises:

@@ -1,14 +1,18 @@
-"""Recipes of one-shot pruning: which model, which text, how it is pruned, what is measured."""
+"""Recipes of one-shot pruning: which model, which text, how it is pruned (once or in stages), what is measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
-from sparse_trainer.errors import DataError, RecipeError
+from sparse_trainer.errors import DataError, RecipeError, shown
 from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions, check_calibration
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none
 from sparse_trainer.tasks.language.measure import EvaluationOptions
+
+PRUNE: Final = "prune"
+STAGES: Final = "stages"
+"""Sections of a recipe that prunes in one shot: one pruning, or a list of them that follow each other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +32,8 @@ class OneShotRecipe(Recipe):
     SECTIONS: ClassVar[Mapping[str, type]] = {
         "model": SourceOptions,
         "calibration": CalibrationOptions,
-        "prune": PruneSection,
+        PRUNE: PruneSection,
+        STAGES: PruneSection,
         "evaluation": MeasureOptions,
         "export": ExportOptions,
     }
@@ -36,9 +41,16 @@ class OneShotRecipe(Recipe):
     model: SourceOptions
     calibration: CalibrationOptions | None
     """None where criterion and repair look at weights only."""
-    prune: PruneSection
+    prunings: tuple[PruneSection, ...]
+    """What `prune`, or each entry of `stages`, asks for, in order: each starts from what the one before it left."""
     evaluation: MeasureOptions | None
     """None = nothing is measured but sizes and latency."""
+
+    @property
+    def classes(self) -> Mapping[str, type]:
+        """Section -> the dataclass of its options, in this recipe; `stages.1` is the second entry of `stages`."""
+        others = {key: cls for key, cls in self.SECTIONS.items() if key not in (PRUNE, STAGES)}
+        return dict.fromkeys(_places(self.sections), PruneSection) | others
 
 
 def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
@@ -51,12 +63,48 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
     recipe = OneShotRecipe(
         model=parsed(SourceOptions, sections, "model", origin),
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
-        prune=parsed(PruneSection, sections, "prune", origin),
+        prunings=_prunings(sections, origin),
         evaluation=parsed_or_none(MeasureOptions, sections, "evaluation", origin),
         **header,
     )
     try:
-        check_calibration(recipe.prune, recipe.calibration)
+        for pruning in recipe.prunings:
+            check_calibration(pruning, recipe.calibration)
     except DataError as error:
         raise RecipeError(f"{origin}: {error.where}", error.what, error.remedy) from error
     return recipe
+
+
+def _prunings(sections: Sections, origin: str) -> tuple[PruneSection, ...]:
+    """Return what `prune`, or each entry of `stages`, asks for.
+
+    Raises:
+        RecipeError: Both sections, no list, an empty one, or an entry that cannot be meant.
+    """
+    stages = sections.get(STAGES)
+    if stages is None:
+        return (parsed(PruneSection, sections, PRUNE, origin),)
+    if sections.get(PRUNE) is not None:
+        raise RecipeError(
+            f"{origin}: {STAGES}", f"there is a section {PRUNE}, too.", "Make it the first of the stages."
+        )
+    if not isinstance(stages, list) or not stages:
+        raise RecipeError(
+            f"{origin}: {STAGES}",
+            f"{shown(stages)} is no list of prunings.",
+            "Write `- criterion: NAME` and the other options of prune under it, once for each stage.",
+        )
+    empty = next((place for place, asked in _places(sections).items() if not asked), None)
+    if empty is not None:
+        raise RecipeError(
+            f"{origin}: {empty}", "says nothing.", "Give its criterion and density, or drop it."
+        )
+    return tuple(parsed(PruneSection, _places(sections), place, origin) for place in _places(sections))
+
+
+def _places(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a recipe that ask for a pruning, by the name of each: `prune`, or `stages.0`, `stages.1`."""
+    stages = sections.get(STAGES)
+    if stages is None:
+        return {PRUNE: sections.get(PRUNE)}
+    return {f"{STAGES}.{number}": asked for number, asked in enumerate(stages)}

@@ -77,14 +77,33 @@ def override(sections: Sections, text: str, known: Sequence[str]) -> None:
     if parts[0] not in (*known, DESCRIPTION, RESUME):
         raise RecipeError(where, f"unknown section {shown(parts[0])}.", nearest(parts[0], (*known, RESUME)))
     value = parse_yaml(written, where)
-    place = sections
+    place: dict[str, Any] | list[Any] = sections
     for part in parts[:-1]:
+        place = _inside(place, part, where)
+    if isinstance(place, list):
+        place[_number(place, parts[-1], where)] = value
+    else:
+        place[parts[-1]] = value
+
+
+def _inside(place: dict[str, Any] | list[Any], part: str, where: str) -> dict[str, Any] | list[Any]:
+    """Return what stands under one part of a dotted key; entries of a list are keys by their numbers."""
+    if isinstance(place, list):
+        inside = place[_number(place, part, where)]
+    else:
         if place.get(part) is None:
             place[part] = {}
-        place = place[part]
-        if not isinstance(place, dict):
-            raise RecipeError(where, f"{shown(part)} holds no keys.", "Override the whole value.")
-    place[parts[-1]] = value
+        inside = place[part]
+    if not isinstance(inside, dict | list):
+        raise RecipeError(where, f"{shown(part)} holds no keys.", "Override the whole value.")
+    return inside
+
+
+def _number(place: list[Any], part: str, where: str) -> int:
+    if not part.isascii() or not part.isdigit() or int(part) >= len(place):
+        what = f"{shown(part)} is no entry of a list of {len(place)}."
+        raise RecipeError(where, what, "Count entries from 0, or override the whole value.")
+    return int(part)
 
 
 def check_names(sections: Iterable[str], known: Sequence[str], origin: str) -> None:

@@ -186,11 +186,11 @@ def test_both_kinds_of_recipe_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_a_one_shot_recipe_survives_a_round_trip(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name, ["model.name_or_path=m", "prune.density=0.9"])
+    recipe = load_recipe(name, ["model.name_or_path=m", "export.overwrite=true"])
     again = load_recipe(written(tmp_path, recipe.dump()))
     assert isinstance(recipe, OneShotRecipe)
     assert dataclasses.replace(again, name=name, origin="") == dataclasses.replace(recipe, origin="")
-    assert recipe.prune.density == 0.9
+    assert recipe.export.overwrite
 
 
 @pytest.mark.parametrize("name", ONE_SHOT)
@@ -208,8 +208,8 @@ def one_shot(tmp_path: Path) -> Path:
 
 def test_the_sections_of_a_one_shot_recipe_become_dataclasses(one_shot: Path) -> None:
     recipe = load_recipe(one_shot, ["prune.reconstruct=least-squares", "evaluation.tasks=[arc_easy]"])
-    assert recipe.prune.reconstruct == "least_squares"
-    assert recipe.prune.protect == ("first", 3)
+    assert recipe.prunings[0].reconstruct == "least_squares"
+    assert recipe.prunings[0].protect == ("first", 3)
     assert recipe.calibration.source == "wikitext2"
     assert recipe.evaluation.tasks == ("arc_easy",)
     assert load_recipe(one_shot).evaluation is None
