@@ -2,8 +2,8 @@
 
 This file travels inside saved folders. `config.pruning["layout"]` says what differs from the stock model:
 layers that are gone, no-ops, norms without statistics, shapes of tensors, those in other task heads of the type,
-attributes, selections. The module's `__getattr__` makes the subclass of any stock class on demand, under the stock
-name, so that `AutoModelFor….from_pretrained(folder, trust_remote_code=True)` finds it.
+attributes, selections, weights that several layers share. The module's `__getattr__` makes the subclass of any stock
+class on demand, under the stock name, so that `AutoModelFor….from_pretrained(folder, trust_remote_code=True)` finds it.
 """
 
 import copy
@@ -22,8 +22,8 @@ from transformers import Cache, EncoderDecoderCache, PreTrainedConfig, PreTraine
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
-_PARTS = ("layers", "skips", "norms", "shapes", "heads", "attributes", "selects", "routers")
-_LATER: dict[str, Any] = {"norms": {}, "heads": {}, "routers": {}}
+_PARTS = ("layers", "skips", "norms", "shapes", "heads", "attributes", "selects", "routers", "shares")
+_LATER: dict[str, Any] = {"norms": {}, "heads": {}, "routers": {}, "shares": {}}
 """Parts that older folders do not have."""
 ROOT = "/"
 """Begins a path that counts from the whole model: what lies outside the part that all heads share."""
@@ -410,8 +410,8 @@ def apply_layout(model: nn.Module, layout: dict[str, Any]) -> None:
     """
     for part in _PARTS:
         for path, value in layout[part].items():
-            module = path.rpartition(".")[0] if part == "shapes" else path
-            if part in ("shapes", "attributes") and _is_elsewhere(model, layout, module):
+            module = path.rpartition(".")[0] if part in ("shapes", "shares") else path
+            if part in ("shapes", "shares", "attributes") and _is_elsewhere(model, layout, module):
                 continue
             if part == "heads" and path != _class_name(model):
                 continue
@@ -576,6 +576,28 @@ def _apply_router(model: nn.Module, path: str, value: list[int]) -> None:
     module.register_forward_hook(RouterLogits(index, width).after, prepend=True)
 
 
+_SHARES = "_shared_parameters"
+"""Attribute of a model: name of a parameter that is one with an earlier one -> name of that."""
+
+
+def share_parameter(model: Any, name: str, source: str) -> None:
+    """Make a parameter the same object as another one, and say so where transformers saves, loads and ties weights."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, model.get_parameter(source))
+    vars(model).setdefault(_SHARES, {})[name] = source
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), name: source}
+    model.all_tied_weights_keys = {**model.all_tied_weights_keys, name: source}
+
+
+def _apply_share(model: nn.Module, name: str, source: str) -> None:
+    _refuse_unless(isinstance(source, str), f"{_shown(source)} is no name of a tensor")
+    own, other = _tensor_at(model, name), _tensor_at(model, local(model, source))
+    parameters = isinstance(own, nn.Parameter) and isinstance(other, nn.Parameter)
+    fits = parameters and own is not other and own.shape == other.shape and own.dtype == other.dtype
+    _refuse_unless(fits, f"it cannot be shared with {_shown(source)}")
+    share_parameter(model, name, local(model, source))
+
+
 _APPLY: dict[str, Any] = {
     "layers": _apply_layers,
     "skips": _apply_skip,
@@ -585,6 +607,7 @@ _APPLY: dict[str, Any] = {
     "attributes": _apply_attributes,
     "selects": _apply_selects,
     "routers": _apply_router,
+    "shares": _apply_share,
 }
 
 
@@ -688,8 +711,22 @@ def pruned_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             # Else loading skips modules that compute buffers for others (FalconH1), as it does for custom code.
             return bool(stock.is_custom_code())
 
+        def get_expanded_tied_weights_keys(self: Any, all_submodels: bool = False) -> dict[str, str]:
+            return {
+                **stock.get_expanded_tied_weights_keys(self, all_submodels),
+                **vars(self).get(_SHARES, {}),
+            }
+
+        def _adjust_bias(self: Any, layer: nn.Module, source: Tensor) -> None:
+            # Transformers gives the bias beside a tied weight as many entries as the weight's first dimension has: of
+            # a Conv1D that is its input.
+            if not isinstance(layer, Conv1D):
+                stock._adjust_bias(self, layer, source)
+
         body = {"__init__": __init__, "__module__": __name__, "__doc__": stock.__doc__, "stock_class": stock}
         body["is_custom_code"] = classmethod(is_custom_code)
+        body["get_expanded_tied_weights_keys"] = get_expanded_tied_weights_keys
+        body["_adjust_bias"] = _adjust_bias
         if getattr(transformers, stock.__name__, None) is stock:
             # Makes `save_pretrained` copy this file; a class that transformers does not know could not be found again.
             body["_auto_class"] = property(_auto_class)

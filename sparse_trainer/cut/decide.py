@@ -13,7 +13,7 @@ from patchers.zeros import bake_all, removable
 from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.cut.layout import earlier_layout
+from sparse_trainer.cut.layout import earlier_layout, refuse_shared
 from sparse_trainer.cut.record import request_of
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.plan.document import Density, Plan
@@ -27,7 +27,11 @@ def found_in(model: Any, plan: Plan | None = None) -> Structure:
     """Return what a cut of a model may concern; hidden features where gates, the plan or an earlier cut speak of them.
 
     Looked for once: a decision takes it along.
+
+    Raises:
+        UnsupportedModelError: layers share their weights, or nothing follows a known form.
     """
+    refuse_shared(model)
     planned = () if plan is None else plan.groups.values()
     hidden = HIDDEN in gated_kinds(model) or any(group["kind"] == HIDDEN for group in planned)
     narrowed = bool(earlier_layout(model.config)["heads"])

@@ -18,6 +18,7 @@ from patchers.modeling_pruned import (
     portable,
     selections_of,
 )
+from patchers.sharing import shared_parameters
 from patchers.units import HIDDEN
 from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.config_fit import Fit, shapes_of
@@ -52,12 +53,23 @@ class Layout(TypedDict):
     selects: dict[str, list[dict[str, Any]]]
     routers: dict[str, list[int]]
     """[place in the output, width] of logits that lack experts which other layers have."""
+    shares: dict[str, str]
+    """Parameters that are one with a parameter of an earlier block, and that parameter."""
 
 
 def empty_layout() -> Layout:
     """Return the layout of a stock model."""
     return Layout(
-        layers={}, build={}, skips={}, norms={}, shapes={}, heads={}, attributes={}, selects={}, routers={}
+        layers={},
+        build={},
+        skips={},
+        norms={},
+        shapes={},
+        heads={},
+        attributes={},
+        selects={},
+        routers={},
+        shares={},
     )
 
 
@@ -74,14 +86,15 @@ def layout_of(model: PreTrainedModel, fit: Fit, done: Cut, earlier: Layout) -> L
     layout["skips"] = _skips(model)
     layout["norms"] = {portable(model, p): "affine" for p, m in model.named_modules() if is_no_norm(m)}
     layout["selects"] = _selects(model)
-    apply_layout(stock, {**layout, "selects": {}})
+    apply_layout(stock, {**layout, "selects": {}, "shares": {}})
+    layout["shares"] = _shares(model, stock, [stack.path for stack in done.after.stacks])
     have, plain = shapes_of(model), shapes_of(stock)
     layout["shapes"] = {
         portable(model, name): list(shape)
         for name, shape in have.items()
         if name in plain and plain[name] != shape
     }
-    apply_layout(stock, {**layout, "layers": {}, "skips": {}, "norms": {}, "selects": {}})
+    apply_layout(stock, {**layout, "layers": {}, "skips": {}, "norms": {}, "selects": {}, "shares": {}})
     layout["attributes"] = _attributes(model, stock)
     if layout["shapes"] and (earlier["heads"] or done.narrows):
         hidden = done.after.of([HIDDEN])
@@ -98,6 +111,16 @@ def earlier_layout(config: Any) -> Layout:
     if "pruning" not in vars(config):
         return empty_layout()
     return {**empty_layout(), **layout_in(config)}  # type: ignore[typeddict-item]
+
+
+def refuse_shared(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` for a model whose layers share their linears: a cut concerns one layer alone."""
+    if earlier_layout(model.config)["shares"]:
+        raise UnsupportedModelError(
+            type(model).__name__,
+            "its layers share their weights, so that no unit can go from one of them alone.",
+            "Prune first, and share the layers of what is left.",
+        )
 
 
 def mark_skips(model: PreTrainedModel, stock: PreTrainedModel) -> None:
@@ -174,6 +197,16 @@ def _selects(model: PreTrainedModel) -> dict[str, list[dict[str, Any]]]:
         if selections:
             found[portable(model, path)] = [selection.to_dict() for selection in selections]
     return found
+
+
+def _shares(model: PreTrainedModel, stock: PreTrainedModel, stacks: Iterable[str]) -> dict[str, str]:
+    """Return the parameters that blocks of a model share, where those of its stock class do not."""
+    return {
+        portable(model, name): portable(model, source)
+        for stack in stacks
+        for name, source in shared_parameters(model, stack).items()
+        if name not in shared_parameters(stock, stack)
+    }
 
 
 def follow_counts(model: PreTrainedModel, built: PreTrainedModel, stacks: Iterable[str]) -> None:

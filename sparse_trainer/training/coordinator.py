@@ -15,6 +15,7 @@ from patchers.patching.gates import Gate
 from patchers.patching.merging import base_model, check_mergeable
 from patchers.units import Structure
 from sparse_trainer.criteria.weights import check_weights
+from sparse_trainer.cut.layout import refuse_shared
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.agreement import Agreement
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -82,6 +83,7 @@ class ModelPatchingCoordinator:
         self.args.check()
         check_mergeable(model)
         check_weights(model)
+        refuse_shared(base_model(model))
         if self.args.prunes_nothing:
             logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
         distiller = make_distiller(model, self.args.distillation, self.teacher, self._load_teacher)

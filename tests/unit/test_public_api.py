@@ -23,6 +23,7 @@ PUBLIC_NAMES = [
     "register_export",
     "register_task",
     "save_pruned",
+    "share_layers",
 ]
 
 
