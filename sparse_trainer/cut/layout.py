@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any, TypedDict
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from patchers.discovery.tables.names import NUM_EXPERTS, NUM_LAYERS
@@ -113,9 +114,10 @@ def earlier_layout(config: Any) -> Layout:
     return {**empty_layout(), **layout_in(config)}  # type: ignore[typeddict-item]
 
 
-def refuse_shared(model: PreTrainedModel) -> None:
+def refuse_shared(model: nn.Module) -> None:
     """Raise `UnsupportedModelError` for a model whose layers share their linears: a cut concerns one layer alone."""
-    if earlier_layout(model.config)["shares"]:
+    models = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    if any(earlier_layout(part.config)["shares"] for part in models):
         raise UnsupportedModelError(
             type(model).__name__,
             "its layers share their weights, so that no unit can go from one of them alone.",

@@ -83,7 +83,7 @@ class ModelPatchingCoordinator:
         self.args.check()
         check_mergeable(model)
         check_weights(model)
-        refuse_shared(base_model(model))
+        refuse_shared(model)
         if self.args.prunes_nothing:
             logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
         distiller = make_distiller(model, self.args.distillation, self.teacher, self._load_teacher)
