@@ -1,6 +1,6 @@
 """The command line."""
 
 from sparse_trainer.cli.boundary import run_app
-from sparse_trainer.cli.commands import app, main
+from sparse_trainer.cli.commands import COMMANDS, main, make_app
 
-__all__ = ["app", "main", "run_app"]
+__all__ = ["COMMANDS", "main", "make_app", "run_app"]

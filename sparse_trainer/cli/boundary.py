@@ -34,9 +34,14 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
         signal.signal(signal.SIGTERM, before)
 
 
+def named_command(arguments: Sequence[str]) -> str:
+    """Return the command that arguments name, "" where they name none."""
+    return next((word for word in arguments if not word.startswith("-")), "")
+
+
 def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line; say what went wrong, if anything, and return the exit code."""
-    command = next((word for word in arguments if not word.startswith("-")), "")
+    command = named_command(arguments)
     try:
         code = app(args=list(arguments) or ["--help"], standalone_mode=False)
         sys.stdout.flush()

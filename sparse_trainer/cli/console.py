@@ -7,23 +7,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from sparse_trainer.run.plugins import load_plugins
-
-
-def _load(files: list[str] | None) -> list[str]:
-    """Import the files; a list in any case, since typer 0.16 counts what a callback returns."""
-    load_plugins(files or [])
-    return files or []
-
-
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
-        callback=_load,
-        help="Python file that registers criteria, tasks or exports; may be repeated.",
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
 

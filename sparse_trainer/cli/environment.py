@@ -1,11 +1,16 @@
-"""What a bug report has to say of the place where it happened: versions and hardware."""
+"""The command `env`: what a bug report has to say of the place where it happened: versions and hardware."""
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from rich.table import Table
+
+from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.tables import table
 
 _PACKAGES = (
     "sparse-trainer",
@@ -48,3 +53,23 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def env_command(as_json: Json = False) -> None:
+    """Print versions and hardware, for a bug report."""
+    found = describe_environment()
+    print_result(as_json, found, [environment_table(found)])
+
+
+def environment_table(found: Mapping[str, Any]) -> Table:
+    """Return versions and hardware as a table, to be pasted into a report."""
+    rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
+    cpu = found["cpu"]
+    rows += [
+        ["python", found["python"]],
+        ["system", found["system"]],
+        ["cpu", f"{cpu['kind']}, {cpu['cores']} cores, {cpu['threads']} threads"],
+        ["gpu", ", ".join(found["gpus"]) or ("mps" if found["mps"] else "none")],
+        ["cuda", found["cuda"] or "none"],
+    ]
+    return table([["what", "found"], *rows], None, "left")

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparse_trainer.cli.console import Json, Plugins, print_result
+from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.options import Fields, Values, expanded, made
-from sparse_trainer.cli.show import table
+from sparse_trainer.cli.plugins import Plugins
+from sparse_trainer.cli.tables import table
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.load import check_weight_files

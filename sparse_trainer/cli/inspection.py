@@ -1,15 +1,24 @@
-"""What of a model can be pruned, what it costs, and what stays untouched and why."""
+"""The command `inspect`: what of a model can be pruned, what it costs, and what stays untouched and why."""
 
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from rich.console import RenderableType
 from torch import nn
 
 from patchers.discovery.discover import discover
-from patchers.units import BLOCK_KINDS, Group, Kind
+from patchers.units import BLOCK_KINDS, KINDS, Group, Kind
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
+from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.plugins import Plugins
+from sparse_trainer.cli.tables import table
+from sparse_trainer.fields import check_counts
+from sparse_trainer.folders.load_shape import load_shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,3 +103,38 @@ def _sums(groups: list[GroupCost]) -> dict[str, int]:
         "parameters": sum(group.parameters for group in groups),
         "macs": sum(group.macs for group in groups),
     }
+
+
+def inspect_command(
+    model: Annotated[str, typer.Argument(help="Folder or hub id; weights are not read.")],
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens per sequence, for the MACs of attention.")
+    ] = 128,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Hidden features too, or the reason why they cannot go.")
+    ] = False,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Show what of a model can be pruned, what it costs, and what stays untouched and why."""
+    check_counts(sequence_length=sequence_length)
+    with redirect_stdout(sys.stderr):
+        kinds = KINDS if hidden else BLOCK_KINDS
+        inspection = inspect_model(load_shape(model), kinds=kinds, sequence_length=sequence_length)
+    print_result(as_json, inspection.to_json(), inspection_tables(inspection))
+
+
+def inspection_tables(result: Inspection) -> list[RenderableType]:
+    """Return totals per kind, the groups per layer, and what stays untouched."""
+    totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
+    totals += [[kind, *(f"{number:,}" for number in sums.values())] for kind, sums in result.totals().items()]
+    groups = [["group", "units", "parameters", "MACs per token"]]
+    groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
+    untouched = [["untouched", "reason"], *([path, why] for path, why in result.untouched.items())]
+    return [
+        f"{result.model}, forms {', '.join(result.forms)}: {result.parameters:,} parameters, "
+        f"{result.macs:,} MACs per token at {result.sequence_length} tokens",
+        table(groups, "groups"),
+        table(totals, "per kind (kinds contain each other: they do not add up)"),
+        table(untouched, None, "left"),
+    ]

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, Plugins, print_result, tell
+from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.options import Fields, Values, expanded, made
+from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.exports import EXPORTS

@@ -1,17 +1,11 @@
 """Results as a reader in a terminal sees them: rich tables and lines of text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.console import RenderableType
 
-from sparse_trainer.architectures import verdicts
-from sparse_trainer.architectures.matrix import Matrix
-from sparse_trainer.cli.inspection import Inspection
+from sparse_trainer.cli.tables import table
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.latency import Bench, Conditions
 from sparse_trainer.run.outcome import RunResult
@@ -36,41 +30,6 @@ def run_lines(result: RunResult) -> list[RenderableType]:
     shown += _files(result.files)
     shown += [f"done in {result.seconds / 60:.1f} minutes", "", *result.load_lines]
     return shown
-
-
-def recipe_table(recipes: Mapping[str, str]) -> Table:
-    """Return the names of recipes with their descriptions."""
-    return table([["recipe", "description"], *([name, text] for name, text in recipes.items())], None, "left")
-
-
-def environment_table(found: Mapping[str, Any]) -> Table:
-    """Return versions and hardware as a table, to be pasted into a report."""
-    rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
-    cpu = found["cpu"]
-    rows += [
-        ["python", found["python"]],
-        ["system", found["system"]],
-        ["cpu", f"{cpu['kind']}, {cpu['cores']} cores, {cpu['threads']} threads"],
-        ["gpu", ", ".join(found["gpus"]) or ("mps" if found["mps"] else "none")],
-        ["cuda", found["cuda"] or "none"],
-    ]
-    return table([["what", "found"], *rows], None, "left")
-
-
-def inspection_tables(result: Inspection) -> list[RenderableType]:
-    """Return totals per kind, the groups per layer, and what stays untouched."""
-    totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
-    totals += [[kind, *(f"{number:,}" for number in sums.values())] for kind, sums in result.totals().items()]
-    groups = [["group", "units", "parameters", "MACs per token"]]
-    groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
-    untouched = [["untouched", "reason"], *([path, why] for path, why in result.untouched.items())]
-    return [
-        f"{result.model}, forms {', '.join(result.forms)}: {result.parameters:,} parameters, "
-        f"{result.macs:,} MACs per token at {result.sequence_length} tokens",
-        table(groups, "groups"),
-        table(totals, "per kind (kinds contain each other: they do not add up)"),
-        table(untouched, None, "left"),
-    ]
 
 
 def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
@@ -100,30 +59,6 @@ def bench_table(result: Bench, baseline: str | None) -> list[RenderableType]:
     return [table(rows, None), _conditions(result.conditions)]
 
 
-def architecture_table(matrix: Matrix) -> list[RenderableType]:
-    """Return a row per model type, and the counts."""
-    rows = [["type", "prunable", "checks", "exports", "fails, left alone, or why not"]]
-    for name, report in matrix.reports.items():
-        if report.reason:
-            verdict = "nothing to prune" if report.is_built else "not built here"
-            rows.append([name, verdict, "", "", verdicts.one_line(report.reason)])
-        else:
-            said = filter(None, (verdicts.failures(report), verdicts.remarks(report)))
-            cells = verdicts.units(report), verdicts.checks(report), verdicts.exports(report)
-            rows.append([name, *cells, "; ".join(said)])
-    return [table([[escape(cell) for cell in row] for row in rows], None, "left"), matrix.summary()]
-
-
-def table(rows: Sequence[Sequence[str]], title: str | None, justify: str = "right") -> Table:
-    """Return a rich table; the first row is the header, the first column stands left."""
-    shown = Table(title=title, title_justify="left")
-    for number, name in enumerate(rows[0]):
-        shown.add_column(name, justify="right" if number and justify == "right" else "left", overflow="fold")
-    for row in rows[1:]:
-        shown.add_row(*row)
-    return shown
-
-
 def _densities(plan: Plan) -> list[str]:
     """Return what was asked and what was reached, where somebody asked."""
     if plan.density_reached is None:
@@ -143,9 +78,3 @@ def _conditions(conditions: Conditions) -> str:
         f"latency on {conditions.device}, {conditions.dtype}, {conditions.threads} threads, "
         f"{inputs}, median of {conditions.rounds} rounds, torch {conditions.torch}"
     )
-
-
-def file_progress() -> Progress:
-    """Return a bar on stderr for bytes written to files; it goes when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -10,8 +10,9 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, Plugins, print_result, tell
+from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.cli.plugins import Plugins
+from sparse_trainer.cli.tables import table
 from sparse_trainer.run.report import MISSING, spell_metric
 from sparse_trainer.run.sweep.figures import Figures
 from sparse_trainer.run.sweep.planned import PlannedRun
@@ -80,7 +81,7 @@ def _planned_lines(runs: Sequence[PlannedRun]) -> list[RenderableType]:
     """Return the runs, how far they are, and which dense model they share."""
     rows = [["run", "so far", "dense model"]]
     rows += [[escape(run.name), run.begun, MISSING if run.dense is None else run.dense.name] for run in runs]
-    return [show.table(rows, None, "left"), f"{len(runs)} runs in {runs[0].root}"]
+    return [table(rows, None, "left"), f"{len(runs)} runs in {runs[0].root}"]
 
 
 def _done_lines(done: Sweep) -> list[RenderableType]:
@@ -94,7 +95,7 @@ def _done_lines(done: Sweep) -> list[RenderableType]:
         found = done.finished.get(run.name)
         cells = [done.status(run)] if found is None else _cells(found, metric, batches)
         rows.append([escape(run.name), *cells, *[""] * (len(rows[0]) - 1 - len(cells))])
-    shown: list[RenderableType] = [show.table(rows, None)]
+    shown: list[RenderableType] = [table(rows, None)]
     shown += [f"{name} failed: {error}" for name, error in done.failed.items()]
     shown.append(f"table: {done.table}")
     if done.picture.is_file():

@@ -29,7 +29,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.recipes.load import load_recipe
-from sparse_trainer.run.recipes.sections import shipped
+from sparse_trainer.run.recipes.shipped import shipped
 from tests.architectures.tiny import tiny_model
 from tests.fuzz import mutations
 

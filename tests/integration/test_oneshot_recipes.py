@@ -23,7 +23,7 @@ from sparse_trainer.run.outcome import FILES
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
-from sparse_trainer.run.recipes.sections import read_sections, shipped
+from sparse_trainer.run.recipes.shipped import read_sections, shipped
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
@@ -192,7 +192,9 @@ def command(*arguments: object) -> dict[str, Any]:
     """Run the command line in this process; user errors are raised."""
     from typer.testing import CliRunner
 
-    done = CliRunner().invoke(cli.app, [str(argument) for argument in (*arguments, "--json")])
+    done = CliRunner().invoke(
+        cli.make_app(cli.COMMANDS), [str(argument) for argument in (*arguments, "--json")]
+    )
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output

@@ -16,7 +16,8 @@ from sparse_trainer.run.lora import LoraOptions
 from sparse_trainer.run.recipes.distillation import TeacherOptions
 from sparse_trainer.run.recipes.early_stopping import EarlyStoppingOptions, is_lower_better
 from sparse_trainer.run.recipes.recipe import Recipe
-from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none, section
+from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none, section
+from sparse_trainer.run.recipes.shipped import Sections
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.registry import DEFAULT_TASK, TASKS
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments

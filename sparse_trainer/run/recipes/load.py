@@ -11,15 +11,8 @@ from sparse_trainer.run.plugins import load_plugins
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe, parse_fine_pruning
 from sparse_trainer.run.recipes.one_shot import PRUNE, STAGES, OneShotRecipe, parse_one_shot
 from sparse_trainer.run.recipes.recipe import Recipe
-from sparse_trainer.run.recipes.sections import (
-    PLUGINS,
-    Sections,
-    blamed,
-    find_recipe,
-    override,
-    read_sections,
-    spelling_of,
-)
+from sparse_trainer.run.recipes.sections import PLUGINS, blamed, override, spelling_of
+from sparse_trainer.run.recipes.shipped import Sections, find_recipe, read_sections
 
 
 def is_one_shot(sections: Mapping[str, Any]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Final
 from sparse_trainer.errors import DataError, RecipeError, shown
 from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions, check_calibration
 from sparse_trainer.run.recipes.recipe import Recipe
-from sparse_trainer.run.recipes.sections import ExportOptions, Sections, parsed, parsed_or_none
+from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none
+from sparse_trainer.run.recipes.shipped import Sections
 from sparse_trainer.tasks.language.measure import EvaluationOptions
 
 PRUNE: Final = "prune"

@@ -1,64 +1,23 @@
-"""Recipe files as data: find them, read their sections, override single keys."""
+"""Recipe files as data: their sections checked, single keys overridden."""
 
-import importlib.resources
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, Spelling, nearest, shown
 from sparse_trainer.fields import check_counts, checked
-from sparse_trainer.files.yaml_text import MOST_DEPTH, parse_yaml, read_yaml
+from sparse_trainer.files.yaml_text import MOST_DEPTH, parse_yaml
 from sparse_trainer.folders.exports import find_export
+from sparse_trainer.run.recipes.shipped import DESCRIPTION, Sections
 
-Sections = dict[str, Any]
 T = TypeVar("T")
 
-DESCRIPTION = "description"
 RESUME = "resume"
 """true = go on with a run of this recipe that was stopped; where there is none, start one."""
 PLUGINS = "plugins"
 """Python files that a recipe imports before it is read; relative to its own file."""
-
-
-def shipped() -> dict[str, Path]:
-    """Return the recipes that come with the project: name -> file."""
-    folder = Path(str(importlib.resources.files("recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
-
-
-def describe(path: Path) -> str:
-    """Return the description of a recipe without parsing the rest of it."""
-    return str(read_sections(path).get(DESCRIPTION, ""))
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: a path, or the name of a shipped one.
-
-    Raises:
-        RecipeError: Neither; the nearest name is given.
-    """
-    if os.path.isfile(name):  # unlike Path.is_file, no error for a name that no file can have
-        return Path(name)
-    known = shipped()
-    if name in known:
-        return known[name]
-    raise RecipeError(f"recipe {shown(name)}", "neither a file nor a shipped recipe.", nearest(name, known))
-
-
-def read_sections(path: Path) -> Sections:
-    """Return the sections of a file, unchecked.
-
-    Raises:
-        RecipeError: The file is no YAML mapping.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise RecipeError(str(path), "is not a mapping of sections.", "Write `section:` and keys under it.")
-    return content
 
 
 def override(sections: Sections, text: str, known: Sequence[str]) -> None:

@@ -86,7 +86,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(options: tuple[str, ...]) -
 
 
 def test_options_are_spelled_as_the_command_takes_them() -> None:
-    spell = option_spelling(cli.app, "prune")
+    spell = option_spelling(cli.make_app({"prune"}), "prune")
     assert spell("by_block", "True") == "--by-block"
     assert spell("scope", "'layer'") == "--scope layer"
     assert spell("pictures", "False") == "--no-pictures"
@@ -98,7 +98,7 @@ def test_options_are_spelled_as_the_command_takes_them() -> None:
 def test_an_error_names_options_in_python_until_somebody_respells_them() -> None:
     error = ArgumentError("density", "wrong.", "Set `scope='layer'`, or see `sparse-trainer x`.")
     assert str(error) == "density: wrong. Set scope='layer', or see `sparse-trainer x`."
-    said = error.respelled(option_spelling(cli.app, "prune"))
+    said = error.respelled(option_spelling(cli.make_app({"prune"}), "prune"))
     assert str(said) == "--density: wrong. Set --scope layer, or see `sparse-trainer x`."
 
 

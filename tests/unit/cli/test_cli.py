@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from sparse_trainer import cli
-from sparse_trainer.run.recipes.sections import shipped
+from sparse_trainer.run.recipes.shipped import shipped
 from tests.fixtures.recipe_files import write_tiny_model
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import app
+from sparse_trainer.cli.commands import COMMANDS, make_app
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.tasks.language.text import perplexity
 from tests.architectures.tiny import tiny_model
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, *arguments: str) -> Any:
     tasks = ["--tasks", "wikitext2,piqa", "--data", f"piqa={place / 'rows.jsonl'}", "--length", "40"]
     tasks += ["--data", f"wikitext2={place / 'text.txt'}", "--device", "cpu"]
-    return CliRunner().invoke(app, ["evaluate", *tasks, *arguments])
+    return CliRunner().invoke(make_app(COMMANDS), ["evaluate", *tasks, *arguments])
 
 
 def test_json_holds_every_number_and_what_it_rests_on(place: Path) -> None:
@@ -75,7 +75,7 @@ def test_mistakes_are_named(place: Path, tmp_path: Path) -> None:
     assert isinstance(run(place, dense, "--data", "piqa").exception, ArgumentError)
     assert "is no NAME=FILE" in str(run(place, dense, "--data", "piqa").exception)
     assert "no tokenizer" in str(run(place, str(place / "other")).exception)
-    unknown = CliRunner().invoke(app, ["evaluate", dense, "--tasks", "wikitex2"]).exception
+    unknown = CliRunner().invoke(make_app(COMMANDS), ["evaluate", dense, "--tasks", "wikitex2"]).exception
     assert isinstance(unknown, DataError)
     assert "Did you mean 'wikitext2'" in str(unknown)
     tiny_model("llama", dtype=torch.float32).save_pretrained(tmp_path)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from typer.testing import CliRunner
 
 from patchers import modeling_pruned
-from sparse_trainer.cli.commands import app
+from sparse_trainer.cli.commands import COMMANDS, make_app
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError, DataError
 from sparse_trainer.files.foreign_code import CODE_FILE, clean_folder, needs_our_code
@@ -72,7 +72,7 @@ def uneven(folder: Path) -> LlamaForCausalLM:
 
 
 def invoke(*arguments: object) -> Any:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(make_app(COMMANDS), [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.exception
     return done
 
@@ -174,7 +174,7 @@ def test_what_a_user_trusts_stays(tmp_path: Path) -> None:
 
 def test_a_tokenizer_with_code_of_its_own_is_refused(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text("{")
-    done = CliRunner().invoke(app, ["prune", str(source), "out", "--criterion", "magnitude"])
+    done = CliRunner().invoke(make_app(COMMANDS), ["prune", str(source), "out", "--criterion", "magnitude"])
     assert isinstance(done.exception, CheckpointError)
     assert not (tmp_path / MARK).exists()
 
@@ -185,7 +185,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(source: Path, tmp_path: Pat
 def test_a_broken_chat_template_is_named(source: Path, tmp_path: Path, template: str) -> None:
     (source / "chat_template.jinja").write_text(template)
     text = ["--calibration", str(tmp_path / "text.txt"), "--chat-template", "--samples", "2", "--length", "8"]
-    done = CliRunner().invoke(app, ["prune", str(source), "out", *text])
+    done = CliRunner().invoke(make_app(COMMANDS), ["prune", str(source), "out", *text])
     assert isinstance(done.exception, DataError), done.exception
     assert "chat_template" in str(done.exception)
 

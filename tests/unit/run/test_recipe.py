@@ -14,7 +14,7 @@ from sparse_trainer.run.options import PruneSection
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
-from sparse_trainer.run.recipes.sections import describe, read_sections, shipped
+from sparse_trainer.run.recipes.shipped import describe, read_sections, shipped
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 
 GIVEN = ("model.name_or_path=m", "data.train_file=t.json", "data.validation_file=v.json")
