@@ -16,13 +16,14 @@ from patchers.patching.patch import masks_of
 from patchers.patching.shards import whole_weights
 from patchers.units import Structure
 from patchers.zeros import bake_all
+from sparse_trainer.budget.masks import n_of_m
 from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.record import remember_request
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.training.mask_options import DISABLED, MaskOptions, Part
 from sparse_trainer.training.mask_placement import attach_masks
-from sparse_trainer.training.mask_selection import BY_FRACTION, Method, keep_by_method, n_of_m
+from sparse_trainer.training.mask_selection import BY_FRACTION, Method, keep_by_method
 from sparse_trainer.training.mask_sites import Site, protected_blocks
 from sparse_trainer.training.protect import protected_units
 

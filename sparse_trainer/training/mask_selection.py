@@ -2,9 +2,10 @@
 
 from typing import Final, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from sparse_trainer.budget.masks import top
 
 # Shape legend: R x C = blocks, O x I = weights.
 
@@ -12,36 +13,6 @@ Method = Literal["topK", "threshold", "sigmoid_threshold", "magnitude", "l0"]
 METHODS: Final[tuple[Method, ...]] = ("topK", "threshold", "sigmoid_threshold", "magnitude", "l0")
 BY_FRACTION: Final[tuple[Method, ...]] = ("topK", "magnitude")
 """Methods whose threshold is the fraction to keep."""
-
-
-def top(score: Tensor, fraction: float) -> Tensor:
-    """Return True for the largest scores: this fraction of them, rounded down, and one at least.
-
-    >>> top(torch.tensor([0.3, 0.1, 0.2, 0.4]), 0.5)
-    tensor([ True, False, False,  True])
-    """
-    # 0.29 * 100 is 28.999999999999996.
-    count = max(1, int(fraction * score.numel() + 1e-6))
-    if count >= score.numel():
-        return torch.ones_like(score, dtype=torch.bool)
-    if score.device.type == "cpu":
-        keep = _from_cutoff(score.detach(), count)
-        if int(keep.count_nonzero()) == count:
-            return keep
-    # Where ties leave too many, or the host should not wait for the device.
-    best = score.flatten().topk(count, sorted=False).indices
-    keep = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    return keep.index_fill_(0, best, True).view_as(score)
-
-
-def _from_cutoff(score: Tensor, count: int) -> Tensor:
-    """Return True for the `count` largest scores and what ties with them.
-
-    numpy's partition takes a tenth of the time of `topk` (2.4 million scores on one core with AVX-512: 4 and 60 ms).
-    """
-    values = score if score.dtype in (torch.float32, torch.float64) else score.float()
-    place = values.numel() - count
-    return values >= float(np.partition(values.flatten().numpy(), place)[place])
 
 
 def above(score: Tensor, threshold: float, least: float) -> Tensor:
@@ -55,17 +26,6 @@ def above(score: Tensor, threshold: float, least: float) -> Tensor:
         return keep
     count = int(least * score.numel()) + 1
     return torch.where(keep.sum() < count, top(score, count / score.numel()), keep)
-
-
-def n_of_m(score_OI: Tensor, n: int = 2, m: int = 4) -> Tensor:
-    """Return True for the `n` largest of each `m` consecutive inputs of a row: what sparse tensor cores read.
-
-    >>> n_of_m(torch.tensor([[3.0, 1.0, 2.0, 0.0]]))
-    tensor([[ True, False,  True, False]])
-    """
-    score_GM = score_OI.reshape(-1, m)
-    best = score_GM.topk(n, dim=1, sorted=False).indices
-    return torch.zeros_like(score_GM, dtype=torch.bool).scatter_(1, best, True).view_as(score_OI)
 
 
 def keep_by_method(method: Method, score: Tensor, threshold: float, least: float) -> Tensor:

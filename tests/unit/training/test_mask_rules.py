@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sparse_trainer.training.mask_selection import above, keep_by_method, n_of_m, top
+from sparse_trainer.budget.masks import n_of_m, top
+from sparse_trainer.training.mask_selection import above, keep_by_method
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
