@@ -14,7 +14,15 @@ def top(score: Tensor, fraction: float) -> Tensor:
     tensor([ True, False, False,  True])
     """
     # 0.29 * 100 is 28.999999999999996.
-    count = max(1, int(fraction * score.numel() + 1e-6))
+    return largest(score, max(1, int(fraction * score.numel() + 1e-6)))
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """Return True for the `count` largest scores, whatever ties.
+
+    >>> largest(torch.tensor([0.3, 0.1, 0.3, 0.3]), 2).sum()
+    tensor(2)
+    """
     if count >= score.numel():
         return torch.ones_like(score, dtype=torch.bool)
     if score.device.type == "cpu":
@@ -37,10 +45,10 @@ def _from_cutoff(score: Tensor, count: int) -> Tensor:
     return values >= float(np.partition(values.flatten().numpy(), place)[place])
 
 
-def top_of_rows(score_OI: Tensor, count: int) -> Tensor:
+def largest_of_rows(score_OI: Tensor, count: int) -> Tensor:
     """Return True for the `count` largest scores of every row.
 
-    >>> top_of_rows(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), 1)
+    >>> largest_of_rows(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), 1)
     tensor([[ True, False],
             [False,  True]])
     """
@@ -54,4 +62,4 @@ def n_of_m(score_OI: Tensor, n: int = 2, m: int = 4) -> Tensor:
     >>> n_of_m(torch.tensor([[3.0, 1.0, 2.0, 0.0]]))
     tensor([[ True, False,  True, False]])
     """
-    return top_of_rows(score_OI.reshape(-1, m), n).view_as(score_OI)
+    return largest_of_rows(score_OI.reshape(-1, m), n).view_as(score_OI)

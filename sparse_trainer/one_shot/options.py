@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -20,11 +20,15 @@ from sparse_trainer.criteria.calibration.mixture import (
 )
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
 from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of, shown
+from sparse_trainer.one_shot.elements.options import ElementOptions, asks_for_weights, density_of_weights
+from sparse_trainer.one_shot.elements.registry import written_of_weights
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
 from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
 from sparse_trainer.statistics.requests import Statistic
 
+_OF_WEIGHTS = ("criterion", "density", "units", "protect", "by_block", "pattern", "compare")
+"""Options that masks over single weights read."""
 MOST_STEPS = 1000
 """Rounds of scoring and cutting that somebody may wait for."""
 
@@ -77,8 +81,19 @@ class PruneOptions:
     For criteria that need no gradients."""
     sequence_length: int = 128
     """Tokens per sequence, for the target macs."""
+    pattern: str | None = None
+    """Of single weights (`units=["weights"]`): N:M, of every M consecutive inputs of a row N stay, e.g. 2:4."""
+    compare: str | None = None
+    """Of single weights: among which the best stay: row, tensor or global; None = as the criterion was published."""
 
     def __post_init__(self) -> None:
+        if self.elements is not None:
+            self._check_weights(self.elements)
+            return
+        if self.compare is not None:
+            raise ArgumentError(
+                "compare", "is for single weights.", "Set `units=['weights']`, or use `scope`."
+            )
         self.budget.check_disjoint()
         if HIDDEN in self.budget.kinds:
             raise ArgumentError(
@@ -110,6 +125,24 @@ class PruneOptions:
         one_of("normalize", self.normalize, STANDARDIZERS)
         for where, asked in self.asked.items():
             self._check_criterion(where, asked)
+
+    def _check_weights(self, asked: ElementOptions) -> None:
+        """Refuse options of whole units beside single weights, and a pattern that another density contradicts."""
+        for field in fields(PruneOptions):
+            if field.name not in _OF_WEIGHTS and getattr(self, field.name) != field.default:
+                raise ArgumentError(
+                    field.name, "is for whole units, not for single weights.", "Drop it, or give other units."
+                )
+        if (
+            asked.pattern is not None
+            and self.density != PruneOptions.density
+            and asked.density != asked.ask.density
+        ):
+            raise ArgumentError(
+                "density",
+                f"{asked.density:g}, but {asked.pattern} keeps {asked.ask.density:g}.",
+                "Drop one of the two.",
+            )
 
     def _check_repair(self) -> None:
         self._check_depth_repair()
@@ -221,6 +254,19 @@ class PruneOptions:
             return None
         return make_repair(self.reconstruct, damping=self.damping, reconstruct_bias=self.reconstruct_bias)
 
+    @cached_property
+    def elements(self) -> ElementOptions | None:
+        """What is asked of single weights; None where whole units are pruned."""
+        if not asks_for_weights(self.units, self.density, self.pattern):
+            return None
+        return ElementOptions(
+            criterion=self.criterion,
+            density=density_of_weights(self.density),
+            pattern=self.pattern,
+            compare=self.compare,
+            by_block=self.by_block,
+        )
+
     @property
     def repairs_runs(self) -> bool:
         """Whether the layers in front of removed ones take over what these did."""
@@ -245,11 +291,20 @@ class PruneOptions:
     @property
     def requests(self) -> tuple[Statistic[Any], ...]:
         """What criteria and repair need to know; nothing where they look at weights only."""
+        if self.elements is not None:
+            return self.elements.requests
         return self.criteria_requests + (() if self.repair is None else (self.repair.request,))
+
+    @property
+    def name(self) -> str:
+        """What messages call the criterion: text that means the same."""
+        return name_of(self.criterion) if self.elements is None else written_of_weights(self.elements.read)
 
     @property
     def method(self) -> str:
         """What plans and cards call this way of pruning."""
+        if self.elements is not None:
+            return f"{self.name} of weights"
         parts = [name_of(self.criterion)]
         if isinstance(self.criteria[0], Mixture) and self.normalize != MIXED_AFTER:
             parts.append(f"mixed after {self.normalize}")

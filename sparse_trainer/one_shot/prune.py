@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
-from patchers.units import WIDTH_KINDS, Structure
+from patchers.units import CHANNELS, HEADS, WIDTH_KINDS, Structure
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, name_of
 from sparse_trainer.criteria.calibration.scorable import check_scorable
@@ -18,8 +18,11 @@ from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decide import found_in
+from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.record import attach_plan, plan_of
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
+from sparse_trainer.one_shot.elements.mask import check_maskable, mask_weights, note_zeros
+from sparse_trainer.one_shot.elements.options import ElementOptions
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.protect import Protect, prunable
@@ -59,12 +62,16 @@ def prune(
     by_block: bool = False,
     device: torch.device | str | None = None,
     sequence_length: int = 128,
+    pattern: str | None = None,
+    compare: str | None = None,
     statistics: Statistics | None = None,
     watch: Watch | None = None,
     inplace: bool = False,
     check: bool = True,
 ) -> tuple[M, Plan]:
     """Return a smaller model and the plan of the cut. All options that are not named below are those of `PruneOptions`.
+
+    With `units=["weights"]` the model stays as large as it is, with zeros among its weights.
 
     Args:
         calibration: Batches (mappings of tensors) or a DataLoader; None for criteria that look at weights only.
@@ -102,6 +109,8 @@ def prune(
         sequential=sequential,
         by_block=by_block,
         sequence_length=sequence_length,
+        pattern=pattern,
+        compare=compare,
     )
     return prune_by(
         options, model, calibration,
@@ -129,6 +138,10 @@ def prune_by(
     if keeps_all(options.density):
         logger.warning("density %s keeps all: nothing is pruned.", options.density)
     found, structure = check_prunable(options, model)
+    if options.elements is not None:
+        return _masked(
+            options, options.elements, model, found, structure, calibration, device, statistics, inplace=inplace
+        )
     batches = _batches(model, calibration, options, statistics)
     _check_collected(structure, options, statistics)
     pruned, cheaper = bare(model, inplace=inplace)
@@ -157,10 +170,37 @@ def check_prunable(options: PruneOptions, model: Any) -> tuple[Structure, Struct
     """
     _check_model(model)
     found = found_in(model)
+    if options.elements is not None:
+        structure = prunable(model, found, (HEADS, CHANNELS), options.protect)
+        check_maskable(model, structure, options.elements.ask.pattern)
+        return found, structure
     structure = prunable(model, found, options.budget.kinds, options.protect)
     _check_structure(structure, options)
     _check_runs(model, found, options)
     return found, structure
+
+
+def _masked(
+    options: PruneOptions,
+    asked: ElementOptions,
+    model: M,
+    found: Structure,
+    structure: Structure,
+    calibration: Calibration | None,
+    device: torch.device | str | None,
+    statistics: Statistics | None,
+    *,
+    inplace: bool,
+) -> tuple[M, Plan]:
+    """Return a model of the same size with zeros among its weights, and the plan that counts them."""
+    if statistics is not None:
+        raise ArgumentError("statistics", "hold nothing of single weights.", "Pass calibration.")
+    batches = _batches(model, calibration, options, None)
+    masked, cheaper = bare(model, inplace=inplace)
+    mask_weights(masked, structure, batches, asked, device)
+    request = Request(method=options.method, scope=asked.scope, density=asked.ask.density)
+    carry_out(masked, Decision(structure=found, keep={}, request=request).naming(cheaper), check=False)
+    return masked, note_zeros(masked, structure, request)
 
 
 def _check_model(model: Any) -> None:
@@ -236,7 +276,7 @@ def _batches(
     if calibration is not None:
         return Batches(model, calibration)
     if statistics is None and options.requests:
-        name = name_of(options.criterion)
+        name = options.name
         what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name
         raise DataError(
             "calibration", f"{what} needs one.", "Pass batches of token ids; magnitude and random need none."

@@ -64,6 +64,8 @@ class Plan:
     shapes: dict[str, tuple[list[int], list[int] | None]]
     """Parameters that changed, by their name in the dense model: shape before and after, None = gone."""
     versions: dict[str, str]
+    zeros: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    """Weights that masks left as zeros, by name of the parameter: how many are zero, and of how many."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -103,6 +105,11 @@ class Plan:
             found.setdefault(group["kind"], []).append(group)
         return found
 
+    @property
+    def zeros_in_all(self) -> tuple[int, int]:
+        """Return how many of the masked weights are zero, and how many there are."""
+        return sum(zero for zero, _ in self.zeros.values()), sum(size for _, size in self.zeros.values())
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return json.loads(self.to_json())  # type: ignore[no-any-return]
@@ -110,6 +117,8 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not self.zeros:
+            del fields["zeros"]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -122,6 +131,7 @@ class Plan:
         """
         if not isinstance(values, dict):
             raise CheckpointError(where, f"{type(values).__name__} instead of an object.", _RESTORE)
+        values = {"zeros": {}, **values}
         fields = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(fields ^ set(values)):
             what = "missing." if name in fields else "unknown field."
@@ -133,7 +143,8 @@ class Plan:
         for name, group in values["groups"].items():
             _check_group(f"{where}: groups.{name}", group)
         shapes = {name: (before, after) for name, (before, after) in values["shapes"].items()}
-        return cls(**{**values, "shapes": shapes})
+        zeros = {name: (zero, size) for name, (zero, size) in values["zeros"].items()}
+        return cls(**{**values, "shapes": shapes, "zeros": zeros})
 
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> Self:
@@ -215,6 +226,12 @@ def _are_shapes(value: object) -> bool:
     )
 
 
+def _are_zeros(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_shape(pair) and len(pair) == 2 and pair[0] <= pair[1] for pair in value.values()
+    )
+
+
 def _are_versions(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
@@ -233,6 +250,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "groups": (lambda value: isinstance(value, dict), "an object"),
     "shapes": (_are_shapes, "an object of [before, after] shapes"),
     "versions": (_are_versions, "an object of texts"),
+    "zeros": (_are_zeros, "an object of [zeros, weights]"),
 }
 
 

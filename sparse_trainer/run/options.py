@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.budget.options import keeps_all
-from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.data.corpora.batches import calibration_batches
 from sparse_trainer.data.corpora.read import check_source, find
 from sparse_trainer.errors import ArgumentError, DataError
@@ -119,6 +118,6 @@ def check_calibration(options: PruneOptions, calibration: CalibrationOptions | N
         calibration.check()
     if calibration is None and options.requests:
         raise DataError(
-            "calibration", f"{name_of(options.criterion)} needs one.",
+            "calibration", f"{options.name} needs one.",
             "Set `calibration`: a corpus such as wikitext2, or a file; or choose magnitude or random without repair.",
         )  # fmt: skip

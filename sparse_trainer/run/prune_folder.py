@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError
@@ -108,7 +107,7 @@ def read_calibration(
     if calibration is None:
         return None
     if not any(options.requests for options in prunings):
-        names = " and ".join(name_of(options.criterion) for options in prunings)
+        names = " and ".join(options.name for options in prunings)
         tell(f"{calibration.source} is not read: {names} looks at weights only")
         return None
     check_positions(
@@ -139,7 +138,7 @@ def prune_model(
     """
     if plan_of(model) is not None:
         tell("the model was pruned before: the new plan composes with its own")
-    tell(f"pruning by {name_of(options.criterion)}")
+    tell(f"pruning by {options.name}")
     decisions: list[Decision] = []
     place = device if options.by_block else None
     pruned, plan = prune_by(options, model, batches, device=place, inplace=inplace, watch=decisions.append)

@@ -1,4 +1,4 @@
-"""Sums over a unit's weights of functions of p = w dL/dw, one sequence at a time.
+"""Functions of p = w dL/dw, one sequence at a time: sums over a unit's weights, or of every weight by itself.
 
 A linear's weight gradient of one sequence is dy^T x: it is made when dy arrives in the backward pass, reduced to one
 number per unit, and dropped. All sequences together cost what the ordinary weight gradient costs.
@@ -62,37 +62,29 @@ class Elements:
         return ElementCollector(requests, run)
 
 
+Gather = Callable[[str, Tensor, Tensor | None, int], None]
+"""Takes the path of a linear, its p_OI and that of its bias for one sequence, and the number of the sequence."""
+
+
 @final
-class ElementCollector:
-    """Streams element sums of all groups: a fused linear belongs to several of them."""
+class _Products:
+    """Makes p of some linears for each sequence, in the backward passes of the losses that are asked for."""
 
-    one_by_one: ClassVar[bool] = False
-
-    def __init__(self, requests: Sequence[Elements], run: CalibrationPass) -> None:
-        self.run, self.requests = run, requests
-        self.slices: dict[str, list[tuple[Group, int]]] = {}
-        for group in run.structure.groups:
-            for number, s in enumerate(group.slices):
-                self.slices.setdefault(s.path, []).append((group, number))
-        self.paths = tuple(self.slices)
-        self._sums: dict[Elements, dict[str, Tensor]] = {request: {} for request in requests}
+    def __init__(
+        self, run: CalibrationPass, paths: Sequence[str], losses: frozenset[Loss], gather: Gather
+    ) -> None:
+        self.run, self.paths, self.losses, self.gather = run, paths, losses, gather
         self._calls: Counter[str] = Counter()
         self._pending: dict[tuple[str, str], tuple[list[Tensor], list[Tensor]]] = {}
         self._arrived: Counter[tuple[str, str]] = Counter()
-        self._signed: dict[tuple[str, Elements, int], Tensor] = {}
-        self._parts: Counter[tuple[str, Elements, int]] = Counter()
         run.after_batch.append(self._forget)
 
     def attach(self) -> list[RemovableHandle]:
-        """Register a hook on every linear of the groups."""
+        """Register a hook on every linear."""
         return [
             linear_at(self.run.model, path).register_forward_hook(partial(self._see, path), with_kwargs=True)
             for path in self.paths
         ]
-
-    def results(self) -> Mapping[Statistic[Any], Mapping[str, Tensor]]:
-        """Return the sums of all sequences."""
-        return dict(self._sums.items())
 
     def _see(
         self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
@@ -102,7 +94,7 @@ class ElementCollector:
         self._calls[path] += 1
         x = first_tensor(args, kwargs).detach()
         y.register_hook(partial(self._arrive, path, module, x))
-        if any(request.loss == "output_norm" for request in self.requests):
+        if "output_norm" in self.losses:
             y_BTO, real_BT = self.run.sequences(y, path)
             if real_BT is not None:
                 y_BTO = y_BTO.masked_fill(~real_BT.unsqueeze(-1), 0.0)
@@ -111,8 +103,7 @@ class ElementCollector:
 
     @torch.no_grad()
     def _arrive(self, path: str, module: Any, x: Tensor, dy: Tensor) -> None:
-        requests = [request for request in self.requests if request.loss == self.run.loss]
-        if not requests:
+        if self.run.loss not in self.losses:
             return
         x_BTI, _ = self.run.sequences(precise(x), path)
         dy_BTO, _ = self.run.sequences(precise(dy), path)
@@ -120,12 +111,11 @@ class ElementCollector:
         products = [(dy_TO.T @ x_TI).mul_(weights) for dy_TO, x_TI in zip(dy_BTO, x_BTI, strict=True)]
         biases = [] if module.bias is None else [precise(module.bias) * dy_TO.sum(0) for dy_TO in dy_BTO]
         if self._calls[path] > 1:
-            products, biases = self._gather(path, products, biases)
-        if products:
-            for row, p_OI in enumerate(products):
-                self._reduce(path, p_OI, biases[row] if biases else None, requests, row)
+            products, biases = self._together(path, products, biases)
+        for row, p_OI in enumerate(products):
+            self.gather(path, p_OI, biases[row] if biases else None, row)
 
-    def _gather(
+    def _together(
         self, path: str, products: list[Tensor], biases: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Sum over the calls of a shared module; empty until the last of them."""
@@ -140,10 +130,43 @@ class ElementCollector:
             return [], []
         return self._pending.pop(key)
 
-    def _reduce(
-        self, path: str, p_OI: Tensor, bias_O: Tensor | None, requests: Sequence[Elements], row: int
-    ) -> None:
-        for request in requests:
+    def _forget(self) -> None:
+        """Drop what holds for one batch only."""
+        self._calls.clear()
+        self._arrived.clear()
+        self._pending.clear()
+
+
+@final
+class ElementCollector:
+    """Streams element sums of all groups: a fused linear belongs to several of them."""
+
+    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, requests: Sequence[Elements], run: CalibrationPass) -> None:
+        self.run, self.requests = run, requests
+        self.slices: dict[str, list[tuple[Group, int]]] = {}
+        for group in run.structure.groups:
+            for number, s in enumerate(group.slices):
+                self.slices.setdefault(s.path, []).append((group, number))
+        self.paths = tuple(self.slices)
+        self._sums: dict[Elements, dict[str, Tensor]] = {request: {} for request in requests}
+        self._signed: dict[tuple[str, Elements, int], Tensor] = {}
+        self._parts: Counter[tuple[str, Elements, int]] = Counter()
+        losses = frozenset(request.loss for request in requests)
+        self._products = _Products(run, self.paths, losses, self._reduce)
+        run.after_batch.append(self._forget)
+
+    def attach(self) -> list[RemovableHandle]:
+        """Register a hook on every linear of the groups."""
+        return self._products.attach()
+
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, Tensor]]:
+        """Return the sums of all sequences."""
+        return dict(self._sums.items())
+
+    def _reduce(self, path: str, p_OI: Tensor, bias_O: Tensor | None, row: int) -> None:
+        for request in (request for request in self.requests if request.loss == self.run.loss):
             if request.form == "trimmed":
                 for group, number in self.slices[path]:
                     self._hold(request, group, number, p_OI, row)
@@ -180,11 +203,60 @@ class ElementCollector:
 
     def _forget(self) -> None:
         """Drop what holds for one batch only."""
-        self._calls.clear()
-        self._arrived.clear()
-        self._pending.clear()
         self._signed.clear()
         self._parts.clear()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WeightProducts:
+    """Sum over sequences of |p| of every weight, p = w dL/dw: shape [O, I] in float32, by path of the linear.
+
+    As many numbers as there are weights.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = READ_BY_A_LINEAR
+    in_stacked_experts: ClassVar[bool] = False
+    loss: Loss = "labels"
+    """`labels`: the model's loss, summed over tokens. `output_norm`: Frobenius norms of the linears' outputs."""
+
+    def key(self, group: Group) -> str:
+        """Return the path of the group's consumer, one of its linears."""
+        return group.consumer
+
+    @classmethod
+    def collector(
+        cls, requests: Sequence["WeightProducts"], run: CalibrationPass
+    ) -> "WeightProductCollector":
+        """Return a collector for both losses: they share the passes."""
+        return WeightProductCollector(requests, run)
+
+
+@final
+class WeightProductCollector:
+    """Streams sums of |p| of every weight of the groups' linears."""
+
+    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, requests: Sequence[WeightProducts], run: CalibrationPass) -> None:
+        self.run, self.requests = run, requests
+        self.paths = tuple(dict.fromkeys(s.path for group in run.structure.groups for s in group.slices))
+        self._sums: dict[str, dict[str, Tensor]] = {request.loss: {} for request in requests}
+        losses = frozenset(request.loss for request in requests)
+        self._products = _Products(run, self.paths, losses, self._add)
+
+    def attach(self) -> list[RemovableHandle]:
+        """Register a hook on every linear of the groups."""
+        return self._products.attach()
+
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, Tensor]]:
+        """Return the sums of all sequences."""
+        return {request: self._sums[request.loss] for request in self.requests}
+
+    def _add(self, path: str, p_OI: Tensor, bias_O: Tensor | None, row: int) -> None:
+        sums, size_OI = self._sums[self.run.loss], p_OI.abs_()
+        self.run.watch(path, size_OI)
+        sums[path] = sums[path].add_(size_OI) if path in sums else size_OI
 
 
 def _per_unit(per_feature: Tensor, s: Slice) -> Tensor:

@@ -44,7 +44,7 @@ def with_options(cls: type[C], options: Mapping[str, Any], where: str) -> C:
         raise ArgumentError(error.where, error.what, error.remedy) from error
 
 
-def written(criterion: WidthCriterion) -> str:
+def written(criterion: object, registry: Mapping[str, type] = WIDTH_CRITERIA) -> str:
     """Return a criterion as text that `read_criterion` reads: its name, and the options that are not the default.
 
     One that has no name here is called by its class.
@@ -53,7 +53,7 @@ def written(criterion: WidthCriterion) -> str:
     'obs(rounds=16)'
     """
     cls = type(criterion)
-    name = next((name for name, known in WIDTH_CRITERIA.items() if known is cls), cls.__name__)
+    name = next((name for name, known in registry.items() if known is cls), cls.__name__)
     if not dataclasses.is_dataclass(criterion):
         return name
     changed = {
