@@ -14,13 +14,15 @@ from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.exports import EXPORTS
+from sparse_trainer.one_shot.elements.registry import ELEMENT_CRITERIA
 from sparse_trainer.one_shot.repairs.registry import REPAIRS
 from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions
 from sparse_trainer.run.prune_folder import prune_folder
 
 CRITERIA = Fields(
     PruneSection,
-    criterion=f"{', '.join(WIDTH_CRITERIA)}; with options: 'obs(rounds=16)'; mixed: 'wanda + 0.5 fisher'.",
+    criterion=f"{', '.join(WIDTH_CRITERIA)}; with options: 'obs(rounds=16)'; mixed: 'wanda + 0.5 fisher'. "
+    f"Of weights: {', '.join(ELEMENT_CRITERIA)}.",
     allocation="A second criterion, which shares the widths out over the layers.",
 )
 BUDGET = Fields(
@@ -30,7 +32,9 @@ BUDGET = Fields(
     target="params, macs or units.",
     scope="global, layer or uniform.",
     standardize="How scores compare across layers; default: by criterion.",
-    units="heads, channels; may be repeated.",
+    units="heads, channels, ...; may be repeated. weights: zeros in dense matrices, not smaller.",
+    pattern="Of weights: N:M, e.g. 2:4, of every 4 inputs 2 stay.",
+    compare="Of weights: row, tensor or global: among which the best stay; default: by criterion.",
     protect="first, last, 3, 3-5 or a pattern of group names; may be repeated.",
     multiple_of="64, or per kind channels=64.",
     min_keep="Least units per layer: 8, or heads=1.",

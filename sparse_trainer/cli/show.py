@@ -9,14 +9,15 @@ from sparse_trainer.cli.tables import table
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.latency import Bench, Conditions
 from sparse_trainer.run.outcome import RunResult
-from sparse_trainer.run.report import kept_lines, shape_lines
+from sparse_trainer.run.report import kept_lines, shape_lines, zero_lines
 
 
 def run_lines(result: RunResult) -> list[RenderableType]:
     """Return everything a run has to show; the lines that load the result come last."""
     shown: list[RenderableType] = []
     if result.plan is not None:
-        shown += ["", *shape_lines(result.plan), "", *kept_lines(result.plan), ""]
+        kept = zero_lines(result.plan) or kept_lines(result.plan)
+        shown += ["", *shape_lines(result.plan), "", *kept, ""]
     shown.append(table(result.comparison.rows(), f"recipe {result.recipe}"))
     shown.append(_conditions(result.comparison.conditions))
     if result.plan is not None:
@@ -44,7 +45,8 @@ def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
 
 def pruned_lines(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
     """Return what one-shot pruning changed, and what it wrote."""
-    return ["", *kept_lines(plan), "", *cut_lines(folder, plan), *_densities(plan), *_files(files)]
+    kept = zero_lines(plan) or kept_lines(plan)
+    return ["", *kept, "", *cut_lines(folder, plan), *_densities(plan), *_files(files)]
 
 
 def bench_table(result: Bench, baseline: str | None) -> list[RenderableType]:

@@ -29,7 +29,12 @@ library_name: transformers
 
 # {{ title }}
 
-{% if plan.params.compact == plan.params.dense -%}
+{% if plan.zeros -%}
+{{ plan.architecture }} with {{ "{:,}".format(zeros[0]) }} zeros among the {{ "{:,}".format(zeros[1]) }} weights of \
+{{ plan.zeros | length }} linears ({{ percent(*zeros) }}). Zeros alone make it neither smaller nor faster: that takes \
+kernels for sparse matrices{% if plan.scope == "2:4" %}, as `torch.sparse.to_sparse_semi_structured` has them for 2 of \
+4 on CUDA{% endif %}.
+{%- elif plan.params.compact == plan.params.dense -%}
 {{ plan.architecture }} with all units that it had: nothing was cut.
 {%- else -%}
 {{ plan.architecture }} cut down to {{ percent(plan.params.compact, plan.params.dense) }} of its parameters and \
@@ -62,7 +67,8 @@ answer = pipeline("{{ task }}", model="this-folder", trust_remote_code=True)
 
 Chosen by `{{ plan.method }}`{% if asked %}, asked to keep {{ asked }}{% endif %}\
 {% if plan.density_reached is not none %}; {{ "%.1f%%" | format(100 * plan.density_reached) }} of the prunable \
-{{ plan.target }} stayed{% endif %}. `pruning_plan.json` lists every unit.
+{{ plan.target }} stayed{% endif %}. `pruning_plan.json` lists every \
+{{ "linear with its zeros" if plan.zeros else "unit" }}.
 
 | units | kept | of |
 |---|---|---|
@@ -92,6 +98,7 @@ def model_card(
     )
     return environment.from_string(_TEMPLATE).render(
         plan=plan,
+        zeros=plan.zeros_in_all,
         filled=fills_up(export, model),
         norms=bool(earlier_layout(model.config)["norms"]),
         title=f"{base or plan.model_type}, pruned",

@@ -92,7 +92,7 @@ class PruneOptions:
             return
         if self.compare is not None:
             raise ArgumentError(
-                "compare", "is for single weights.", "Set `units=['weights']`, or use `scope`."
+                "compare", "is for single weights.", "Add weights to `units`, or use `scope`."
             )
         self.budget.check_disjoint()
         if HIDDEN in self.budget.kinds:

@@ -13,7 +13,8 @@ from sparse_trainer.run.report import Comparison, shape_lines
 from sparse_trainer.run.verify import Reloaded
 
 RECIPE_FILE = "recipe.yaml"
-FILES = {"recipe": RECIPE_FILE, "report": "report.json", "shapes": "shapes.txt"} | WIDTH_FILES
+ALWAYS = {"recipe": RECIPE_FILE, "report": "report.json", "shapes": "shapes.txt"}
+FILES = ALWAYS | WIDTH_FILES
 """What a file holds -> its name in the folder of the model."""
 
 
@@ -51,9 +52,11 @@ class RunResult:
 
 
 def write_beside(folder: Path, recipe: str, plan: Plan, comparison: Comparison) -> None:
-    """Write recipe, tables and pictures beside the model: `FILES`."""
+    """Write recipe, tables and pictures beside the model: `FILES`; where weights are zero, `ZERO_FILES` for widths."""
+    zero, size = plan.zeros_in_all
+    report = comparison.to_json() | ({"zeros": {"weights": size, "zeros": zero}} if plan.zeros else {})
     write_text(folder / FILES["recipe"], recipe)
-    write_text(folder / FILES["report"], json.dumps(comparison.to_json(), indent=2) + "\n")
+    write_text(folder / FILES["report"], json.dumps(report, indent=2) + "\n")
     write_text(folder / FILES["shapes"], "\n".join(shape_lines(plan)) + "\n")
     write_widths(plan, folder)
 

@@ -22,6 +22,8 @@ WIDTH_FILES = {"map": "kept.png", "widths": "widths.png", "widths table": "width
 SCORE_FILES = {"scores": "scores.png", "scores table": "scores.csv"}
 FILES = WIDTH_FILES | SCORE_FILES
 """What a file shows -> its name in the folder of the plan."""
+ZERO_FILES = {"zeros table": "zeros.csv"}
+"""The same, where weights became zero and all units stayed."""
 BINS = 60
 
 
@@ -36,13 +38,18 @@ def check_drawing(without: str = "") -> None:
 
 
 def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> None:
-    """Write all `FILES` into a folder."""
+    """Write all `FILES` into a folder, or `ZERO_FILES`."""
     write_widths(plan, folder)
-    write_scores(decisions, folder)
+    if not plan.zeros:
+        write_scores(decisions, folder)
 
 
 def write_widths(plan: Plan, folder: Path) -> None:
-    """Write which units of every layer are kept, and how many: `WIDTH_FILES`."""
+    """Write which units of every layer are kept, and how many: `WIDTH_FILES`; or how many weights are zero."""
+    if plan.zeros:
+        counts = [[name, size, zero] for name, (zero, size) in plan.zeros.items()]
+        write_csv(folder / ZERO_FILES["zeros table"], ["weight", "size", "zeros"], counts)
+        return
     write_map(plan, folder / WIDTH_FILES["map"])
     save_picture(widths_figure(plan.by_kind()), folder / WIDTH_FILES["widths"])
     rows = [[name, g["kind"], g["layer"], g["size"], len(g["keep"])] for name, g in plan.groups.items()]

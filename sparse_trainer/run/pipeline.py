@@ -79,7 +79,7 @@ def _result(state: State, seconds: float) -> RunResult:
     assert state.comparison is not None
     job, folder = state.job, state.job.result
     plan = Plan.load(folder) if PRUNED in state.models else None
-    files = {"recipe": RECIPE_FILE} if plan is None else files_of(state)
+    files = {"recipe": RECIPE_FILE} if plan is None else files_of(state, plan)
     return RunResult(
         recipe=job.recipe.name,
         folder=folder,

@@ -75,7 +75,8 @@ def prune_folder(
     batches = read_calibration(source, tokenizer, [options], calibration, tell)
     tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
-    check_target(folder, overwrite=overwrite, need=least_bytes(model, options.density))
+    density = options.density if options.elements is None else 1.0
+    check_target(folder, overwrite=overwrite, need=least_bytes(model, density))
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
     tell(f"saving to {folder}")
     with rescuing(pruned.model, processor, spare_folder(folder)):
@@ -87,7 +88,8 @@ def prune_folder(
             overwrite=overwrite,
             beside=partial(pictures.write_pictures, pruned.plan, pruned.decisions) if draw else None,
         )
-    return folder, pruned.plan, {what: folder / name for what, name in pictures.FILES.items() if draw}
+    files = pictures.ZERO_FILES if pruned.plan.zeros else pictures.FILES
+    return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
 
 
 def read_calibration(

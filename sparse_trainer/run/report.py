@@ -105,6 +105,17 @@ def kept_lines(plan: Plan, width: int = 24) -> list[str]:
     return lines
 
 
+def zero_lines(plan: Plan) -> list[str]:
+    """Return how many weights are zero, and that this alone is not faster; nothing where whole units went."""
+    zero, size = plan.zeros_in_all
+    if not size:
+        return []
+    return [
+        f"{zero:,} of {size:,} weights in {len(plan.zeros)} linears are zero ({100 * zero / size:.2f} %): by itself "
+        "neither smaller nor faster"
+    ]
+
+
 def _shape(shape: Sequence[int] | None) -> str:
     return "removed" if shape is None else f"[{', '.join(map(str, shape))}]"
 

@@ -135,9 +135,7 @@ def asks_for_weights(units: Collection[str] | None, density: object, pattern: st
     named = units if units is not None else tuple(density) if isinstance(density, Mapping) else ()
     if WEIGHTS not in named:
         if pattern is not None:
-            raise ArgumentError(
-                "pattern", "is one of single weights.", "Set `units=['weights']`, or drop it."
-            )
+            raise ArgumentError("pattern", "is one of single weights.", "Add weights to `units`, or drop it.")
         return False
     others = sorted(set(named) - {WEIGHTS})
     if others:
