@@ -20,8 +20,12 @@ from sparse_trainer.criteria.calibration.mixture import (
 )
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
 from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of, shown
-from sparse_trainer.one_shot.elements.options import ElementOptions, asks_for_weights, density_of_weights
-from sparse_trainer.one_shot.elements.registry import written_of_weights
+from sparse_trainer.one_shot.elements.options import (
+    ElementOptions,
+    asks_for_weights,
+    density_of_weights,
+    written_of_weights,
+)
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
 from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read

@@ -140,7 +140,15 @@ def prune_by(
     found, structure = check_prunable(options, model)
     if options.elements is not None:
         return _masked(
-            options, options.elements, model, found, structure, calibration, device, statistics, inplace=inplace
+            options,
+            options.elements,
+            model,
+            found,
+            structure,
+            calibration,
+            device,
+            statistics,
+            inplace=inplace,
         )
     batches = _batches(model, calibration, options, statistics)
     _check_collected(structure, options, statistics)

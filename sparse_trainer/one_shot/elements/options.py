@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from sparse_trainer.criteria.calibration.expressions import split_options, with_options, written
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.one_shot.elements.base import (
     COMPARE,
@@ -15,7 +16,7 @@ from sparse_trainer.one_shot.elements.base import (
     Pattern,
     RefitsWeights,
 )
-from sparse_trainer.one_shot.elements.registry import ELEMENT_CRITERIA, element_criterion
+from sparse_trainer.one_shot.elements.registry import ELEMENT_CRITERIA
 from sparse_trainer.statistics.requests import Statistic
 
 WEIGHTS: Final = "weights"
@@ -107,6 +108,29 @@ class ElementOptions:
     def scope(self) -> str:
         """What plans say of what was compared."""
         return self.ask.compare if self.pattern is None else self.pattern
+
+
+def written_of_weights(criterion: ElementCriterion) -> str:
+    """Return a criterion as text that `element_criterion` reads.
+
+    >>> written_of_weights(element_criterion("obs(columns=64)"))
+    'obs(columns=64)'
+    """
+    return written(criterion, ELEMENT_CRITERIA)
+
+
+def element_criterion(text: str) -> ElementCriterion:
+    """Return the criterion that a name means, options in brackets.
+
+    >>> element_criterion("obs(columns=64)")
+    SparseGPT(columns=64, damping=0.01)
+
+    Raises:
+        ArgumentError: an unknown name or option; the nearest known one is given.
+    """
+    name, options = split_options(text)
+    one_of("criterion", name, ELEMENT_CRITERIA)
+    return with_options(ELEMENT_CRITERIA[name], options, f"criterion {name}")
 
 
 def read_pattern(text: str) -> Pattern:
