@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
@@ -105,8 +105,9 @@ def share_by(options: SharingOptions, model: M, *, inplace: bool = False) -> M:
 
 
 def check_sharing(options: SharingOptions, model: PreTrainedModel) -> None:
-    """Raise what `share_layers` would raise."""
-    _checked(options, model)
+    """Raise, before a model is pruned, what can be known of `share_layers` after that."""
+    first = tuple(range(options.size)) if options.layers is None else options.layers
+    _checked(replace(options, layers=first), model)
 
 
 def _checked(options: SharingOptions, model: Any) -> tuple[Structure, str, list[tuple[int, ...]]]:

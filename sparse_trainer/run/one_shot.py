@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
+from sparse_trainer.cut.share import check_sharing, share_by
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.replace import check_target
@@ -54,8 +55,9 @@ class OneShotJob:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Measure, prune, measure, and finish."""
-        return (self.evaluate_dense, self.prune, self.evaluate_pruned, *FINISH)
+        """Measure, prune, share layers where the recipe says so, measure, and finish."""
+        shared = () if self.recipe.sharing is None else (self.share,)
+        return (self.evaluate_dense, self.prune, *shared, self.evaluate_pruned, *FINISH)
 
     def beside(self, folder: Path) -> None:
         """Write nothing: the weights are all that the result needs."""
@@ -76,6 +78,13 @@ class OneShotJob:
             )
             model, decisions = pruned.model, (*decisions, *pruned.decisions)
         return replace(state.having(PRUNED, model), decisions=decisions)
+
+    def share(self, state: State) -> State:
+        """Make groups of the layers that are left share their linears."""
+        options = self.recipe.sharing
+        assert options is not None
+        state.tell(options.method)
+        return state.having(PRUNED, share_by(options, state.models[PRUNED], inplace=True))
 
     def evaluate_pruned(self, state: State) -> State:
         """Measure the model as it was cut."""
@@ -135,6 +144,8 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     dense = recipe.model.load(by_block=any(options.by_block for options in recipe.prunings))
     for options in recipe.prunings:
         check_prunable(options, dense)
+    if recipe.sharing is not None:
+        check_sharing(recipe.sharing, dense)
     job = OneShotJob(recipe=recipe, processor=tokenizer, batches=batches, device=device)
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
 

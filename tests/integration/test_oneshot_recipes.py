@@ -127,6 +127,48 @@ evaluation: {tasks: [wikitext2]}
 """
 
 
+SHARING = """
+model: {name_or_path: m}
+calibration: {}
+prune: {criterion: block_influence, density: {layers: 0.67}, protect: [first]}
+sharing: {size: 2}
+evaluation: {tasks: [wikitext2]}
+"""
+
+
+def test_the_layers_that_are_left_share_their_linears(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(SHARING)
+    said: list[str] = []
+    result = run(small(str(tmp_path / "r.yaml"), files, tmp_path / "out"), said.append)
+    assert "sharing in groups of 2 (all layers; start: first)" in said
+    assert result.reloaded is not None
+    loaded: Any = load_pruned(tmp_path / "out")
+    assert len(loaded.model.layers) == 2
+    assert loaded.model.layers[0].mlp.up_proj.weight is loaded.model.layers[1].mlp.up_proj.weight
+    assert (
+        loaded.num_parameters() == result.reloaded.parameters == Plan.load(tmp_path / "out").params["compact"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("sharing.layers=[1, 3]", r"sharing\.layers.*not runs of 2"),
+        ("sharing.layers=[3, 4]", "has no layer 4"),
+        ("sharing.size=1", r"sharing\.size"),
+        ("sharing.start=last", "last"),
+    ],
+)
+def test_groups_that_cannot_be_are_told_before_anything_is_pruned(
+    override: str, error: str, files: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(SHARING)
+    said: list[str] = []
+    with pytest.raises(SparseTrainerError, match=error):
+        run(small(str(tmp_path / "r.yaml"), files, tmp_path / "out", override), said.append)
+    assert not any("pruning" in line for line in said)
+
+
 def test_stages_are_what_two_calls_of_prune_do(files: Path, tmp_path: Path) -> None:
     (tmp_path / "staged.yaml").write_text(STAGES)
     said: list[str] = []

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from sparse_trainer.cut.share import SharingOptions
 from sparse_trainer.errors import DataError, RecipeError, shown
 from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions, check_calibration
 from sparse_trainer.run.recipes.recipe import Recipe
@@ -35,6 +36,7 @@ class OneShotRecipe(Recipe):
         "calibration": CalibrationOptions,
         PRUNE: PruneSection,
         STAGES: PruneSection,
+        "sharing": SharingOptions,
         "evaluation": MeasureOptions,
         "export": ExportOptions,
     }
@@ -44,6 +46,8 @@ class OneShotRecipe(Recipe):
     """None where criterion and repair look at weights only."""
     prunings: tuple[PruneSection, ...]
     """What `prune`, or each entry of `stages`, asks for, in order: each starts from what the one before it left."""
+    sharing: SharingOptions | None
+    """Which of the layers that are left share their linears; None = each has its own."""
     evaluation: MeasureOptions | None
     """None = nothing is measured but sizes and latency."""
 
@@ -65,6 +69,7 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
         model=parsed(SourceOptions, sections, "model", origin),
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
         prunings=_prunings(sections, origin),
+        sharing=parsed_or_none(SharingOptions, sections, "sharing", origin),
         evaluation=parsed_or_none(MeasureOptions, sections, "evaluation", origin),
         **header,
     )
