@@ -53,6 +53,8 @@ class DistillationOptions:
     """Which layers are compared: `fixed` (each with its own) or `learned`."""
     in_order: bool
     """Learned map: a later layer never learns from an earlier one."""
+    tail_layers: int | None = None
+    """Fixed map: only so many layers are compared, counted from the end, so that stacks may differ in height."""
 
     @property
     def learns_layer_map(self) -> bool:

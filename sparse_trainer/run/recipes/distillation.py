@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.fields import check_not_negative, check_positive
+from sparse_trainer.fields import check_counts, check_not_negative, check_positive
 from sparse_trainer.training.options import DistillationOptions
 
 
@@ -19,6 +19,8 @@ class TeacherOptions:
     """Weight of the distance between the answers."""
     alpha_hidden: float = 0.0
     """Weight of the distance between the hidden states; the teacher has as many layers, and as wide ones."""
+    tail_layers: int | None = None
+    """Of the hidden states, compare those after the last so many layers only: then the teacher may have more layers."""
     temperature: float = 2.0
     """Of the answers, when they are compared."""
 
@@ -26,6 +28,12 @@ class TeacherOptions:
         for name in ("alpha_ce", "alpha_teacher", "alpha_hidden"):
             check_not_negative(name, getattr(self, name))
         check_positive("temperature", self.temperature)
+        if self.tail_layers is not None:
+            check_counts(tail_layers=self.tail_layers)
+            if self.alpha_hidden == 0:
+                raise ArgumentError(
+                    "tail_layers", "alpha_hidden is 0: no hidden states are compared.", "Raise it."
+                )
         if self.alpha_teacher + self.alpha_hidden == 0:
             raise ArgumentError(
                 "alpha_teacher, alpha_hidden",
@@ -44,4 +52,5 @@ class TeacherOptions:
             temperature=self.temperature,
             layer_map="fixed",
             in_order=False,
+            tail_layers=self.tail_layers,
         )

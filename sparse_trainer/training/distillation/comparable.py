@@ -67,7 +67,16 @@ def check_teacher(student: nn.Module, teacher: nn.Module, options: DistillationO
     _same("vocab_size", *texts, "Take a teacher with the same tokenizer.")
     if options.alpha_hidden > 0:
         _same("hidden_size", *texts, "Take a teacher of the same width, or set distil_alpha_hidden=0.")
-        if not options.learns_layer_map:
+        if options.tail_layers is not None:
+            heights = [getattr(text, "num_hidden_layers", None) for text in texts]
+            short = next((height for height in heights if height and height < options.tail_layers), None)
+            if short is not None:
+                raise ArgumentError(
+                    _TEACHER,
+                    f"tail_layers={options.tail_layers}, and one of the models has {short} layers.",
+                    "Lower tail_layers.",
+                )
+        elif not options.learns_layer_map:
             _same(
                 "num_hidden_layers",
                 *texts,

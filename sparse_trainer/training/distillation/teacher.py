@@ -141,7 +141,13 @@ class Distiller:
         if self.layer_map is not None:
             compare = functools.partial(hidden_loss, mask_BT=mask_BT)
             return self.layer_map.loss(states[1:], taught_states[1:], compare, open_L)
-        pairs = list(zip(states, taught_states, strict=True))[1:]
+        tail = self.options.tail_layers
+        if tail is not None:
+            states, taught_states = states[-tail:], taught_states[-tail:]
+            open_L = None if open_L is None else open_L[-tail:]
+        else:
+            states, taught_states = states[1:], taught_states[1:]
+        pairs = list(zip(states, taught_states, strict=True))
         loss_L = torch.stack([hidden_loss(student, teacher, mask_BT) for student, teacher in pairs])
         if open_L is None:
             return loss_L.mean()

@@ -1,5 +1,6 @@
 """Learning from a teacher without pruning: the loss by hand, accumulation, and where it leads."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.recipes.distillation import TeacherOptions
 from sparse_trainer.tasks.language.token_losses import TokenBatch
+from sparse_trainer.training.distillation.comparable import check_teacher
 from sparse_trainer.training.distilling import distilling_trainer
 from tests.fixtures.language_models import VOCABULARY, language_model
 
@@ -63,6 +66,32 @@ def test_the_loss_is_the_weighed_sum(tmp_path: Path) -> None:
         taught = 4 * divergence(student, teacher_model(), 2.0)
     assert logged["loss"] == pytest.approx(float(0.3 * task + 0.7 * taught), rel=1e-4)
     assert logged["distillation_loss"] == pytest.approx(float(0.7 * taught), rel=1e-4)
+
+
+def test_only_the_last_layers_are_compared_also_with_a_taller_teacher(tmp_path: Path) -> None:
+    options = TeacherOptions(teacher="x", alpha_ce=0, alpha_teacher=0, alpha_hidden=1, tail_layers=2)
+    trainer = trainer_of(tmp_path, options, size=len(ROWS))
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    batch = TokenBatch(padding=1)(ROWS)
+    mask_BT = batch["attention_mask"]
+    with torch.no_grad():
+        student, teacher = (
+            model(**batch, output_hidden_states=True).hidden_states
+            for model in (language_model("llama"), teacher_model())
+        )
+    losses = []
+    for own_BTD, other_BTD in zip(student[-2:], teacher[-2:], strict=True):
+        error_BT = (own_BTD - other_BTD).square().mean(-1) * mask_BT
+        losses.append((error_BT.sum(1) / mask_BT.sum(1)).mean())
+    assert logged["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
+
+    short, _ = prune(language_model("llama"), criterion="last", density={"layers": 0.67})
+    check_teacher(short, teacher_model(), replace(options, tail_layers=1).weights)
+    with pytest.raises(ArgumentError, match="tail_layers=2, and one of the models has"):
+        check_teacher(short, teacher_model(), options.weights)
+    with pytest.raises(ArgumentError, match="tail_layers: alpha_hidden is 0"):
+        TeacherOptions(teacher="x", tail_layers=2)
 
 
 def test_one_batch_of_eight_is_four_of_two(tmp_path: Path) -> None:
