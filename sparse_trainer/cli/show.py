@@ -16,7 +16,7 @@ def run_lines(result: RunResult) -> list[RenderableType]:
     """Return everything a run has to show; the lines that load the result come last."""
     shown: list[RenderableType] = []
     if result.plan is not None:
-        kept = zero_lines(result.plan) or kept_lines(result.plan)
+        kept = [*kept_lines(result.plan), *zero_lines(result.plan)]
         shown += ["", *shape_lines(result.plan), "", *kept, ""]
     shown.append(table(result.comparison.rows(), f"recipe {result.recipe}"))
     shown.append(_conditions(result.comparison.conditions))
@@ -45,7 +45,7 @@ def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
 
 def pruned_lines(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
     """Return what one-shot pruning changed, and what it wrote."""
-    kept = zero_lines(plan) or kept_lines(plan)
+    kept = [*kept_lines(plan), *zero_lines(plan)]
     return ["", *kept, "", *cut_lines(folder, plan), *_densities(plan), *_files(files)]
 
 

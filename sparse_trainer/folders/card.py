@@ -29,19 +29,20 @@ library_name: transformers
 
 # {{ title }}
 
-{% if plan.zeros -%}
-{{ plan.architecture }} with {{ "{:,}".format(zeros[0]) }} zeros among the {{ "{:,}".format(zeros[1]) }} weights of \
-{{ plan.zeros | length }} linears ({{ percent(*zeros) }}). Zeros alone make it neither smaller nor faster: that takes \
-kernels for sparse matrices{% if plan.scope == "2:4" %}, as `torch.sparse.to_sparse_semi_structured` has them for 2 of \
-4 on CUDA{% endif %}.
-{%- elif plan.params.compact == plan.params.dense -%}
-{{ plan.architecture }} with all units that it had: nothing was cut.
-{%- else -%}
+{% if plan.params.compact != plan.params.dense -%}
 {{ plan.architecture }} cut down to {{ percent(plan.params.compact, plan.params.dense) }} of its parameters and \
 {{ percent(plan.macs.compact, plan.macs.dense) }} of its multiply-accumulates per token.
 {%- if filled %} Here zeros fill it up again to sizes that the stock class can build.
 {%- else %} What was removed is gone, not masked: the model is dense and needs no special kernel.
 {%- endif %}
+{%- elif not plan.zeros -%}
+{{ plan.architecture }} with all units that it had: nothing was cut.
+{%- endif %}
+{%- if plan.zeros %}
+{{ plan.architecture }} with {{ "{:,}".format(zeros[0]) }} zeros among the {{ "{:,}".format(zeros[1]) }} weights of \
+{{ plan.zeros | length }} linears ({{ percent(*zeros) }}). Zeros alone make it neither smaller nor faster: that takes \
+kernels for sparse matrices{% if plan.scope == "2:4" %}, as `torch.sparse.to_sparse_semi_structured` has them for 2 of \
+4 on CUDA{% endif %}.
 {%- endif %}
 {%- if norms %} Its blocks scale and shift where its class in transformers normalizes (NoNorm).{% endif %}
 

@@ -106,6 +106,11 @@ class Plan:
         return found
 
     @property
+    def is_cut(self) -> bool:
+        """Whether any unit is gone."""
+        return any(len(group["keep"]) < group["size"] for group in self.groups.values())
+
+    @property
     def zeros_in_all(self) -> tuple[int, int]:
         """Return how many of the masked weights are zero, and how many there are."""
         return sum(zero for zero, _ in self.zeros.values()), sum(size for _, size in self.zeros.values())

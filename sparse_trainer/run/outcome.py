@@ -52,7 +52,7 @@ class RunResult:
 
 
 def write_beside(folder: Path, recipe: str, plan: Plan, comparison: Comparison) -> None:
-    """Write recipe, tables and pictures beside the model: `FILES`; where weights are zero, `ZERO_FILES` for widths."""
+    """Write recipe, tables and pictures beside the model: `ALWAYS`, and what there is to show of widths and zeros."""
     zero, size = plan.zeros_in_all
     report = comparison.to_json() | ({"zeros": {"weights": size, "zeros": zero}} if plan.zeros else {})
     write_text(folder / FILES["recipe"], recipe)

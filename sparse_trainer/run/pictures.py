@@ -23,7 +23,7 @@ SCORE_FILES = {"scores": "scores.png", "scores table": "scores.csv"}
 FILES = WIDTH_FILES | SCORE_FILES
 """What a file shows -> its name in the folder of the plan."""
 ZERO_FILES = {"zeros table": "zeros.csv"}
-"""The same, where weights became zero and all units stayed."""
+"""The same, of weights that became zero."""
 BINS = 60
 
 
@@ -37,19 +37,26 @@ def check_drawing(without: str = "") -> None:
         raise ArgumentError("pictures", "matplotlib is not installed.", remedy)
 
 
+def files_of(plan: Plan, decisions: Sequence[Decision]) -> dict[str, str]:
+    """Return which of `FILES` and `ZERO_FILES` have something to show."""
+    files = WIDTH_FILES if plan.is_cut or not plan.zeros else {}
+    return files | (ZERO_FILES if plan.zeros else {}) | (SCORE_FILES if decisions else {})
+
+
 def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> None:
-    """Write all `FILES` into a folder, or `ZERO_FILES`."""
+    """Write `files_of` a plan into a folder."""
     write_widths(plan, folder)
-    if not plan.zeros:
+    if decisions:
         write_scores(decisions, folder)
 
 
 def write_widths(plan: Plan, folder: Path) -> None:
-    """Write which units of every layer are kept, and how many: `WIDTH_FILES`; or how many weights are zero."""
+    """Write which units of every layer are kept, how many, and how many weights are zero, as far as there are some."""
     if plan.zeros:
         counts = [[name, size, zero] for name, (zero, size) in plan.zeros.items()]
         write_csv(folder / ZERO_FILES["zeros table"], ["weight", "size", "zeros"], counts)
-        return
+        if not plan.is_cut:
+            return
     write_map(plan, folder / WIDTH_FILES["map"])
     save_picture(widths_figure(plan.by_kind()), folder / WIDTH_FILES["widths"])
     rows = [[name, g["kind"], g["layer"], g["size"], len(g["keep"])] for name, g in plan.groups.items()]

@@ -88,7 +88,7 @@ def prune_folder(
             overwrite=overwrite,
             beside=partial(pictures.write_pictures, pruned.plan, pruned.decisions) if draw else None,
         )
-    files = pictures.ZERO_FILES if pruned.plan.zeros else pictures.FILES
+    files = pictures.files_of(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
 
 

@@ -95,7 +95,9 @@ def shape_lines(plan: Plan) -> list[str]:
 
 
 def kept_lines(plan: Plan, width: int = 24) -> list[str]:
-    """Return one bar per group: kind, layer, how many of its units are kept."""
+    """Return one bar per group: kind, layer, how many of its units are kept; nothing where weights alone went."""
+    if plan.zeros and not plan.is_cut:
+        return []
     lines = []
     for kind, groups in plan.by_kind().items():
         for group in groups:

@@ -21,7 +21,7 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.latency import bench
 from sparse_trainer.run.options import Tell
-from sparse_trainer.run.outcome import ALWAYS, FILES, write_beside
+from sparse_trainer.run.outcome import ALWAYS, write_beside
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.report import Comparison, Measured
 from sparse_trainer.run.together import is_first
@@ -174,9 +174,7 @@ FINISH: tuple[Stage, ...] = (measure_models, save, reload)
 
 def files_of(state: State, plan: Plan) -> dict[str, str]:
     """Return what a run with a plan leaves beside the model: what a file holds -> its name."""
-    if plan.zeros:
-        return ALWAYS | pictures.ZERO_FILES
-    return FILES | pictures.FILES if state.decisions else FILES
+    return ALWAYS | pictures.files_of(plan, state.decisions)
 
 
 def _file_bytes(model: PreTrainedModel) -> int:

@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.options import PruneSection, SourceOptions
-from sparse_trainer.run.outcome import FILES
+from sparse_trainer.run.outcome import ALWAYS, FILES
+from sparse_trainer.run.pictures import ZERO_FILES
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.shipped import read_sections, shipped
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
-ONE_SHOT = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
+ALL = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
+OF_WEIGHTS = [name for name in ALL if load_recipe(name).prunings[-1].elements is not None]
+ONE_SHOT = [name for name in ALL if name not in OF_WEIGHTS]
 PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")
 
 
@@ -86,6 +91,50 @@ def test_a_one_shot_recipe_leaves_a_model_that_loads(
     assert said[:2] == ["reading wikitext2", "loading the model"]
     assert load_recipe(tmp_path / "out" / "recipe.yaml").sections == recipe.sections
     assert "wikitext2 perplexity" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_a_recipe_of_weights_leaves_zeros_that_load(name: str, files: Path, tmp_path: Path) -> None:
+    result = run(small(name, files, tmp_path / "out", "export.verify=false"), lambda line: None)
+    out, plan = tmp_path / "out", Plan.load(tmp_path / "out")
+    assert plan.density_reached == pytest.approx(0.5, abs=0.02)
+    assert plan.params["compact"] == plan.params["dense"]
+    weights = load_pruned(out).state_dict()
+    assert plan.zeros == {
+        entry: (int((weights[entry] == 0).sum()), weights[entry].numel()) for entry in plan.zeros
+    }
+    assert result.files == {what: out / name for what, name in (ALWAYS | ZERO_FILES).items()}
+    assert all(file.stat().st_size > 0 for what, file in result.files.items() if what != "shapes")
+    assert not (out / "widths.csv").exists()
+    zero, size = plan.zeros_in_all
+    assert json.loads((out / "report.json").read_text())["zeros"] == {"weights": size, "zeros": zero}
+    assert f"{zero:,} zeros among the {size:,} weights" in (out / "README.md").read_text()
+    assert "neither smaller nor faster" in (out / "README.md").read_text()
+    assert any("by itself neither smaller" in str(line) for line in show.run_lines(result))
+
+
+def test_masks_on_the_command_line_reload_in_a_new_process_with_the_same_zeros(
+    files: Path, tmp_path: Path
+) -> None:
+    first = run(small("llama-wanda-2-4", files, tmp_path / "run"), lambda line: None)
+    assert first.reloaded is not None
+    assert first.reloaded.same_predictions == first.reloaded.samples
+    text = ("--calibration", files / "text.txt", "--samples", "6", "--length", "24")
+    asked = ("--criterion", "wanda", "--units", "weights", "--pattern", "2:4", "--no-pictures")
+    command("prune", files / "model", tmp_path / "out", *asked, *text, "--seed", "42")
+    plan = Plan.load(tmp_path / "out")
+    assert first.plan is not None
+    assert plan.zeros == first.plan.zeros
+    code = (
+        "import json, sys, transformers\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "print(json.dumps({n: int((p == 0).sum()) for n, p in model.named_parameters()}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    counted = json.loads(done.stdout)
+    assert {entry: counted[entry] for entry in plan.zeros} == {n: z for n, (z, _) in plan.zeros.items()}
 
 
 def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: Path) -> None:
