@@ -37,14 +37,14 @@ def check_drawing(without: str = "") -> None:
         raise ArgumentError("pictures", "matplotlib is not installed.", remedy)
 
 
-def files_of(plan: Plan, decisions: Sequence[Decision]) -> dict[str, str]:
+def picture_files(plan: Plan, decisions: Sequence[Decision]) -> dict[str, str]:
     """Return which of `FILES` and `ZERO_FILES` have something to show."""
     files = WIDTH_FILES if plan.is_cut or not plan.zeros else {}
     return files | (ZERO_FILES if plan.zeros else {}) | (SCORE_FILES if decisions else {})
 
 
 def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> None:
-    """Write `files_of` a plan into a folder."""
+    """Write `picture_files` of a plan into a folder."""
     write_widths(plan, folder)
     if decisions:
         write_scores(decisions, folder)

@@ -88,7 +88,7 @@ def prune_folder(
             overwrite=overwrite,
             beside=partial(pictures.write_pictures, pruned.plan, pruned.decisions) if draw else None,
         )
-    files = pictures.files_of(pruned.plan, pruned.decisions)
+    files = pictures.picture_files(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
 
 

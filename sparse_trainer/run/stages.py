@@ -174,7 +174,7 @@ FINISH: tuple[Stage, ...] = (measure_models, save, reload)
 
 def files_of(state: State, plan: Plan) -> dict[str, str]:
     """Return what a run with a plan leaves beside the model: what a file holds -> its name."""
-    return ALWAYS | pictures.files_of(plan, state.decisions)
+    return ALWAYS | pictures.picture_files(plan, state.decisions)
 
 
 def _file_bytes(model: PreTrainedModel) -> int:
