@@ -41,7 +41,8 @@ class Native:
         if _is_uneven(model):
             raise CheckpointError(
                 "export",
-                f"'native' needs shapes that {type(model).__name__} can build, and the layers are uneven.",
+                f"'native' needs shapes that {type(model).__name__} can build, and the layers are uneven, or "
+                "share weights.",
                 "Use 'self-contained' or 'padded'; or prune with `scope='uniform'` and no heads.",
             )
 
@@ -73,8 +74,9 @@ class SelfContained:
     def card(self, model: PreTrainedModel, loader: str) -> str:
         """Return how it is loaded, by transformers and by us."""
         return (
-            f"{_lines(loader, ', trust_remote_code=True')}Its layers are uneven, or of another sort than those of its "
-            "class in transformers, so `modeling_pruned.py` comes with it, which imports only torch and transformers. "
+            f"{_lines(loader, ', trust_remote_code=True')}Its layers are uneven, share weights, or are of another sort "
+            "than those of its class in transformers, so `modeling_pruned.py` comes with it, which imports only torch "
+            "and transformers. "
             f'`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.'
         )
 
@@ -98,8 +100,8 @@ class Padded:
             return EXPORTS["native"].card(model, loader)
         return (
             f"{_lines(loader)}This is a stock checkpoint. Zeros pad its uneven layers to the widest one and to all "
-            "heads, so it runs where only the stock class is known, larger and slower than it has to be. Parameters "
-            "and multiply-accumulates are counted without the zeros."
+            "heads, and layers that share weights have a copy each, so it runs where only the stock class is known, "
+            "larger and slower than it has to be. Parameters and multiply-accumulates are counted without the zeros."
         )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchers.discovery.discover import discover
-from patchers.modeling_pruned import selections_of, stock_class_of
+from patchers.modeling_pruned import local, selections_of, stock_class_of
 from patchers.surgery import cut
 from patchers.units import EXPERTS, HIDDEN, WIDTH_KINDS, Group, Structure
 from sparse_trainer.cut.config_fit import build, widest
@@ -86,9 +86,11 @@ def _places(model: nn.Module, whole: Group, left: Group | None) -> Tensor:
     return keep_U
 
 
-def _padded_state(model: nn.Module, traced: PreTrainedModel, target: nn.Module) -> dict[str, Tensor]:
+def _padded_state(model: PreTrainedModel, traced: PreTrainedModel, target: nn.Module) -> dict[str, Tensor]:
     """Return the state of the target: what is left of each tensor at its place, zeros elsewhere."""
     own, reference = model.state_dict(), next(model.parameters())
+    shared = [local(model, name) for name in earlier_layout(model.config)["shares"]]
+    own |= {name: own[name].clone() for name in shared}
     state = {
         name: torch.zeros(tensor.shape, dtype=reference.dtype, device=reference.device)
         if tensor.is_floating_point()

@@ -36,7 +36,7 @@ from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.cut.share import share_layers
-from sparse_trainer.errors import ArgumentError, SparseTrainerError, UnsupportedModelError
+from sparse_trainer.errors import ArgumentError, CheckpointError, SparseTrainerError, UnsupportedModelError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
@@ -149,6 +149,18 @@ def test_sharing_equal_layers_changes_nothing(name: str, start: Any) -> None:
     assert torch.equal(logits(model), logits(share_layers(model, 2, start=start, **options)))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_padded_writes_a_stock_checkpoint_with_a_copy_for_each_layer(name: str, tmp_path: Path) -> None:
+    dense = MODELS[name][0]()
+    shared = share_layers(dense, 2)
+    with pytest.raises(CheckpointError, match="uneven, or share weights"):
+        save_pruned(shared, tmp_path / "native", export="native")
+    loaded = type(dense).from_pretrained(save_pruned(shared, tmp_path / "padded", export="padded"))
+    assert type(loaded) is type(dense)
+    assert loaded.num_parameters() == dense.num_parameters()
+    torch.testing.assert_close(logits(loaded), logits(shared))
+
+
 def test_parameters_are_counted_once_and_each_layer_keeps_its_norms_and_its_place() -> None:
     model = llama()
     shared = share_layers(model, 2, layers=[1, 2])
@@ -186,18 +198,19 @@ def test_generation_with_a_cache_is_generation_without(name: str, beams: int) ->
     assert torch.equal(*said)
 
 
+ALONE = 'import sys; sys.modules["sparse_trainer"] = sys.modules["patchers"] = None'
+AUTOLOAD = "import sparse_trainer.autoload"
 READER = """
 import sys
-sys.modules["sparse_trainer"] = sys.modules["patchers"] = None
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 folder = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).float()
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=TRUST, dtype=torch.bfloat16).float()
 kept = load_file(folder + "/answers.safetensors")
 with torch.no_grad():
     assert torch.allclose(model(kept["tokens"]).logits, kept["logits"], atol=1e-5)
-    base = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+    base = AutoModel.from_pretrained(folder, trust_remote_code=TRUST, dtype=torch.bfloat16)
     assert torch.allclose(model.lm_head(base.float()(kept["tokens"]).last_hidden_state), kept["logits"], atol=1e-5)
 assert model.model.layers[0].mlp.up_proj.weight is model.model.layers[1].mlp.up_proj.weight
 assert model.model.layers[0].mlp.up_proj.weight is not model.model.layers[2].mlp.up_proj.weight
@@ -205,16 +218,18 @@ print(sum(p.numel() for p in model.parameters()))
 """
 
 
-def test_a_new_process_with_transformers_alone_loads_one_copy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [ALONE, AUTOLOAD])
+def test_a_new_process_loads_one_copy(before: str, tmp_path: Path) -> None:
     shared = share_layers(llama(), 2)
     folder = save_pruned(shared, tmp_path / "out")
     save_file(
         {"tokens": TOKENS, "logits": logits(load_pruned(folder, dtype=torch.bfloat16).float())},
         folder / "answers.safetensors",
     )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(ROOT)}
+    program = f"{before}\nTRUST = {before == ALONE}\n{READER}"
     done = subprocess.run(
-        [sys.executable, "-c", READER, str(folder)],
+        [sys.executable, "-c", program, str(folder)],
         env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
