@@ -46,6 +46,11 @@ COMMANDS = {
         "prune_command",
         "Prune a pretrained model in one shot: score on calibration text, cut, repair, save. No training.",
     ),
+    "layers": Command(
+        "sparse_trainer.cli.layers",
+        "layers_command",
+        "Show what every criterion of depth says of each layer, and which it would take. Nothing is cut.",
+    ),
     "optimize": Command(
         "sparse_trainer.cli.optimize",
         "optimize_command",

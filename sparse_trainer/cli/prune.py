@@ -94,7 +94,7 @@ def prune_command(
     """Prune a pretrained model in one shot: score on calibration text, cut, repair, save. No training."""
     source = made(SourceOptions, name_or_path=model, **place)
     options = made(PruneSection, **pruning)
-    text = _text(calibration)
+    text = calibration_text(calibration)
     with redirect_stdout(sys.stderr):
         folder, plan, files = prune_folder(
             source, out, options, text, export=export, overwrite=overwrite, draw=pictures, tell=tell
@@ -111,7 +111,7 @@ def prune_command(
     print_result(as_json, facts, show.pruned_lines(folder, plan, files))
 
 
-def _text(given: Values) -> CalibrationOptions | None:
+def calibration_text(given: Values) -> CalibrationOptions | None:
     """Return what is to be read, None where nothing is.
 
     Raises:

@@ -98,8 +98,13 @@ def read_calibration(
     prunings: Sequence[PruneOptions],
     calibration: CalibrationOptions | None,
     tell: Tell,
+    *,
+    always: bool = False,
 ) -> list[dict[str, Tensor]] | None:
     """Return the calibration text as batches, where a criterion or a repair looks at it: before the model is loaded.
+
+    Args:
+        always: Something else looks at it.
 
     Raises:
         ArgumentError: Sequences longer than the model's positions.
@@ -108,7 +113,7 @@ def read_calibration(
     """
     if calibration is None:
         return None
-    if not any(options.requests for options in prunings):
+    if not always and not any(options.requests for options in prunings):
         names = " and ".join(options.name for options in prunings)
         tell(f"{calibration.source} is not read: {names} looks at weights only")
         return None
