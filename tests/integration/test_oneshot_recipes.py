@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from patchers.units import LAYERS
 from sparse_trainer import cli
 from sparse_trainer.cli import show
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
@@ -31,7 +32,9 @@ from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 ALL = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
 OF_WEIGHTS = [name for name in ALL if load_recipe(name).prunings[-1].elements is not None]
-ONE_SHOT = [name for name in ALL if name not in OF_WEIGHTS]
+OF_UNITS = [name for name in ALL if name not in OF_WEIGHTS]
+DEPTH = [name for name in OF_UNITS if LAYERS in load_recipe(name).prunings[0].budget.kinds]
+ONE_SHOT = [name for name in OF_UNITS if name not in DEPTH]
 PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")
 
 
@@ -91,6 +94,17 @@ def test_a_one_shot_recipe_leaves_a_model_that_loads(
     assert said[:2] == ["reading wikitext2", "loading the model"]
     assert load_recipe(tmp_path / "out" / "recipe.yaml").sections == recipe.sections
     assert "wikitext2 perplexity" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", DEPTH)
+def test_a_recipe_of_depth_leaves_fewer_layers_that_load(name: str, files: Path, tmp_path: Path) -> None:
+    key = "prune" if "prune" in load_recipe(name).sections else "stages.0"
+    less = f"{key}.density={{layers: 0.67}}"
+    result = run(small(name, files, tmp_path / "out", "export.verify=false", less), lambda line: None)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.num_hidden_layers == 2
+    assert loaded.num_parameters() == result.comparison.models["pruned"].parameters
+    assert result.comparison.models["pruned"].metrics["wikitext2 perplexity"] > 1
 
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)
