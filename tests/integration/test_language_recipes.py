@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel, pipeline
+from transformers import AutoTokenizer, PreTrainedModel, pipeline
 
+from sparse_trainer.cut.share import share_layers
 from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
+from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.fine_pruning import FinePruningJob, prepare_fine_pruning
 from sparse_trainer.run.pipeline import run
@@ -217,6 +219,25 @@ def test_a_pruned_model_recovers_by_learning_from_its_dense_self(text: Path, tmp
     assert isinstance(state.job, FinePruningJob)
     assert state.job.teacher is not None
     assert state.job.teacher.num_parameters() > before.num_parameters()
+
+
+def test_shared_layers_stay_shared_while_they_learn_from_the_last_layers_of_a_teacher(
+    text: Path, tmp_path: Path
+) -> None:
+    dense = write_language_model("llama", tmp_path / "llama")
+    shared = share_layers(load_pruned(dense), 2)
+    folder = save_pruned(shared, tmp_path / "shared", processor=AutoTokenizer.from_pretrained(dense))
+    recipe = recipe_of(
+        "recover-llama", tmp_path, folder, text, "data.max_length=32", f"distillation.teacher={dense}",
+        "distillation.alpha_hidden=0.1", "distillation.tail_layers=1",
+    )  # fmt: skip
+    result = run(recipe, lambda line: None)
+    trained: Any = load_pruned(result.folder)
+    assert trained.num_parameters() == shared.num_parameters()
+    weights = [layer.mlp.up_proj.weight for layer in trained.model.layers]
+    assert weights[0] is weights[1]
+    assert not torch.equal(weights[0], shared.get_parameter("model.layers.0.mlp.up_proj.weight"))
+    assert generated(trained, use_cache=True) == generated(trained, use_cache=False)
 
 
 def test_teachers_that_cannot_teach_are_refused_before_any_work(text: Path, tmp_path: Path) -> None:
