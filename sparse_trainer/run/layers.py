@@ -15,9 +15,10 @@ from sparse_trainer.criteria.calibration.base import Evidence, scores_of
 from sparse_trainer.criteria.calibration.mixture import CriterionLike, name_of
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.calibration.scorable import scored_kinds
+from sparse_trainer.cut.decide import found_in
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
-from sparse_trainer.errors import ArgumentError, BudgetError, DataError
+from sparse_trainer.errors import ArgumentError, BudgetError, DataError, UnsupportedModelError
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.protect import Protect
@@ -138,15 +139,14 @@ def compare_layers(
 
     Raises:
         ArgumentError: An unknown criterion, or one that scores no layers.
-        BudgetError: The model has no layers that may go, or not so many.
+        BudgetError: Not so many layers may go.
         DataError: No calibration set, or one that does not fit the model.
-        UnsupportedModelError: The model cannot be pruned.
+        UnsupportedModelError: The model cannot be pruned, or has no layers that could go.
     """
     asked = layer_options(criteria, density, protect)
     check_text(asked.values(), study=study, given=calibration is not None)
-    found, layers = check_prunable(next(iter(asked.values())), model)
-    for options in asked.values():
-        check_prunable(options, model)
+    _check_has_layers(model)
+    (found, layers), *_ = [check_prunable(options, model) for options in asked.values()]
     # Whether so many layers may go is known without data.
     _decided(model, found, layer_options(["last"], density, protect)["last"], Statistics())
     batches = None if calibration is None else Batches(model, calibration)
@@ -166,6 +166,14 @@ def compare_layers(
         study=_study(model, layers, statistics) if study else {},
         density=density,
     )
+
+
+def _check_has_layers(model: PreTrainedModel) -> None:
+    if not found_in(model).of([LAYERS]):
+        raise UnsupportedModelError(
+            type(model).__name__, "has no layers that could go.",
+            "`sparse-trainer inspect` shows what of it can be pruned.",
+        )  # fmt: skip
 
 
 def has_loss(batches: Batches) -> bool:

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from patchers.patching.patch import is_patched
-from sparse_trainer.errors import ArgumentError, BudgetError, DataError
+from sparse_trainer.errors import ArgumentError, BudgetError, DataError, UnsupportedModelError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run import layer_pictures, layers
 from tests.architectures.tiny import tiny_model
@@ -182,6 +182,23 @@ def test_bad_options_are_refused_before_a_pass(
     monkeypatch.setattr(layers, "collect", None)
     with pytest.raises(error, match=message):
         layers.compare_layers(llama, **{"calibration": sequences(llama, LENGTHS), **options})
+
+
+def test_a_model_without_layers_that_could_go_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "collect", None)
+    model = tiny_model("albert")  # one layer, which it runs several times
+    with pytest.raises(UnsupportedModelError, match="has no layers that could go"):
+        layers.compare_layers(model, [{"input_ids": torch.ones(1, 4, dtype=torch.long)}])
+
+
+def test_bfloat16_says_what_float32_says() -> None:
+    model = tiny_model("llama").float().eval()
+    rows = sequences(model, LENGTHS)
+    wide = layers.compare_layers(model, rows, criteria=["block_influence", "fisher"])
+    narrow = layers.compare_layers(model.to(torch.bfloat16), rows, criteria=["block_influence", "fisher"])
+    for column, numbers in wide.study.items():
+        assert narrow.study[column] == pytest.approx(numbers, rel=0.1, abs=0.01), column
+    assert narrow.scores["block_influence"] == pytest.approx(wide.scores["block_influence"], rel=0.1)
 
 
 def test_weights_alone_need_no_text(llama: PreTrainedModel) -> None:
