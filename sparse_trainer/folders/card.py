@@ -39,7 +39,8 @@ library_name: transformers
 {{ plan.architecture }} with all units that it had: nothing was cut.
 {%- endif %}
 {%- if plan.zeros %}
-{{ plan.architecture }} with {{ "{:,}".format(zeros[0]) }} zeros among the {{ "{:,}".format(zeros[1]) }} weights of \
+{{ "What is left has" if plan.params.compact != plan.params.dense else plan.architecture ~ " with" }} \
+{{ "{:,}".format(zeros[0]) }} zeros among the {{ "{:,}".format(zeros[1]) }} weights of \
 {{ plan.zeros | length }} linears ({{ percent(*zeros) }}). Zeros alone make it neither smaller nor faster: that takes \
 kernels for sparse matrices{% if plan.scope == "2:4" %}, as `torch.sparse.to_sparse_semi_structured` has them for 2 of \
 4 on CUDA{% endif %}.
