@@ -99,9 +99,11 @@ def test_a_one_shot_recipe_leaves_a_model_that_loads(
 @pytest.mark.parametrize("name", DEPTH)
 def test_a_recipe_of_depth_leaves_fewer_layers_that_load(name: str, files: Path, tmp_path: Path) -> None:
     key = "prune" if "prune" in load_recipe(name).sections else "stages.0"
-    less = f"{key}.density={{layers: 0.67}}"
-    result = run(small(name, files, tmp_path / "out", "export.verify=false", less), lambda line: None)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    more = [f"{key}.density={{layers: 0.67}}"]
+    shares = load_recipe(name).sharing is not None
+    more += ["sharing.layers=[0, 1]"] if shares else []
+    result = run(small(name, files, tmp_path / "out", "export.verify=false", *more), lambda line: None)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=shares)
     assert loaded.config.num_hidden_layers == 2
     assert loaded.num_parameters() == result.comparison.models["pruned"].parameters
     assert result.comparison.models["pruned"].metrics["wikitext2 perplexity"] > 1
