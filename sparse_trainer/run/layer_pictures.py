@@ -86,9 +86,15 @@ def _draw(
 
 
 def _is_wide(numbers: Numbers) -> bool:
-    """Tell whether bars on a linear axis would hide all but the largest."""
-    known = [number for number in numbers if number is not None]
-    return bool(known) and min(known) > 0 and max(known) > 100 * min(known)
+    """Tell whether bars on a linear axis would hide all but the largest.
+
+    >>> _is_wide((1.0, 1.0, 20.0)), _is_wide((1.0, 5.0, 20.0)), _is_wide((0.0, 1.0, 20.0))
+    (True, False, False)
+    """
+    known = sorted(number for number in numbers if number is not None)
+    if not known or known[0] <= 0:
+        return False
+    return known[-1] > 100 * known[0] or known[-1] > 10 * known[len(known) // 2]
 
 
 def _rows(places: Sequence[Sequence[object]], columns: Sequence[Sequence[Any]]) -> list[list[object]]:
