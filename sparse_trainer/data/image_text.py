@@ -71,7 +71,8 @@ def _batch(row: Mapping[str, Any], file: Path, number: int, processor: Any) -> d
     for column, value in (("image", name), ("text", text)):
         if not isinstance(value, str) or not value.strip():
             raise DataError(where, f"has no {column}.", "Give every row `image`, a path, and `text`.")
-    assert isinstance(name, str) and isinstance(text, str)
+    assert isinstance(name, str)
+    assert isinstance(text, str)
     image = _opened(file.parent / name, where)
     try:
         inputs = processor(images=[image], text=[_prompt(processor, text)], return_tensors="pt")

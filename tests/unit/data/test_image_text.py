@@ -24,7 +24,7 @@ from sparse_trainer import prune, save_pruned
 from sparse_trainer.data.image_text import image_text_batches
 from sparse_trainer.errors import ArgumentError, DataError
 
-WORDS = ["<pad>", "<image>", "<s>", "</s>", *"what is this a red blue square image : \n".split(" ")]
+WORDS = ["<pad>", "<image>", "<s>", "</s>", "what", "is", "this", "a", "red", "blue", "square", ":"]
 IMAGE = 1
 TOWER = "*vision_tower*"
 
@@ -78,7 +78,8 @@ def test_a_row_is_a_batch_with_labels_on_its_text(rows: Path, processor: LlavaPr
     assert lengths == [3, 3, 5]
     for batch in batches:
         is_image = batch["input_ids"] == IMAGE
-        assert is_image.sum() == 4 and torch.equal(batch["labels"] == -100, is_image)
+        assert is_image.sum() == 4
+        assert torch.equal(batch["labels"] == -100, is_image)
         assert batch["pixel_values"].shape == (1, 3, 16, 16)
 
 
