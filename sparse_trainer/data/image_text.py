@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.data.openable import said_by
-from sparse_trainer.data.readers import read_table
+from sparse_trainer.data.readers import TABLES, ending, read_table
 from sparse_trainer.errors import ArgumentError, DataError
 
 _IGNORED: Final = -100
@@ -49,6 +49,16 @@ def image_text_batches(
         )  # fmt: skip
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()[:samples]
     return [_batch(rows[number], path, number, processor) for number in drawn]
+
+
+def holds_images(file: str | Path) -> bool:
+    """Tell whether the rows of a file have images.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    path = Path(file)
+    return ending(path) in TABLES and "image" in read_table(path, str(path)).column_names
 
 
 def _check_processor(processor: Any) -> None:

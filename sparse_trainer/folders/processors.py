@@ -5,16 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoFeatureExtractor, AutoImageProcessor
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.foreign_code import drop_code_names_of
 from sparse_trainer.files.json_text import read_object
-from sparse_trainer.folders.configs import first_line, resolve
+from sparse_trainer.folders.configs import first_line, read_config, resolve
 from sparse_trainer.folders.tokenizers import find_tokenizer, load_tokenizer
 
-ProcessorKind = Literal["tokenizer", "image", "audio"]
+ProcessorKind = Literal["tokenizer", "image", "audio", "image_text"]
 PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,16 @@ def load_processor(kind: ProcessorKind, name: str, revision: str = "main") -> An
 def find_processor(name: str, revision: str = "main") -> Any:
     """Return what is saved beside a model: its tokenizer, else what makes its pictures or sounds, else None.
 
+    Of an image-text model its processor, which holds the tokenizer.
+
     Raises:
         CheckpointError: The folder holds a tokenizer that cannot be loaded.
     """
+    if is_image_text(name, revision):
+        try:
+            return load_processor("image_text", name, revision)
+        except CheckpointError as error:
+            logger.warning("the processor of images is not saved with the result: %s", error)
     tokenizer = find_tokenizer(name, revision)
     if tokenizer is not None:
         return tokenizer
@@ -58,6 +66,15 @@ def find_processor(name: str, revision: str = "main") -> Any:
     except CheckpointError as error:
         logger.warning("%s is not saved with the result: %s", PREPROCESSOR_CONFIG_NAME, error)
         return None
+
+
+def is_image_text(name: str, revision: str = "main") -> bool:
+    """Tell whether a model reads images with text, as its config says; False where there is none to read."""
+    try:
+        model_type = read_config(name, revision).model_type
+    except CheckpointError:  # who loads the model says so
+        return False
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def _from_auto(auto_class: Any, said: str, packages: str) -> Callable[[str, str], Any]:
@@ -83,4 +100,5 @@ _LOADERS: dict[ProcessorKind, Callable[[str, str], Any]] = {
     "tokenizer": load_tokenizer,
     "image": _from_auto(AutoImageProcessor, "image processor", "pillow torchvision"),
     "audio": _from_auto(AutoFeatureExtractor, "feature extractor", "torchaudio"),
+    "image_text": _from_auto(AutoProcessor, "processor of images and text", "pillow torchvision"),
 }

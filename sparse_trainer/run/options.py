@@ -86,6 +86,11 @@ class CalibrationOptions:
         """Raise `DataError` for a corpus that is not known or a file that is not there: before anything is loaded."""
         check_source(find(self.source), "calibration", self.file)
 
+    @property
+    def local_file(self) -> str | None:
+        """The local file that is read, None where it is the hub."""
+        return find(self.source).file if self.file is None else self.file
+
     def batches(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Tensor]]:
         """Read and tokenize the text.
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
+from sparse_trainer.data.image_text import holds_images, image_text_batches
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import find_export
-from sparse_trainer.folders.processors import find_processor
+from sparse_trainer.folders.processors import find_processor, is_image_text, load_processor
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import least_bytes, save_pruned
@@ -71,7 +72,8 @@ def prune_folder(
         pictures.check_drawing("give --no-pictures")
     place = source.place()
     processor = find_processor(source.name_or_path, source.revision)
-    tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
+    reader = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+    tokenizer = reader if isinstance(reader, PreTrainedTokenizerBase) else None
     batches = read_calibration(source, tokenizer, [options], calibration, tell)
     tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
@@ -117,6 +119,13 @@ def read_calibration(
         names = " and ".join(options.name for options in prunings)
         tell(f"{calibration.source} is not read: {names} looks at weights only")
         return None
+    if is_image_text(source.name_or_path, source.revision):
+        file = calibration.local_file
+        if file is not None and holds_images(file):
+            tell(f"reading images and text of {file}")
+            processor = load_processor("image_text", source.name_or_path, source.revision)
+            return image_text_batches(file, processor, samples=calibration.samples, seed=calibration.seed)
+        tell("calibrating on text alone: give rows with image and text to calibrate on images, too")
     check_positions(
         "length", calibration.length, positions_of(read_config(source.name_or_path, source.revision))
     )

@@ -17,12 +17,18 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    pipeline,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from typer.testing import CliRunner
 
 from sparse_trainer import prune, save_pruned
+from sparse_trainer.cli.commands import make_app
 from sparse_trainer.data.image_text import image_text_batches
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
+from sparse_trainer.one_shot.options import PruneOptions
+from sparse_trainer.run.options import CalibrationOptions, SourceOptions
+from sparse_trainer.run.prune_folder import prune_folder
 
 WORDS = ["<pad>", "<image>", "<s>", "</s>", "what", "is", "this", "a", "red", "blue", "square", ":"]
 IMAGE = 1
@@ -163,3 +169,37 @@ def test_too_few_rows_and_no_image_processor(rows: Path, processor: LlavaProcess
         image_text_batches(rows, processor, samples=4)
     with pytest.raises(ArgumentError, match="has no tokenizer"):
         image_text_batches(rows, processor.tokenizer, samples=1)
+
+
+def _saved(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_the_command_prunes_with_images_and_saves_the_processor(
+    model: LlavaForConditionalGeneration, rows: Path, processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    folder, out = _saved(model, processor, tmp_path / "dense"), tmp_path / "pruned"
+    asked = ["--criterion", "afr", "--density", "channels=0.5", "--scope", "uniform", "--protect", TOWER]
+    asked += ["--calibration-file", str(rows), "--samples", "3", "--device", "cpu", "--no-pictures"]
+    done = CliRunner().invoke(make_app({"prune"}), ["prune", str(folder), str(out), *asked])
+    assert done.exit_code == 0, done.output
+    pipe = pipeline("image-text-to-text", model=str(out), device="cpu")
+    said = pipe(images=str(rows.parent / "0.png"), text="<image> what is", max_new_tokens=2)
+    assert said[0]["generated_text"]
+    assert pipe.model.config.text_config.intermediate_size == 32
+
+
+def test_the_command_names_a_missing_image_processor(
+    model: LlavaForConditionalGeneration, rows: Path, processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "dense", tmp_path / "pruned"
+    model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    source = SourceOptions(name_or_path=str(folder), device="cpu")
+    calibration = CalibrationOptions(source=str(rows), samples=3)
+    options = PruneOptions(criterion="wifv", density={"channels": 0.5})
+    with pytest.raises(CheckpointError, match="no processor of images and text can be loaded"):
+        prune_folder(source, out, options, calibration, draw=False, tell=lambda line: None)
+    assert not out.exists()
