@@ -83,6 +83,9 @@ def _batch(row: Mapping[str, Any], file: Path, number: int, processor: Any) -> d
             raise DataError(where, f"has no {column}.", "Give every row `image`, a path, and `text`.")
     assert isinstance(name, str)
     assert isinstance(text, str)
+    if processor.image_token in text:
+        what = f"its text has the token of an image, {processor.image_token}."
+        raise DataError(where, what, "Take it out of the text: it is put there for the image of the row.")
     image = _opened(file.parent / name, where)
     try:
         inputs = processor(images=[image], text=[_prompt(processor, text)], return_tensors="pt")

@@ -156,7 +156,7 @@ def test_layers_of_the_language_model_go(
         ({"image": "rows.jsonl", "text": "a"}, r"row 0.*rows\.jsonl does not open"),
         ({"text": "a"}, "row 0.*has no image"),
         ({"image": "none.png", "text": " "}, "row 0.*has no text"),
-        ({"image": "0.png", "text": "a <image>"}, "row 0.*makes no inputs"),
+        ({"image": "0.png", "text": "a <image>"}, "row 0.*has the token of an image"),
     ],
 )
 def test_bad_rows(row: dict[str, Any], said: str, rows: Path, processor: LlavaProcessor) -> None:
