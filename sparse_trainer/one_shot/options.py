@@ -10,7 +10,7 @@ from typing import Any
 from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
-from sparse_trainer.criteria.calibration.base import ChoosesRun, WidthCriterion
+from sparse_trainer.criteria.calibration.base import ChoosesRun, Searches, WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import (
     MIXED_AFTER,
     CriterionLike,
@@ -209,12 +209,19 @@ class PruneOptions:
                 f"{name_of(asked)} does not score {unscored[0]}.",
                 f"Take {', '.join(criteria_for(kinds))}; or other units.",
             )
+        parts = [part for part, _ in criterion.parts] if isinstance(criterion, Mixture) else []
+        shares = where == "allocation" and isinstance(criterion, Searches)
+        if shares or any(isinstance(part, Searches) for part in parts):
+            raise ArgumentError(
+                where, f"{name_of(asked)}: what tries whole models has no scores to be mixed or shared out by.",
+                "Let it be the only criterion, or take block_influence.",
+            )  # fmt: skip
         if not self.by_block:
             return
-        if isinstance(criterion, ChoosesRun):
+        if isinstance(criterion, ChoosesRun | Searches):
             raise ArgumentError(
                 where,
-                f"{name_of(asked)} compares states far apart.",
+                f"{name_of(asked)} looks at more than one block at a time.",
                 "Drop `by_block`, or take block_influence.",
             )
         if any(request.loss is not None for request in requests):
@@ -270,6 +277,11 @@ class PruneOptions:
             compare=self.compare,
             by_block=self.by_block,
         )
+
+    @property
+    def searches(self) -> bool:
+        """Whether the criterion tries the model without layers, in passes of its own."""
+        return isinstance(self.criteria[0], Searches)
 
     @property
     def repairs_runs(self) -> bool:

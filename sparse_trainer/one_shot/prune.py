@@ -274,12 +274,18 @@ def _check_collected(structure: Structure, options: PruneOptions, statistics: St
 def _batches(
     model: Any, calibration: Calibration | None, options: PruneOptions, statistics: Statistics | None
 ) -> Batches | None:
-    again = options.steps > 1 or options.sequential or options.by_block or options.repairs_runs
+    again = (
+        options.steps > 1
+        or options.sequential
+        or options.by_block
+        or options.repairs_runs
+        or options.searches
+    )
     if statistics is not None and (calibration is not None or again):
         raise ArgumentError(
             "statistics",
             "they hold for the model as it is now.",
-            "Drop calibration, `steps`, `sequential`, `by_block` and the repair of layers, or them.",
+            "Drop calibration, `steps`, `sequential`, `by_block`, the search for layers and their repair, or them.",
         )
     if calibration is not None:
         return Batches(model, calibration)

@@ -9,7 +9,7 @@ import torch
 from patchers.units import LAYERS, WIDTH_KINDS, Structure
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.selection import Selector
-from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity
+from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity, Searches
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.one_shot.choose import Scores, choose, runs, score, score_by_block
 from sparse_trainer.one_shot.options import PruneOptions
@@ -61,7 +61,7 @@ def run_round(
     budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
     selector = Selector(structure.groups, costs, progress.capped(budget, options.max_prune))
     statistics = _statistics(model, structure, source, options)
-    scores = _scores(model, structure, source, options, statistics)
+    scores = _scores(model, structure, source, options, statistics, selector)
     own = options.criteria[-1]
     if isinstance(own, OwnDensity):
         stays = own.density(scores.shares, budget.density_of(LAYERS))
@@ -101,12 +101,25 @@ def _statistics(model: Any, structure: Structure, source: Source, options: Prune
 
 
 def _scores(
-    model: Any, structure: Structure, source: Source, options: PruneOptions, statistics: Statistics
+    model: Any,
+    structure: Structure,
+    source: Source,
+    options: PruneOptions,
+    statistics: Statistics,
+    selector: Selector,
 ) -> Scores:
+    criterion = options.criteria[0]
+    evidence = Evidence(model=model, structure=structure, statistics=statistics)
+    if isinstance(criterion, Searches):
+        assert source.batches is not None
+        same = {group.name: torch.zeros(group.num_units) for group in structure.groups}
+        count = sum(not bool(keep_U.all()) for keep_U in selector.select(same).keep.values())
+        found = criterion.search(evidence, source.batches, count)
+        return Scores(ranks=found, shares=found)
     if options.by_block and options.criteria_requests:
         assert source.batches is not None
         return score_by_block(model, structure, source.batches, options, source.device)
-    return score(Evidence(model=model, structure=structure, statistics=statistics), options)
+    return score(evidence, options)
 
 
 def _repair(

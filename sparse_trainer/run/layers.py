@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from patchers.layers import linear_at, weight_OI
 from patchers.units import LAYERS, Structure
-from sparse_trainer.criteria.calibration.base import Evidence, scores_of
+from sparse_trainer.criteria.calibration.base import Evidence, Searches, scores_of
 from sparse_trainer.criteria.calibration.mixture import CriterionLike, name_of
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.calibration.scorable import scored_kinds
@@ -75,7 +75,9 @@ class LayerComparison:
 def depth_criteria() -> tuple[str, ...]:
     """Return the names of the criteria that score layers by what one pass over a calibration set tells."""
     made = {name: cls() for name, cls in WIDTH_CRITERIA.items()}
-    return tuple(name for name, criterion in made.items() if LAYERS in scored_kinds(criterion))
+    return tuple(
+        name for name, each in made.items() if LAYERS in scored_kinds(each) and not isinstance(each, Searches)
+    )
 
 
 def layer_options(
@@ -148,7 +150,7 @@ def compare_layers(
     _check_has_layers(model)
     (found, layers), *_ = [check_prunable(options, model) for options in asked.values()]
     # Whether so many layers may go is known without data.
-    _decided(model, found, layer_options(["last"], density, protect)["last"], Statistics())
+    _decided(model, found, layer_options(["last"], density, protect)["last"], Statistics(), None)
     batches = None if calibration is None else Batches(model, calibration)
     with_loss = batches is not None and has_loss(batches)
     if criteria is None and not with_loss:
@@ -157,7 +159,9 @@ def compare_layers(
     if study:
         requests += [LayerActivations(), *([FfnGradients()] if with_loss else [])]
     statistics = Statistics() if batches is None else collect(model, layers, batches, requests)
-    verdicts = {name: _verdict(model, found, layers, options, statistics) for name, options in asked.items()}
+    verdicts = {
+        name: _verdict(model, found, layers, options, statistics, batches) for name, options in asked.items()
+    }
     return LayerComparison(
         stacks=tuple(group.stack for group in layers.groups),
         numbers=tuple(group.layer for group in layers.groups),
@@ -188,23 +192,32 @@ def _needs_loss(requests: Iterable[Statistic[Any]]) -> bool:
 
 
 def _decided(
-    model: PreTrainedModel, found: Structure, options: PruneOptions, statistics: Statistics
+    model: PreTrainedModel,
+    found: Structure,
+    options: PruneOptions,
+    statistics: Statistics,
+    batches: Batches | None,
 ) -> Decision | None:
     """Return what would be decided; nothing is cut. None where nothing can go any more.
 
     Raises:
         BudgetError: No such set of layers may go.
     """
-    source = Source(batches=None, statistics=statistics, device=None)
+    source = Source(batches=batches, statistics=statistics, device=None)
     return run_round(model, found, source, options, Progress(kept=kept_in(plan_of(model))), 1.0, None)
 
 
 def _verdict(
-    model: PreTrainedModel, found: Structure, layers: Structure, options: PruneOptions, statistics: Statistics
+    model: PreTrainedModel,
+    found: Structure,
+    layers: Structure,
+    options: PruneOptions,
+    statistics: Statistics,
+    batches: Batches | None,
 ) -> tuple[Numbers, tuple[bool, ...] | None]:
     """Return the score of each layer, and whether it would go; None where no such set of layers may."""
     try:
-        decision = _decided(model, found, options, statistics)
+        decision = _decided(model, found, options, statistics, batches)
     except BudgetError:
         decision = None
     if decision is not None:

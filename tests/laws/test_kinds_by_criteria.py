@@ -140,7 +140,7 @@ FORWARD_ONLY = ("wanda", "wifv", "ifv", "wifn", "minitron", "obs")
 NOT_THERE = {("mixtral", "ffn"), ("t5", "attention"), ("t5", "layers")}
 """No last linear of its own; a block with cross-attention; no layer to spare beside the one that stays of a stack."""
 DEEP = ("attention", "ffn", "layers")
-OF_LAYERS = ("block_influence", "angular", "relative_norm", "avss", "last")
+OF_LAYERS = ("block_influence", "angular", "relative_norm", "avss", "last", "perplexity")
 
 
 def expected_one_shot(family: str, kind: str, name: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from patchers.units import LAYERS, Group, Kind, Structure
-from sparse_trainer.criteria.calibration.base import Evidence
+from patchers.units import LAYERS, Group, Kind
+from sparse_trainer.criteria.calibration.base import Evidence, leaves_one
 from sparse_trainer.errors import BudgetError
 from sparse_trainer.statistics.block_angles import BlockAngles
 from sparse_trainer.statistics.requests import Statistic
@@ -52,7 +52,7 @@ class Angular:
             for first in sorted(layers)
             if all(layer in layers for layer in range(first, first + count))
         ]
-        possible = [run for run in runs if _leaves_one(run, evidence.structure)]
+        possible = [run for run in runs if leaves_one(run, evidence.structure)]
         if not possible:
             raise BudgetError(
                 "density",
@@ -61,10 +61,3 @@ class Angular:
             )
         angles = evidence.of(self.requests()[0])
         return min(possible, key=lambda run: float(angles[run[0].name][run[0].layer, run[-1].layer + 1]))
-
-
-def _leaves_one(run: list[Group], structure: Structure) -> bool:
-    """Tell whether a layer of every sort stays in the stack."""
-    stack = next(stack for stack in structure.stacks if stack.path == run[0].stack)
-    left = [sort for layer, sort in enumerate(stack.sorts) if layer not in {group.layer for group in run}]
-    return {group.sort for group in run} <= set(left)

@@ -1,6 +1,6 @@
 """What a one-shot width criterion has to offer, and what most of them share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Features, Group, Kind, Structure
 from sparse_trainer.criteria.scores import check_finite, check_scores
+from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.requests import R, Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
@@ -59,11 +60,30 @@ class ChoosesRun(Protocol):
 
 
 @runtime_checkable
+class Searches(Protocol):
+    """Tries what the model is like without layers, in passes of its own, instead of scoring what one pass tells."""
+
+    def search(self, evidence: Evidence, batches: Batches, count: int) -> dict[str, Tensor]:
+        """Return the score of each layer, shape [1], higher = keep: the lowest are the `count` best to remove."""
+
+
+@runtime_checkable
 class OwnDensity(Protocol):
     """Counts a density of layers in a way of its own."""
 
     def density(self, scores: Mapping[str, Tensor], asked: float) -> float:
         """Return the fraction of the layers that stays."""
+
+
+def leaves_one(gone: Sequence[Group], structure: Structure) -> bool:
+    """Tell whether a layer of every sort stays in each stack; stacks have sorts where layers mix tokens differently."""
+    places = {(group.stack, group.layer) for group in gone}
+    for path in {group.stack for group in gone}:
+        stack = next(stack for stack in structure.stacks if stack.path == path)
+        left = {sort for layer, sort in enumerate(stack.sorts) if (path, layer) not in places}
+        if not {group.sort for group in gone if group.stack == path} <= left:
+            return False
+    return True
 
 
 def scores_of(criterion: WidthCriterion, evidence: Evidence, name: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from sparse_trainer.criteria.calibration.last import Last
 from sparse_trainer.criteria.calibration.magnitude import Magnitude
 from sparse_trainer.criteria.calibration.minitron import Minitron
 from sparse_trainer.criteria.calibration.obs import Obs
+from sparse_trainer.criteria.calibration.perplexity import LossWithout
 from sparse_trainer.criteria.calibration.random import Random
 from sparse_trainer.criteria.calibration.refer_svd import ReferSvd
 from sparse_trainer.criteria.calibration.relative_norm import RelativeNorm
@@ -40,6 +41,7 @@ WIDTH_CRITERIA: dict[str, type[WidthCriterion]] = {
     "angular": Angular,
     "relative_norm": RelativeNorm,
     "avss": Avss,
+    "perplexity": LossWithout,
     "last": Last,
 }
 

@@ -168,7 +168,7 @@ def test_layers_and_widths_go_under_a_density_each() -> None:
     [
         ({"criterion": "block_influence", "density": {"heads": 0.5}}, "block_influence does not score heads"),
         ({"criterion": "wanda", "density": {"layers": 0.5}}, "wanda does not score layers.*block_influence"),
-        ({"criterion": "angular", "by_block": True}, "angular compares states far apart"),
+        ({"criterion": "angular", "by_block": True}, "angular looks at more than one block"),
         ({"criterion": "block_influence", "steps": 2}, "layers change places when one goes"),
         ({"criterion": "avss(rule='share')"}, "avss.rule: 'share'"),
         ({"criterion": "avss(of='input')"}, "avss.of: 'input'"),

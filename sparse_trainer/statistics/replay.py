@@ -1,0 +1,138 @@
+"""The loss of a model without some of its blocks, block by block, without running what stays the same.
+
+One forward pass of a batch keeps what every block returns. Without one block more, the blocks in front of it return
+what they returned before: of n blocks, (n + 1) / 2 run on average instead of n.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
+from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.statistics.batch import Batch
+from sparse_trainer.statistics.block_states import state_in
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.calibration_pass import first_tensor
+from sparse_trainer.statistics.forward import ForwardPass
+
+
+@final
+class Replay:
+    """Runs one model again and again while blocks of it go.
+
+    Args:
+        paths: All blocks of the lists in which blocks may go.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self.model, self.paths = model, tuple(paths)
+        self.forward = ForwardPass(model, paths, labelled=True, differentiable=False)
+        self._gone: frozenset[str] = frozenset()
+        self._without: str | None = None
+        self._place: dict[str, int] = {}
+        """Place of each block in the order in which they ran."""
+        self._outputs: dict[str, Any] = {}
+        self._plain: set[str] = set()
+        """Blocks that return a hidden state and nothing else."""
+
+    @torch.no_grad()
+    def losses(self, batches: Batches, gone: frozenset[str], candidates: Sequence[str]) -> dict[str, Tensor]:
+        """Return the mean loss per label, scalar, without the blocks that are gone and one candidate more.
+
+        Raises:
+            DataError: there is no loss, or the calibration set does not fit the model.
+            NonFiniteError: NaN or infinity with every block in its place.
+            UnsupportedModelError: a block runs more than once in a forward pass, or never.
+        """
+        self._gone = gone
+        sums: dict[str, Tensor] = {}
+        terms: Tensor | int = 0
+        with torch.inference_mode(False), evaluating(self.model), self._steered():
+            for batch in batches.read(labelled=True):
+                if batch.terms is None:
+                    continue
+                terms = terms + batch.terms
+                self._check(self._loss(batch, None), batch)
+                for path in candidates:
+                    loss = self._loss(batch, path).double()
+                    sums[path] = sums[path] + loss if path in sums else loss
+        self._outputs.clear()
+        return {path: loss / terms for path, loss in sums.items()}
+
+    def _loss(self, batch: Batch, without: str | None) -> Tensor:
+        """Return the summed loss of a batch; without a candidate, keep what the blocks return."""
+        self._without = without
+        if without is None:
+            self._place, self._outputs = {}, {}
+        loss = self.forward(batch)
+        assert loss is not None
+        return loss
+
+    def _check(self, loss: Tensor, batch: Batch) -> None:
+        missed = next((path for path in self.paths if path not in self._place), None)
+        if missed is not None:
+            raise DataError(
+                missed,
+                "no calibration batch ran through it.",
+                "Give the inputs that reach it, or protect it.",
+            )
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(
+                f"calibration batch {batch.number}", "its loss is NaN or infinite.", "Calibrate in float32."
+            )
+
+    @contextmanager
+    def _steered(self) -> Iterator[None]:
+        """Put ourselves in front of every block's forward for the time of a `with` block."""
+        before: dict[str, Mapping[str, Any]] = {}
+        try:
+            for path in self.paths:
+                block: Any = self.model.get_submodule(path)
+                before[path] = {"forward": vars(block)["forward"]} if "forward" in vars(block) else {}
+                block.forward = partial(self._run, path, block.forward)
+            yield
+        finally:
+            for path, own in before.items():
+                block = self.model.get_submodule(path)
+                del block.forward
+                vars(block).update(own)
+
+    def _run(self, path: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._without is None:
+            if path in self._place:
+                raise UnsupportedModelError(path, "runs more than once.", "Take another criterion.")
+            self._place[path] = len(self._place)
+            self._outputs[path] = output = self._fresh(path, forward, args, kwargs)
+            return output
+        if self._place[path] < self._place[self._without]:
+            return self._outputs[path]
+        if path == self._without:
+            return _replaced(self._outputs[path], first_tensor(args, kwargs))
+        return self._fresh(path, forward, args, kwargs)
+
+    def _fresh(self, path: str, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Run a block that is there; of one that is gone return what it read."""
+        if path in self._gone and path in self._plain:
+            return first_tensor(args, kwargs)
+        output = forward(*args, **kwargs)
+        if path not in self._gone:
+            if isinstance(output, Tensor):
+                self._plain.add(path)
+            return output
+        # A block that returns more than the hidden state (T5's position bias) is run for the rest.
+        return _replaced(output, first_tensor(args, kwargs))
+
+
+def _replaced(output: Any, state: Tensor) -> Any:
+    """Return what a block returned with another hidden state in it."""
+    if isinstance(output, Tensor):
+        return state
+    old = state_in(output)
+    if isinstance(output, tuple | list):
+        return type(output)(state if each is old else each for each in output)
+    return {name: state if each is old else each for name, each in output.items()}
