@@ -13,10 +13,12 @@ from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.criteria.calibration.base import ChoosesRun, Searches, WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import (
     MIXED_AFTER,
+    NOT_MIXED,
     CriterionLike,
     Mixture,
     criterion_of,
     name_of,
+    searches,
 )
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
 from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of, shown
@@ -209,13 +211,12 @@ class PruneOptions:
                 f"{name_of(asked)} does not score {unscored[0]}.",
                 f"Take {', '.join(criteria_for(kinds))}; or other units.",
             )
-        parts = [part for part, _ in criterion.parts] if isinstance(criterion, Mixture) else []
-        shares = where == "allocation" and isinstance(criterion, Searches)
-        if shares or any(isinstance(part, Searches) for part in parts):
+        if searches(criterion) and (where == "allocation" or isinstance(criterion, Mixture)):
             raise ArgumentError(
-                where, f"{name_of(asked)}: what tries whole models has no scores to be mixed or shared out by.",
+                where,
+                f"{name_of(asked)}: {NOT_MIXED}",
                 "Let it be the only criterion, or take block_influence.",
-            )  # fmt: skip
+            )
         if not self.by_block:
             return
         if isinstance(criterion, ChoosesRun | Searches):

@@ -19,6 +19,7 @@ from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_b
 from sparse_trainer.one_shot.repairs.runs import take_over
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.replay import Replay
 from sparse_trainer.statistics.requests import Statistics
 
 Watch = Callable[[Decision], None]
@@ -114,7 +115,7 @@ def _scores(
         assert source.batches is not None
         same = {group.name: torch.zeros(group.num_units) for group in structure.groups}
         count = sum(not bool(keep_U.all()) for keep_U in selector.select(same).keep.values())
-        found = criterion.search(evidence, source.batches, count)
+        found = criterion.search(structure, Replay(model, structure, source.batches).losses, count)
         return Scores(ranks=found, shares=found)
     if options.by_block and options.criteria_requests:
         assert source.batches is not None

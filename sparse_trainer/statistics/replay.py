@@ -4,7 +4,7 @@ One forward pass of a batch keeps what every block returns. Without one block mo
 what they returned before: of n blocks, (n + 1) / 2 run on average instead of n.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from patchers.units import LAYERS, Group, Structure
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.batch import Batch
@@ -26,12 +27,19 @@ class Replay:
     """Runs one model again and again while blocks of it go.
 
     Args:
-        paths: All blocks of the lists in which blocks may go.
+        structure: Its groups of layers that may go, and the lists of blocks that they are in.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self.model, self.paths = model, tuple(paths)
-        self.forward = ForwardPass(model, paths, labelled=True, differentiable=False)
+    def __init__(self, model: nn.Module, structure: Structure, batches: Batches) -> None:
+        self.model, self.batches = model, batches
+        stacks = {group.stack for group in structure.of((LAYERS,))}
+        self.paths = tuple(
+            f"{stack.path}.{place}"
+            for stack in structure.stacks
+            if stack.path in stacks
+            for place in range(stack.size)
+        )
+        self.forward = ForwardPass(model, self.paths, labelled=True, differentiable=False)
         self._gone: frozenset[str] = frozenset()
         self._without: str | None = None
         self._place: dict[str, int] = {}
@@ -41,28 +49,28 @@ class Replay:
         """Blocks that return a hidden state and nothing else."""
 
     @torch.no_grad()
-    def losses(self, batches: Batches, gone: frozenset[str], candidates: Sequence[str]) -> dict[str, Tensor]:
-        """Return the mean loss per label, scalar, without the blocks that are gone and one candidate more.
+    def losses(self, gone: Sequence[Group], candidates: Sequence[Group]) -> dict[str, Tensor]:
+        """Return the mean loss per label, scalar, without what is gone and one candidate more, by name of the latter.
 
         Raises:
             DataError: there is no loss, or the calibration set does not fit the model.
             NonFiniteError: NaN or infinity with every block in its place.
             UnsupportedModelError: a block runs more than once in a forward pass, or never.
         """
-        self._gone = gone
+        self._gone = frozenset(group.block for group in gone)
         sums: dict[str, Tensor] = {}
         terms: Tensor | int = 0
         with torch.inference_mode(False), evaluating(self.model), self._steered():
-            for batch in batches.read(labelled=True):
+            for batch in self.batches.read(labelled=True):
                 if batch.terms is None:
                     continue
                 terms = terms + batch.terms
                 self._check(self._loss(batch, None), batch)
-                for path in candidates:
-                    loss = self._loss(batch, path).double()
-                    sums[path] = sums[path] + loss if path in sums else loss
+                for group in candidates:
+                    loss = self._loss(batch, group.block).double()
+                    sums[group.name] = sums[group.name] + loss if group.name in sums else loss
         self._outputs.clear()
-        return {path: loss / terms for path, loss in sums.items()}
+        return {name: loss / terms for name, loss in sums.items()}
 
     def _loss(self, batch: Batch, without: str | None) -> Tensor:
         """Return the summed loss of a batch; without a candidate, keep what the blocks return."""
@@ -102,20 +110,20 @@ class Replay:
                 del block.forward
                 vars(block).update(own)
 
-    def _run(self, path: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._without is None:
             if path in self._place:
                 raise UnsupportedModelError(path, "runs more than once.", "Take another criterion.")
             self._place[path] = len(self._place)
-            self._outputs[path] = output = self._fresh(path, forward, args, kwargs)
+            self._outputs[path] = output = self._fresh(path, forward, *args, **kwargs)
             return output
         if self._place[path] < self._place[self._without]:
             return self._outputs[path]
         if path == self._without:
             return _replaced(self._outputs[path], first_tensor(args, kwargs))
-        return self._fresh(path, forward, args, kwargs)
+        return self._fresh(path, forward, *args, **kwargs)
 
-    def _fresh(self, path: str, forward: Any, args: Any, kwargs: Any) -> Any:
+    def _fresh(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a block that is there; of one that is gone return what it read."""
         if path in self._gone and path in self._plain:
             return first_tensor(args, kwargs)

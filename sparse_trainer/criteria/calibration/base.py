@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Features, Group, Kind, Structure
 from sparse_trainer.criteria.scores import check_finite, check_scores
-from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.requests import R, Statistic, Statistics
 
 # Shape legend: O = outputs, I = input features of a consumer, U = units, W = features of a unit.
@@ -63,8 +62,15 @@ class ChoosesRun(Protocol):
 class Searches(Protocol):
     """Tries what the model is like without layers, in passes of its own, instead of scoring what one pass tells."""
 
-    def search(self, evidence: Evidence, batches: Batches, count: int) -> dict[str, Tensor]:
+    def search(self, structure: Structure, losses: "LossesWithout", count: int) -> dict[str, Tensor]:
         """Return the score of each layer, shape [1], higher = keep: the lowest are the `count` best to remove."""
+
+
+class LossesWithout(Protocol):
+    """Tries a model without some of its layers on the calibration set."""
+
+    def __call__(self, gone: Sequence[Group], candidates: Sequence[Group]) -> Mapping[str, Tensor]:
+        """Return the mean loss per label, scalar, without what is gone and one candidate more, by its name."""
 
 
 @runtime_checkable

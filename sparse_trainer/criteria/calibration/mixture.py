@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchers.units import KINDS, Kind
 from sparse_trainer.budget.standardize import STANDARDIZERS
-from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion, scores_of
+from sparse_trainer.criteria.calibration.base import Evidence, Searches, WidthCriterion, scores_of
 from sparse_trainer.criteria.calibration.expressions import read_criterion, read_sum, written
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.statistics.requests import Statistic
@@ -50,6 +50,15 @@ class Mixture:
             for name, score_U in standardized(raw, dict.fromkeys(raw, 1), evidence.structure.kinds).items():
                 total[name] = total[name] + weight * score_U if name in total else weight * score_U
         return total
+
+
+NOT_MIXED = "what tries whole models has no scores to be mixed or shared out by."
+
+
+def searches(criterion: WidthCriterion) -> bool:
+    """Tell whether a criterion, or a part of a mixture, tries whole models instead of scoring units."""
+    parts = [part for part, _ in criterion.parts] if isinstance(criterion, Mixture) else [criterion]
+    return any(isinstance(part, Searches) for part in parts)
 
 
 def criterion_of(asked: CriterionLike, normalizer: str = MIXED_AFTER) -> WidthCriterion:

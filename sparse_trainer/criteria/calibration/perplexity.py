@@ -10,12 +10,10 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from patchers.units import LAYERS, Group, Kind
-from sparse_trainer.criteria.calibration.base import Evidence, leaves_one
+from patchers.units import LAYERS, Group, Kind, Structure
+from sparse_trainer.criteria.calibration.base import Evidence, LossesWithout, leaves_one
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.statistics.block_states import BlockStates
-from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.replay import Replay
 from sparse_trainer.statistics.requests import Statistic
 
 
@@ -34,29 +32,24 @@ class LossWithout:
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Raise `ArgumentError`: what a layer is worth depends on those that are gone."""
         raise ArgumentError(
-            "criterion", "perplexity compares whole models: it has no scores to be mixed or shared out by.",
+            "criterion", "perplexity tries whole models: it has no scores to be mixed or shared out by.",
             "Let it stand alone, or take block_influence.",
         )  # fmt: skip
 
-    def search(self, evidence: Evidence, batches: Batches, count: int) -> dict[str, Tensor]:
+    def search(self, structure: Structure, losses: LossesWithout, count: int) -> dict[str, Tensor]:
         """Return 0, 1, 2 ... of the layers in the order in which they go, and `count` + the mean loss of the others."""
-        layers = evidence.structure.of((LAYERS,))
-        stacks = {group.stack for group in layers}
-        sizes = {stack.path: stack.size for stack in evidence.structure.stacks if stack.path in stacks}
-        replay = Replay(
-            evidence.model, [f"{path}.{place}" for path, size in sizes.items() for place in range(size)]
-        )
+        layers = structure.of((LAYERS,))
         gone: list[Group] = []
         scores: dict[str, Tensor] = {}
         while len(gone) < count:
-            possible = [g for g in layers if g not in gone and leaves_one([*gone, g], evidence.structure)]
+            possible = [g for g in layers if g not in gone and leaves_one([*gone, g], structure)]
             if not possible:
                 break
-            losses = replay.losses(batches, frozenset(g.block for g in gone), [g.block for g in possible])
-            scores |= {g.name: count + losses[g.block].reshape(1) for g in possible}
-            worst = min(possible, key=lambda g: float(losses[g.block]))
-            scores[worst.name] = losses[worst.block].new_full((1,), len(gone))
-            gone.append(worst)
+            found = losses(gone, possible)
+            scores |= {g.name: count + found[g.name].reshape(1) for g in possible}
+            cheapest = min(possible, key=lambda g: float(found[g.name]))
+            scores[cheapest.name] = found[cheapest.name].new_full((1,), len(gone))
+            gone.append(cheapest)
         # A layer that is the only one of its sort may never go.
         stays = torch.full((1,), count + 1 + max((float(each) for each in scores.values()), default=0.0))
         return {g.name: scores.get(g.name, stays) for g in layers}

@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from patchers.units import Kind
+from sparse_trainer.criteria.calibration.base import Searches
 from sparse_trainer.criteria.calibration.expressions import read_sum, split_options, with_options
-from sparse_trainer.criteria.calibration.mixture import criterion_of
+from sparse_trainer.criteria.calibration.mixture import NOT_MIXED, criterion_of, searches
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.criteria.training.l0 import L0
@@ -14,7 +15,7 @@ from sparse_trainer.criteria.training.loraprune import LoraPrune
 from sparse_trainer.criteria.training.movement import Movement
 from sparse_trainer.criteria.training.one_shot import OneShot
 from sparse_trainer.criteria.training.running_taylor import RunningTaylor
-from sparse_trainer.errors import one_of
+from sparse_trainer.errors import ArgumentError, one_of
 
 TRAINING_CRITERIA: dict[str, type[TrainingCriterion]] = {
     "movement": Movement,
@@ -27,7 +28,8 @@ TRAINING_CRITERIA: dict[str, type[TrainingCriterion]] = {
 
 def scorings() -> list[str]:
     """Return the names that fine-pruning can score by: its own criteria, then those of one-shot pruning."""
-    return list(TRAINING_CRITERIA | WIDTH_CRITERIA)
+    one_shot = [name for name, known in WIDTH_CRITERIA.items() if not issubclass(known, Searches)]
+    return list(dict.fromkeys((*TRAINING_CRITERIA, *one_shot)))
 
 
 def scorings_for(kinds: Collection[Kind]) -> list[str]:
@@ -50,7 +52,10 @@ def read_scoring(text: str, defaults: Mapping[str, Mapping[str, Any]] | None = N
         ArgumentError: an unknown name or option; the nearest known one is given.
     """
     if not isinstance(read_sum(text), str):
-        return OneShot(criterion=criterion_of(text), name=text)
+        mixed = criterion_of(text)
+        if searches(mixed):
+            raise ArgumentError("scoring", f"{text}: {NOT_MIXED}", "Leave it out.")
+        return OneShot(criterion=mixed, name=text)
     name, given = split_options(text)
     one_of("scoring", name, scorings())
     options = {**(defaults or {}).get(name, {}), **given}

@@ -86,10 +86,6 @@ def layers_of(model: Any) -> tuple[Group, ...]:
     return structure.groups
 
 
-def paths(model: Any) -> list[str]:
-    return [f"{stack.path}.{n}" for stack in discover(model, (LAYERS,)).stacks for n in range(stack.size)]
-
-
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "t5"])
 @pytest.mark.parametrize("removed", [0, 1])
 def test_the_loss_without_blocks_is_that_of_the_model_that_is_cut(family: str, removed: int) -> None:
@@ -103,13 +99,12 @@ def test_the_loss_without_blocks_is_that_of_the_model_that_is_cut(family: str, r
         batches = calibration(model)
     layers = layers_of(model)
     gone, candidates = list(layers[-removed:] if removed else ()), layers[: len(layers) - removed]
-    replay = Replay(model, paths(model))
-    read = Batches(model, batches)
-    replay.losses(read, frozenset(), [])
-    losses = replay.losses(read, frozenset(g.block for g in gone), [g.block for g in candidates])
+    replay = Replay(model, discover(model, (LAYERS,)), Batches(model, batches))
+    replay.losses([], [])
+    losses = replay.losses(gone, candidates)
     for group in candidates:
         cut = without(model, [*gone, group])
-        assert float(losses[group.block]) == pytest.approx(mean_loss(cut, batches), rel=1e-5)
+        assert float(losses[group.name]) == pytest.approx(mean_loss(cut, batches), rel=1e-5)
 
 
 def test_layers_go_as_a_greedy_search_over_models_that_are_cut_says() -> None:
@@ -161,9 +156,8 @@ def test_at_most_six_tenths_of_the_blocks_run() -> None:
 
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(count)
-    replay = Replay(model, paths(model))
-    read = Batches(model, batches)
-    replay.losses(read, frozenset(), [g.block for g in layers_of(model)])
+    replay = Replay(model, discover(model, (LAYERS,)), Batches(model, batches))
+    replay.losses([], layers_of(model))
     naive = 12 * 11
     assert runs == 12 + 12 * 11 // 2 <= 0.6 * naive
 

@@ -193,7 +193,7 @@ def test_it_needs_the_calibration_set() -> None:
     with pytest.raises(DataError, match="calibration"):
         prune(model, criterion="last", **options)
     statistics = collect(model, discover(model, ("layers",)), text(0), [BlockStates()])
-    with pytest.raises(ArgumentError, match="the repair of layers"):
+    with pytest.raises(ArgumentError, match="the search for layers and their repair"):
         prune(model, criterion="block_influence", statistics=statistics, **options)
     short = [{"input_ids": text(0, 1)[0]["input_ids"][:1, :4]}]
     with pytest.raises(DataError, match="calibration tokens"):
