@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.share import check_sharing, share_by
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
+from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import spare_folder
-from sparse_trainer.folders.tokenizers import find_tokenizer
+from sparse_trainer.folders.save import Processor
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.one_shot.prune import check_prunable
@@ -24,7 +25,7 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import model_lines
-from sparse_trainer.run.prune_folder import prune_model, read_calibration
+from sparse_trainer.run.prune_folder import prune_model, read_calibration, tokenizer_in
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.report import PERPLEXITY
 from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State
@@ -38,7 +39,8 @@ class OneShotJob:
     """A one-shot recipe with its calibration text read."""
 
     recipe: OneShotRecipe
-    processor: PreTrainedTokenizerBase | None
+    processor: Processor | None
+    """What makes the model's inputs, and is saved with the result."""
     batches: list[dict[str, Tensor]] | None
     """None where criterion and repair look at weights only."""
     device: torch.device
@@ -113,7 +115,8 @@ class OneShotJob:
         options, model = self.recipe.evaluation, state.models[name]
         if options is None:
             return None
-        if self.processor is None:
+        tokenizer = tokenizer_in(self.processor)
+        if tokenizer is None:
             raise CheckpointError(
                 str(model.config.name_or_path),
                 "has no tokenizer.",
@@ -121,7 +124,7 @@ class OneShotJob:
             )
         state.tell(f"measuring the {name} model on {', '.join(options.tasks)}")
         rows: dict[str, float] = {}
-        found = evaluate(model, self.processor, options.tasks, files=options.files, options=options)
+        found = evaluate(model, tokenizer, options.tasks, files=options.files, options=options)
         for task, result in found.items():
             if isinstance(result, Perplexity):
                 rows[f"{task} {PERPLEXITY}"] = result.perplexity
@@ -138,15 +141,17 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     """
     check_target(_result_of(recipe), overwrite=overwrite)
     check_one_shot(recipe)
-    device, tokenizer = recipe.model.place(), find_tokenizer(recipe.model.name_or_path, recipe.model.revision)
-    batches = read_calibration(recipe.model, tokenizer, recipe.prunings, recipe.calibration, tell)
+    device, processor = recipe.model.place(), find_processor(recipe.model.name_or_path, recipe.model.revision)
+    batches = read_calibration(
+        recipe.model, tokenizer_in(processor), recipe.prunings, recipe.calibration, tell
+    )
     tell("loading the model")
     dense = recipe.model.load(by_block=any(options.by_block for options in recipe.prunings))
     for options in recipe.prunings:
         check_prunable(options, dense)
     if recipe.sharing is not None:
         check_sharing(recipe.sharing, dense)
-    job = OneShotJob(recipe=recipe, processor=tokenizer, batches=batches, device=device)
+    job = OneShotJob(recipe=recipe, processor=processor, batches=batches, device=device)
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
 
 

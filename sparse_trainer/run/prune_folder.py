@@ -18,7 +18,7 @@ from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.processors import find_processor, is_image_text, load_processor
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
-from sparse_trainer.folders.save import least_bytes, save_pruned
+from sparse_trainer.folders.save import Processor, least_bytes, save_pruned
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
@@ -72,9 +72,7 @@ def prune_folder(
         pictures.check_drawing("give --no-pictures")
     place = source.place()
     processor = find_processor(source.name_or_path, source.revision)
-    reader = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-    tokenizer = reader if isinstance(reader, PreTrainedTokenizerBase) else None
-    batches = read_calibration(source, tokenizer, [options], calibration, tell)
+    batches = read_calibration(source, tokenizer_in(processor), [options], calibration, tell)
     tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
     density = options.density if options.elements is None else 1.0
@@ -92,6 +90,12 @@ def prune_folder(
         )
     files = pictures.picture_files(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
+
+
+def tokenizer_in(processor: Processor | None) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that a processor is or has; None where it has none."""
+    reader = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+    return reader if isinstance(reader, PreTrainedTokenizerBase) else None
 
 
 def read_calibration(

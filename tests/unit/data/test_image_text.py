@@ -28,7 +28,9 @@ from sparse_trainer.data.image_text import image_text_batches
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions
+from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
+from sparse_trainer.run.recipes.load import load_recipe
 
 WORDS = ["<pad>", "<image>", "<s>", "</s>", "what", "is", "this", "a", "red", "blue", "square", ":"]
 IMAGE = 1
@@ -185,6 +187,24 @@ def test_the_command_prunes_with_images_and_saves_the_processor(
     asked += ["--calibration-file", str(rows), "--samples", "3", "--device", "cpu", "--no-pictures"]
     done = CliRunner().invoke(make_app({"prune"}), ["prune", str(folder), str(out), *asked])
     assert done.exit_code == 0, done.output
+    pipe = pipeline("image-text-to-text", model=str(out), device="cpu")
+    said = pipe(images=str(rows.parent / "0.png"), text="<image> what is", max_new_tokens=2)
+    assert said[0]["generated_text"]
+    assert pipe.model.config.text_config.intermediate_size == 32
+
+
+def test_the_recipe_prunes_with_images_and_saves_the_processor(
+    model: LlavaForConditionalGeneration, rows: Path, processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    folder, out = _saved(model, processor, tmp_path / "dense"), tmp_path / "pruned"
+    overrides = [
+        f"model.name_or_path={folder}", "model.device=cpu", f"calibration.source={rows}", "calibration.samples=3",
+        "prune.density.channels=0.5", "prune.reconstruct=bias", f"export.output_dir={out}",
+        "export.latency_rounds=1",
+    ]  # fmt: skip
+    result = run(load_recipe("llava-afr", overrides), lambda line: None)
+    assert result.plan is not None
+    assert {group["layer"] for name, group in result.plan.groups.items() if "vision" not in name} == {0, 1, 2}
     pipe = pipeline("image-text-to-text", model=str(out), device="cpu")
     said = pipe(images=str(rows.parent / "0.png"), text="<image> what is", max_new_tokens=2)
     assert said[0]["generated_text"]
