@@ -51,6 +51,11 @@ COMMANDS = {
         "layers_command",
         "Show what every criterion of depth says of each layer, and which it would take. Nothing is cut.",
     ),
+    "recover": Command(
+        "sparse_trainer.cli.recover",
+        "recover_command",
+        "Train a model that was cut briefly, by LoRA that is merged, and save it with its plan continued.",
+    ),
     "optimize": Command(
         "sparse_trainer.cli.optimize",
         "optimize_command",

@@ -188,6 +188,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         groups=groups,
         shapes=shapes,
         versions=second.versions,
+        recoveries=(*first.recoveries, *second.recoveries),
     )
 
 

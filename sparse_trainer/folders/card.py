@@ -77,6 +77,18 @@ Chosen by `{{ plan.method }}`{% if asked %}, asked to keep {{ asked }}{% endif %
 {% for kind, kept, size in kinds -%}
 | {{ kind }} | {{ kept }} | {{ size }} |
 {% endfor %}
+{% if plan.recoveries -%}
+## Recovered
+
+| trained after the cut | data | teacher | steps | tokens, at most | perplexity before | after |
+|---|---|---|---|---|---|---|
+{% for each in plan.recoveries -%}
+| {{ each.train }} | {{ value(each.data) }} | {{ value(each.teacher) }} | {{ value(each.steps) }} | \
+{{ value(each.tokens) }} | {{ value(each.perplexity_before) }} | {{ value(each.perplexity_after) }} |
+{% endfor %}
+Perplexity is that of data which was held out, in the dtype of the weights.
+
+{% endif -%}
 Made with {{ made_with }}.
 """
 
@@ -111,6 +123,7 @@ def model_card(
         rows=_rows(plan, metrics),
         asked=_asked(plan),
         kinds=_kept(plan),
+        value=shown_value,
         made_with=", ".join(f"{name} {version}" for name, version in plan.versions.items()),
         percent=lambda part, whole: f"{100 * part / whole:.1f}%",
     )

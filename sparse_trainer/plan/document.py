@@ -35,6 +35,22 @@ class GroupPlan(TypedDict):
     keep: list[int]
 
 
+class Recovered(TypedDict):
+    """A training after the cut that won back part of what it cost."""
+
+    train: str
+    """What learned: lora, norms-and-biases, all."""
+    data: str
+    teacher: str | None
+    """The dense model that was learned from, if any."""
+    steps: int
+    tokens: int
+    """At most: sequences may be shorter than asked for."""
+    perplexity_before: float
+    """On data that was held out; `perplexity_after` likewise."""
+    perplexity_after: float
+
+
 class Sizes(TypedDict):
     """A quantity before and after the cut."""
 
@@ -66,6 +82,8 @@ class Plan:
     versions: dict[str, str]
     zeros: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     """Weights that masks left as zeros, by name of the parameter: how many are zero, and of how many."""
+    recoveries: tuple[Recovered, ...] = ()
+    """Trainings after the cut, in order."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -122,8 +140,9 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not self.zeros:
-            del fields["zeros"]
+        for name in ("zeros", "recoveries"):
+            if not fields[name]:
+                del fields[name]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -136,7 +155,7 @@ class Plan:
         """
         if not isinstance(values, dict):
             raise CheckpointError(where, f"{type(values).__name__} instead of an object.", _RESTORE)
-        values = {"zeros": {}, **values}
+        values = {"zeros": {}, "recoveries": [], **values}
         fields = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(fields ^ set(values)):
             what = "missing." if name in fields else "unknown field."
@@ -149,7 +168,7 @@ class Plan:
             _check_group(f"{where}: groups.{name}", group)
         shapes = {name: (before, after) for name, (before, after) in values["shapes"].items()}
         zeros = {name: (zero, size) for name, (zero, size) in values["zeros"].items()}
-        return cls(**{**values, "shapes": shapes, "zeros": zeros})
+        return cls(**{**values, "shapes": shapes, "zeros": zeros, "recoveries": tuple(values["recoveries"])})
 
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> Self:
@@ -237,6 +256,22 @@ def _are_zeros(value: object) -> bool:
     )
 
 
+def _are_recoveries(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(
+        isinstance(each, dict)
+        and set(each) == set(Recovered.__annotations__)
+        and _is_text(each["train"])
+        and _is_text(each["data"])
+        and (each["teacher"] is None or _is_text(each["teacher"]))
+        and _is_count(each["steps"])
+        and _is_count(each["tokens"])
+        and all(isinstance(each[f"perplexity_{when}"], int | float) for when in ("before", "after"))
+        for each in value
+    )
+
+
 def _are_versions(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
@@ -256,6 +291,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "shapes": (_are_shapes, "an object of [before, after] shapes"),
     "versions": (_are_versions, "an object of texts"),
     "zeros": (_are_zeros, "an object of [zeros, weights]"),
+    "recoveries": (_are_recoveries, "a list of trainings after the cut"),
 }
 
 

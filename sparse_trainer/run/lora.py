@@ -102,13 +102,17 @@ class LoraOptions:
             ) from error
 
     @contextmanager
-    def tried(self, model: PreTrainedModel) -> Iterator[Any]:
-        """Put adapters on the model for the time of a `with` block; then every module and parameter is what it was."""
+    def tried(self, model: PreTrainedModel, seed: int = 0) -> Iterator[Any]:
+        """Put adapters on the model for the time of a `with` block; then every module and parameter is what it was.
+
+        Args:
+            seed: Of the adapters' first weights.
+        """
         places = [(module, dict(module._modules)) for module in model.modules()]
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         attributes = set(vars(model))
         try:
-            yield self.adapt(model, seed=0)
+            yield self.adapt(model, seed)
         finally:
             for module, children in places:
                 for name, child in children.items():

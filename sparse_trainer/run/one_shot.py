@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
@@ -27,9 +27,18 @@ from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import model_lines
 from sparse_trainer.run.prune_folder import prune_model, read_calibration, tokenizer_in
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
+from sparse_trainer.run.recovery import (
+    check_dense,
+    check_recovery,
+    check_targets,
+    load_dense,
+    read_data,
+    recover_model,
+)
+from sparse_trainer.run.recovery_options import DENSE as BEFORE_PRUNING
 from sparse_trainer.run.report import PERPLEXITY
 from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State
-from sparse_trainer.tasks.base import Outputs
+from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.tasks.language.measure import check_tasks, evaluate
 from sparse_trainer.tasks.language.text import Perplexity
 
@@ -44,6 +53,10 @@ class OneShotJob:
     batches: list[dict[str, Tensor]] | None
     """None where criterion and repair look at weights only."""
     device: torch.device
+    recovery_data: Prepared | None = None
+    """What the model is trained on after the cut."""
+    teacher: PreTrainedModel | None = None
+    """A model that it learns from then, where another one is named than the dense one of this run."""
 
     @property
     def result(self) -> Path:
@@ -57,9 +70,10 @@ class OneShotJob:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Measure, prune, share layers where the recipe says so, measure, and finish."""
+        """Measure, prune, share layers and recover where the recipe says so, measure, and finish."""
         shared = () if self.recipe.sharing is None else (self.share,)
-        return (self.evaluate_dense, self.prune, *shared, self.evaluate_pruned, *FINISH)
+        recovered = () if self.recipe.recovery is None else (self.recover,)
+        return (self.evaluate_dense, self.prune, *shared, *recovered, self.evaluate_pruned, *FINISH)
 
     def beside(self, folder: Path) -> None:
         """Write nothing: the weights are all that the result needs."""
@@ -87,6 +101,22 @@ class OneShotJob:
         assert options is not None
         state.tell(options.method)
         return state.having(PRUNED, share_by(options, state.models[PRUNED], inplace=True))
+
+    def recover(self, state: State) -> State:
+        """Train the model briefly as it was cut."""
+        options, data = self.recipe.recovery, self.recovery_data
+        assert options is not None
+        assert data is not None
+        dense = state.models[DENSE]
+        recover_model(
+            state.models[PRUNED],
+            data,
+            options,
+            teacher=dense if options.teacher == BEFORE_PRUNING else self.teacher,
+            tell=state.tell,
+        )
+        dense.requires_grad_(True)
+        return state
 
     def evaluate_pruned(self, state: State) -> State:
         """Measure the model as it was cut."""
@@ -151,8 +181,34 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
         check_prunable(options, dense)
     if recipe.sharing is not None:
         check_sharing(recipe.sharing, dense)
-    job = OneShotJob(recipe=recipe, processor=processor, batches=batches, device=device)
+    data, teacher = _prepare_recovery(recipe, tokenizer_in(processor), dense, tell)
+    job = OneShotJob(
+        recipe=recipe,
+        processor=processor,
+        batches=batches,
+        device=device,
+        recovery_data=data,
+        teacher=teacher,
+    )
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
+
+
+def _prepare_recovery(
+    recipe: OneShotRecipe, tokenizer: PreTrainedTokenizerBase | None, dense: PreTrainedModel, tell: Tell
+) -> tuple[Prepared | None, PreTrainedModel | None]:
+    """Return data and teacher of the training after the cut, once they are known to go with the model."""
+    options = recipe.recovery
+    if options is None:
+        return None, None
+    if tokenizer is None:
+        raise CheckpointError(recipe.model.name_or_path, "has no tokenizer.", "Save one there.")
+    check_targets(options, dense)
+    tell(f"reading {options.data_name}")
+    data = read_data(options, tokenizer)
+    teacher = None if options.teacher == BEFORE_PRUNING else load_dense(options, recipe.model, tell)
+    if teacher is not None:
+        check_dense(dense, teacher, options)
+    return data, teacher
 
 
 def check_one_shot(recipe: OneShotRecipe) -> None:
@@ -162,6 +218,8 @@ def check_one_shot(recipe: OneShotRecipe) -> None:
         SparseTrainerError: An option that cannot work.
     """
     pictures.check_drawing()
+    if recipe.recovery is not None:
+        check_recovery(recipe.recovery)
     if recipe.evaluation is not None:
         check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
     _check_positions(recipe)
@@ -178,4 +236,6 @@ def _check_positions(recipe: OneShotRecipe) -> None:
         check_positions("calibration.length", recipe.calibration.length, positions)
     if recipe.evaluation is not None:
         check_positions("evaluation.length", recipe.evaluation.length, positions)
+    if recipe.recovery is not None:
+        check_positions("recovery.length", recipe.recovery.length, positions)
     check_positions("export.latency_sequence_length", recipe.export.latency_sequence_length, positions)

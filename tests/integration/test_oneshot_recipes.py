@@ -34,8 +34,9 @@ ALL = sorted(name for name, path in shipped().items() if is_one_shot(read_sectio
 OF_WEIGHTS = [name for name in ALL if load_recipe(name).prunings[-1].elements is not None]
 OF_UNITS = [name for name in ALL if name not in OF_WEIGHTS]
 DEPTH = [name for name in OF_UNITS if LAYERS in load_recipe(name).prunings[0].budget.kinds]
-ONE_SHOT = [name for name in OF_UNITS if name not in (*DEPTH, "llava-afr")]
-"""Those of images with text run in tests/unit/data/test_image_text.py."""
+ELSEWHERE = ("llava-afr", "llama-staged-lora")
+"""Recipes with images run in tests/unit/data/test_image_text.py, those with recovery in test_recovery.py."""
+ONE_SHOT = [name for name in OF_UNITS if name not in (*DEPTH, *ELSEWHERE)]
 PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")
 
 
@@ -97,7 +98,7 @@ def test_a_one_shot_recipe_leaves_a_model_that_loads(
     assert "wikitext2 perplexity" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", DEPTH)
+@pytest.mark.parametrize("name", [name for name in DEPTH if name not in ELSEWHERE])
 def test_a_recipe_of_depth_leaves_fewer_layers_that_load(name: str, files: Path, tmp_path: Path) -> None:
     key = "prune" if "prune" in load_recipe(name).sections else "stages.0"
     more = [f"{key}.density={{layers: 0.67}}"]

@@ -10,6 +10,7 @@ from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceO
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none
 from sparse_trainer.run.recipes.shipped import Sections
+from sparse_trainer.run.recovery_options import RecoveryOptions
 from sparse_trainer.tasks.language.measure import EvaluationOptions
 
 PRUNE: Final = "prune"
@@ -29,7 +30,7 @@ class MeasureOptions(EvaluationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OneShotRecipe(Recipe):
-    """A run without training."""
+    """A run that prunes without training, and may train briefly afterwards."""
 
     SECTIONS: ClassVar[Mapping[str, type]] = {
         "model": SourceOptions,
@@ -37,6 +38,7 @@ class OneShotRecipe(Recipe):
         PRUNE: PruneSection,
         STAGES: PruneSection,
         "sharing": SharingOptions,
+        "recovery": RecoveryOptions,
         "evaluation": MeasureOptions,
         "export": ExportOptions,
     }
@@ -48,6 +50,8 @@ class OneShotRecipe(Recipe):
     """What `prune`, or each entry of `stages`, asks for, in order: each starts from what the one before it left."""
     sharing: SharingOptions | None
     """Which of the layers that are left share their linears; None = each has its own."""
+    recovery: RecoveryOptions | None
+    """None = nothing is trained."""
     evaluation: MeasureOptions | None
     """None = nothing is measured but sizes and latency."""
 
@@ -70,6 +74,7 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
         prunings=_prunings(sections, origin),
         sharing=parsed_or_none(SharingOptions, sections, "sharing", origin),
+        recovery=parsed_or_none(RecoveryOptions, sections, "recovery", origin),
         evaluation=parsed_or_none(MeasureOptions, sections, "evaluation", origin),
         **header,
     )
