@@ -152,10 +152,11 @@ def test_the_mass_of_avss_is_a_share_of_its_scores() -> None:
         assert sum(len(group["keep"]) for group in plan.by_kind()["layers"]) == left
 
 
-def test_layers_and_widths_go_under_a_density_each() -> None:
+@pytest.mark.parametrize("name", ["fisher", "taylor(form=vector)", "magnitude"])
+def test_layers_and_widths_go_under_a_density_each(name: str) -> None:
     model = model_of("llama")
     pruned, plan = prune(
-        model, calibration(model), criterion="fisher", density={"layers": 0.7, "channels": 0.5, "heads": 1.0}
+        model, calibration(model), criterion=name, density={"layers": 0.7, "channels": 0.5, "heads": 1.0}
     )
     kinds = plan.by_kind()
     assert [len(group["keep"]) for group in kinds["layers"]].count(0) == 1
@@ -187,3 +188,13 @@ def test_what_is_deepest_goes_but_the_last() -> None:
     )
     order = sorted(structure.groups, key=lambda group: float(scores[group.name]))
     assert [group.layer for group in order] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("name", ["fisher", "taylor(form=vector)", "magnitude"])
+@pytest.mark.parametrize("units", [["attention"], ["ffn"], ["attention", "channels"], ["attention", "ffn"]])
+def test_depth_and_widths_share_one_budget(name: str, units: list[str]) -> None:
+    """One density over the parameters of all kinds; what is left computes as the cut says (`check`)."""
+    model = model_of("llama")
+    pruned, plan = prune(model, calibration(model), criterion=name, units=units, density=0.6)
+    assert set(units) <= set(plan.by_kind())
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
