@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 
 from patchers.discovery.discover import discover
 from patchers.units import LAYERS, Group, Structure
-from sparse_trainer import prune
+from sparse_trainer import SparseTrainingArguments, prune
 from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decide import found_in
@@ -185,3 +185,9 @@ def test_a_model_without_a_loss_is_told_so() -> None:
         prune(llama(2), criterion="perplexity", density={"layers": 0.5})
     with pytest.raises(DataError, match="has no loss over labels"):
         prune(llama(2).model, text(), criterion="perplexity", density={"layers": 0.5})
+
+
+@pytest.mark.parametrize("scoring", ["perplexity", "perplexity + block_influence"])
+def test_fine_pruning_refuses_a_search(scoring: str) -> None:
+    with pytest.raises(ArgumentError, match=r"scoring.*perplexity"):
+        SparseTrainingArguments(scoring=scoring, units=["layers"])
