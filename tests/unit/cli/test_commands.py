@@ -23,7 +23,7 @@ def test_the_list_says_what_the_command_says_of_itself(name: str) -> None:
         ([], 0, "architectures"),
         (["--version"], 0, "sparse-trainer "),
         (["recipes"], 0, "boolq-bert"),
-        (["prun"], 2, "Did you mean 'prune'"),
+        (["prun"], 2, "Did you mean"),
     ],
 )
 def test_what_needs_no_model_imports_no_torch(arguments: list[str], code: int, said: str) -> None:
