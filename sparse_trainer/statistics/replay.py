@@ -54,7 +54,7 @@ class Replay:
 
         Raises:
             DataError: there is no loss, or the calibration set does not fit the model.
-            NonFiniteError: NaN or infinity with every block in its place.
+            NonFiniteError: NaN or infinity, with a candidate or without it.
             UnsupportedModelError: a block runs more than once in a forward pass, or never.
         """
         self._gone = frozenset(group.block for group in gone)
@@ -70,7 +70,11 @@ class Replay:
                     loss = self._loss(batch, group.block).double()
                     sums[group.name] = sums[group.name] + loss if group.name in sums else loss
         self._outputs.clear()
-        return {name: loss / terms for name, loss in sums.items()}
+        found = {name: loss / terms for name, loss in sums.items()}
+        bad = next((name for name, loss in found.items() if not bool(torch.isfinite(loss))), None)
+        if bad is not None:
+            raise NonFiniteError(bad, "the loss without it is NaN or infinite.", "Calibrate in float32.")
+        return found
 
     def _loss(self, batch: Batch, without: str | None) -> Tensor:
         """Return the summed loss of a batch; without a candidate, keep what the blocks return."""

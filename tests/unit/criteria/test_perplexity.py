@@ -15,7 +15,7 @@ from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decide import found_in
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, DataError, NonFiniteError
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.replay import Replay
 from tests.fixtures.oneshot_models import calibration, model_of
@@ -191,3 +191,17 @@ def test_a_model_without_a_loss_is_told_so() -> None:
 def test_fine_pruning_refuses_a_search(scoring: str) -> None:
     with pytest.raises(ArgumentError, match=r"scoring.*perplexity"):
         SparseTrainingArguments(scoring=scoring, units=["layers"])
+
+
+def test_a_loss_that_is_no_number_is_told_and_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama(3)
+    real = Replay._loss
+
+    def broken(self: Replay, batch: Any, without: str | None) -> Tensor:
+        loss = real(self, batch, without)
+        return loss * float("nan") if without == "model.layers.0" else loss
+
+    monkeypatch.setattr(Replay, "_loss", broken)
+    with pytest.raises(NonFiniteError, match=r"model\.layers\.0.*the loss without it is NaN"):
+        prune(model, text(), criterion="perplexity", density={"layers": 0.7})
+    assert all("forward" not in vars(module) for module in model.modules())
