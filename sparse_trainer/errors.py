@@ -34,6 +34,10 @@ class ExportError(SparseTrainerError):
     """An export that writes nothing, or has nothing to say in the model card."""
 
 
+class ConversionError(SparseTrainerError):
+    """A model that the form of another runtime cannot hold."""
+
+
 class CriterionError(SparseTrainerError):
     """Scores that are not one number per unit."""
 
@@ -108,6 +112,7 @@ __all__ = [
     "ArgumentError",
     "BudgetError",
     "CheckpointError",
+    "ConversionError",
     "CriterionError",
     "DataError",
     "DisagreementError",

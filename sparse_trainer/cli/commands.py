@@ -61,6 +61,11 @@ COMMANDS = {
         "optimize_command",
         "Cut a checkpoint: a smaller dense model with the same outputs.",
     ),
+    "convert": Command(
+        "sparse_trainer.cli.convert",
+        "convert_command",
+        "Write a model folder, dense or pruned, in the form of another runtime.",
+    ),
     "sweep": Command(
         "sparse_trainer.cli.sweep",
         "sweep_command",
