@@ -16,7 +16,7 @@ from sparse_trainer.cli.commands import COMMANDS, make_app
 from tests.architectures.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDED = {
     "quantization.md": ("torchao",),
@@ -36,6 +36,11 @@ class Block:
     language: str
     line: int
     text: str
+
+
+def name_of(page: Path) -> str:
+    """Return what tests call a page: `guides/llm.md`."""
+    return page.relative_to(ROOT).as_posix().removeprefix("docs/")
 
 
 def blocks(page: Path) -> list[Block]:
@@ -134,7 +139,7 @@ def given() -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
 # Of other libraries, when they are imported or train.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", python_pages(), ids=name_of)
 def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is one story: its blocks run in order, in one namespace, in an empty folder."""
     for library in NEEDED.get(page.name, ()):
@@ -149,7 +154,7 @@ def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
             exec(compile(code, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     broken = []
@@ -163,7 +168,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist(page: Path) -> None:
     """Every `sparse-trainer COMMAND` of a shell block has a help page."""
     shell = "\n".join(block.text for block in blocks(page) if block.language == "bash")

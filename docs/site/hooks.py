@@ -1,0 +1,122 @@
+"""What the site shows beside docs/: the recipe catalogue, a page per recipe, and where links out of docs/ lead."""
+
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+CATALOGUE = "recipes/index.md"
+MEASURED = "recipes/measured.md"
+README = "recipes/README.md"
+LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the head of a recipe file says."""
+
+    name: str
+    command: str
+    comment: Sequence[str]
+    """The lines under the command: references and variants."""
+    description: str
+    section: str
+    """The part of the catalogue it stands in."""
+    text: str
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return a recipe: its first comment is the command, the lines after it say where the method is from."""
+    text = path.read_text(encoding="utf-8")
+    head = text.split("\ndescription:")[0].splitlines()
+    sections = yaml.safe_load(text)
+    command, *comment = [line.removeprefix("#").strip() for line in head]
+    kind = sections["task"]["name"] if "task" in sections else "one shot"
+    return Recipe(
+        name=path.stem,
+        command=command,
+        comment=comment,
+        description=sections["description"],
+        section=kind,
+        text=text,
+    )
+
+
+def catalogue(recipes: Sequence[Recipe]) -> str:
+    """Return the page that lists all recipes by what they train."""
+    lines = [
+        "# Recipes",
+        "",
+        "A recipe is one YAML file that a command runs, with any value changed on the command line. "
+        "[How recipes are written, and what was measured](measured.md).",
+        "",
+    ]
+    for section in sorted({recipe.section for recipe in recipes}):
+        lines += [f"## {section.capitalize()}", "", "| recipe | what it does | papers |", "|---|---|---|"]
+        for recipe in recipes:
+            if recipe.section == section:
+                papers = ", ".join(dict.fromkeys(ARXIV.findall(" ".join(recipe.comment))))
+                lines.append(f"| [{recipe.name}]({recipe.name}.md) | {recipe.description} | {papers} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def recipe_page(recipe: Recipe) -> str:
+    """Return the page of one recipe: description, command, sources, file."""
+    lines = [f"# {recipe.name}", "", recipe.description, "", "```bash", recipe.command, "```", ""]
+    if recipe.comment:
+        lines += [" ".join(recipe.comment), ""]
+    return "\n".join([*lines, "```yaml", recipe.text.rstrip(), "```", ""])
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the catalogue, the pages of the recipes, and the assets, which lie beside this file."""
+    recipes = [read_recipe(path) for path in sorted((ROOT / "recipes").glob("*.yaml"))]
+    files.append(File.generated(config, CATALOGUE, content=catalogue(recipes)))
+    files.append(File.generated(config, MEASURED, content=(ROOT / README).read_text(encoding="utf-8")))
+    for recipe in recipes:
+        name = f"recipes/{recipe.name}.md"
+        text = recipe_page(recipe)
+        files.append(File.generated(config, name, content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+    for asset in sorted((Path(__file__).parent / "assets").iterdir()):
+        files.append(File.generated(config, f"assets/{asset.name}", abs_src_path=str(asset)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead links that leave docs/ to the page that stands for their target; a file without a page is only named."""
+    folder = posixpath.dirname(page.file.src_uri)
+    is_readme = page.file.src_uri == MEASURED
+    # Where the text lies in the checkout, seen from its root.
+    home = "recipes" if is_readme else posixpath.join("docs", folder)
+
+    def lead(match: re.Match[str]) -> str:
+        link, anchor = match[1], match[2] or ""
+        if "://" in link:
+            return match[0]
+        target = site_page(posixpath.normpath(posixpath.join(home, link)))
+        return f"]({posixpath.relpath(target, folder or '.')}{anchor})"
+
+    return LINK.sub(lead, markdown)
+
+
+def site_page(path: str) -> str:
+    """Return the page of the site that shows a file of the checkout, both with slashes.
+
+    >>> site_page("docs/lora.md"), site_page("recipes/llama-wanda.yaml"), site_page("README.md")
+    ('lora.md', 'recipes/llama-wanda.md', 'index.md')
+    """
+    named = {"README.md": "index.md", README: MEASURED}
+    if path in named:
+        return named[path]
+    if path.startswith("recipes/"):
+        return str(Path(path).with_suffix(".md"))
+    return posixpath.relpath(path, "docs")
