@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from patchers.discovery.tables.names import NUM_EXPERTS, NUM_LAYERS
+from patchers.discovery.tables.names import NUM_EXPERTS, NUM_LAYERS, SORTS_OF_LAYERS
 from patchers.modeling_pruned import (
     LayoutError,
     OwnConfig,
@@ -212,7 +212,7 @@ def _shares(model: PreTrainedModel, stock: PreTrainedModel, stacks: Iterable[str
 
 
 def follow_counts(model: PreTrainedModel, built: PreTrainedModel, stacks: Iterable[str]) -> None:
-    """Give what stands outside the blocks the counts that the config has now, in place."""
+    """Give what stands outside the blocks the counts, and the sorts of layer, that the config has now, in place."""
     plain, inside = dict(built.named_modules()), tuple(f"{stack}." for stack in stacks)
     for path, module in model.named_modules():
         if path in plain and not path.startswith(inside or ("\0",)):
@@ -220,8 +220,8 @@ def follow_counts(model: PreTrainedModel, built: PreTrainedModel, stacks: Iterab
             own.update(
                 {
                     name: other[name]
-                    for name in (*NUM_EXPERTS, *NUM_LAYERS)
-                    if type(own.get(name)) is int and name in other
+                    for name in (*NUM_EXPERTS, *NUM_LAYERS, *SORTS_OF_LAYERS)
+                    if type(own.get(name)) in (int, bool) and name in other
                 }
             )
 

@@ -46,6 +46,8 @@ NUM_LAYERS = (
     "num_encoder_layers", "depth", "encoder_num_layers", "decoder_num_layers", "encoder_num_hidden_layers",
     "decoder_num_hidden_layers", "num_blocks", "num_transformer_layers",
 )  # fmt: skip
+SORTS_OF_LAYERS = ("has_sliding_layers",)
+"""Attributes of what runs the layers that say whether any of a sort is among them."""
 LAYERS_OF_STAGES = ("depths", "num_layers", "depth")
 """Fields that list the layers of each stage."""
 
