@@ -7,6 +7,7 @@ from sparse_trainer.criteria.calibration.base import Evidence, WidthCriterion
 from sparse_trainer.criteria.calibration.block_influence import BlockInfluence
 from sparse_trainer.criteria.calibration.fisher import Fisher
 from sparse_trainer.criteria.calibration.ifv import Ifv
+from sparse_trainer.criteria.calibration.kfac_obs import KfacObs
 from sparse_trainer.criteria.calibration.last import Last
 from sparse_trainer.criteria.calibration.magnitude import Magnitude
 from sparse_trainer.criteria.calibration.minitron import Minitron
@@ -37,6 +38,7 @@ WIDTH_CRITERIA: dict[str, type[WidthCriterion]] = {
     "afr": Afr,
     "minitron": Minitron,
     "obs": Obs,
+    "kfac_obs": KfacObs,
     "block_influence": BlockInfluence,
     "angular": Angular,
     "relative_norm": RelativeNorm,
