@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 from lxml import html
@@ -18,6 +19,23 @@ LOADED = (
     "iframe/@src",
 )
 """What a browser fetches without being asked."""
+
+LOOKUPS = {
+    "guide by goal": ("guides/faster-bert/", "BERT, twice as fast"),
+    "API of SparseTrainingArguments": ("api/arguments/", "distil_temperature"),
+    "SQuAD": ("tasks/#question-answering", "squad-bert"),
+    "LoRA": ("lora/", "get_peft_model"),
+    "depth": ("guides/depth/", "block_influence"),
+    "serving": ("guides/serve/", "trust_remote_code"),
+    "resuming": ("guides/resume/", "--resume"),
+    "FAQ": ("faq/", "Why is the pruned model not faster?"),
+    "own criterion": ("extending/#criterion", "register_criterion"),
+    "several GPUs": ("several-processes/", "torchrun"),
+    "density table": ("guides/choose/#which-density-fine-pruning", "speed-up"),
+    "out of memory": ("faq/#out-of-memory-while-it-trains", "gradient_accumulation_steps"),
+}
+"""What a new user looks for: the place that answers it, and words that stand there."""
+CLICKS = 2
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +82,35 @@ def test_every_public_name_is_in_the_reference(package: str) -> None:
 def test_the_reference_shows_options_with_their_help(site: Path) -> None:
     page = html.parse(site / "api/arguments/index.html").getroot().text_content()
     assert "What density counts: params, macs (per token) or units." in page
+
+
+def links(site: Path, address: str) -> set[str]:
+    """Return where the text of a page leads, its menus left out: addresses in the site, with anchors."""
+    page = address.partition("#")[0]
+    article = html.parse(site / page / "index.html").find(".//article")
+    found = {urljoin(f"/{page}", href) for href in article.xpath(".//a/@href") if "://" not in href}
+    return {link.removeprefix("/") for link in found}
+
+
+@pytest.fixture(scope="module")
+def near(site: Path) -> set[str]:
+    """Return what lies within `CLICKS` of the front page."""
+    found = {""}
+    for _ in range(CLICKS):
+        found |= {link for address in found for link in links(site, address) if is_page(link)}
+    return found
+
+
+def is_page(address: str) -> bool:
+    """Tell pages from files."""
+    return address.partition("#")[0].endswith("/") or address.startswith("#")
+
+
+@pytest.mark.parametrize("question", LOOKUPS)
+def test_a_look_up_takes_two_clicks(question: str, site: Path, near: set[str]) -> None:
+    address, words = LOOKUPS[question]
+    page, _, anchor = address.partition("#")
+    assert address in near
+    article = html.parse(site / page / "index.html").find(".//article")
+    assert words in article.text_content()
+    assert not anchor or article.xpath(f".//*[@id='{anchor}']")
