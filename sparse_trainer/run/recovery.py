@@ -261,7 +261,8 @@ def _learning(model: PreTrainedModel, options: RecoveryOptions) -> Iterator[Any]
         with options.lora.tried(model, options.seed) as student:
             yield student
             check_learned(student)
-            merged(student)
+            # What is finite in an adapter may overflow where it is added to float16.
+            check_learned(merged(student))
         return
     before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
     try:

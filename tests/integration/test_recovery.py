@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparse_trainer import cli
 from sparse_trainer.errors import (
@@ -21,6 +21,7 @@ from sparse_trainer.errors import (
 )
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run import recovery
 from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
@@ -130,6 +131,21 @@ def test_zeros_of_masks_stay_zero(train: str, files: Path, tmp_path: Path) -> No
     assert masked
     for name in masked:
         assert torch.equal(before[name] == 0, after[name] == 0)
+
+
+def test_adapters_that_overflow_where_they_are_merged_are_refused(files: Path) -> None:
+    """Both are finite: float32 adapters, and the float16 weight that they are added to."""
+    model = load_pruned(files / "cut").half()
+    options = RecoveryOptions(**small(files))
+    with pytest.raises(NonFiniteError, match="nothing was written"):
+        overflow(model, options)
+
+
+def overflow(model: PreTrainedModel, options: RecoveryOptions) -> None:
+    with recovery._learning(model, options) as student:
+        for name, parameter in student.named_parameters():
+            if "lora_" in name:
+                parameter.data.fill_(300.0)
 
 
 @pytest.mark.parametrize("train", TRAINS)
