@@ -23,7 +23,7 @@ LOADED = (
 LOOKUPS = {
     "guide by goal": ("guides/faster-bert/", "BERT, twice as fast"),
     "API of SparseTrainingArguments": ("api/arguments/", "distil_temperature"),
-    "SQuAD": ("tasks/#question-answering", "squad-bert"),
+    "SQuAD": ("tasks/question-answering/", "squad-bert"),
     "LoRA": ("lora/", "get_peft_model"),
     "depth": ("guides/depth/", "block_influence"),
     "serving": ("guides/serve/", "trust_remote_code"),
