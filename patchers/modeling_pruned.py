@@ -656,6 +656,29 @@ def overridden(config: Any, values: dict[str, Any]) -> Iterator[None]:
             vars(owner)[name] = value
 
 
+OWN_SIZES = ("_heterogeneity_spec", "allow_global_per_layer_attribute_access")
+"""Where a config of transformers keeps `per_layer_config`, and the leave to read the sizes that it has beside them."""
+
+
+@contextmanager
+def without_layer_sizes(config: Any) -> Iterator[None]:
+    """Take the `per_layer_config` that a cut wrote out of a config for a while.
+
+    It is for other readers: a stock class that builds by it would make shapes that the layout does not expect.
+    """
+    place = vars(config).get("pruning")
+    path = place.get("per_layer") if isinstance(place, dict) else None
+    part = config if path == "" else vars(config).get(path) if isinstance(path, str) else None
+    if not isinstance(part, PreTrainedConfig):
+        yield
+        return
+    taken = {name: vars(part).pop(name) for name in OWN_SIZES if name in vars(part)}
+    try:
+        yield
+    finally:
+        vars(part).update(taken)
+
+
 def check_build(config: Any, values: dict[str, Any]) -> None:
     """Raise `LayoutError` unless `values` say nothing but how many layers a class builds, and which.
 
@@ -702,7 +725,7 @@ def pruned_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             # A head class builds its base through the stock class, so only the outermost model applies the layout.
             layout = layout_in(config)
             check_build(config, layout["build"])
-            with overridden(config, layout["build"]):
+            with without_layer_sizes(config), overridden(config, layout["build"]):
                 stock.__init__(self, config, *args, **kwargs)
             apply_layout(self, layout)
             _initialise(self, layout)
@@ -752,7 +775,8 @@ def _class_name(model: Any) -> str:
 
 def stock_config(config: Any) -> Any:
     """Return a copy of `config` without our entries."""
-    clean = copy.deepcopy(config)
+    with without_layer_sizes(config):
+        clean = copy.deepcopy(config)
     for name in ("pruning", "auto_map"):
         if name in clean.__dict__:
             delattr(clean, name)

@@ -23,6 +23,7 @@ from sparse_trainer.cut.config_changes import (
     inner_name,
     layer_changes,
 )
+from sparse_trainer.cut.layer_sizes import drop_layer_sizes
 from sparse_trainer.files.foreign_code import drop_code_names
 
 Shapes = dict[str, tuple[int, ...]]
@@ -157,6 +158,7 @@ def _channels(built: PreTrainedModel, stack: str, inner: str) -> int:
 
 
 def _drop_ours(config: PreTrainedConfig) -> None:
+    drop_layer_sizes(config)
     vars(config).pop("pruning", None)
     drop_code_names(config)
 

@@ -10,6 +10,7 @@ from sparse_trainer.cut.auto_classes import auto_map_for
 from sparse_trainer.cut.config_changes import Cut
 from sparse_trainer.cut.config_fit import fit_config
 from sparse_trainer.cut.decision import Decision, Request
+from sparse_trainer.cut.layer_sizes import write_layer_sizes
 from sparse_trainer.cut.layout import (
     check_builds,
     earlier_layout,
@@ -59,6 +60,7 @@ def take_class(model: Any, done: Cut) -> None:
     else:
         mark_skips(model, fit.built)
         model.config.pruning = {"format": FORMAT, "layout": dict(layout)}
+        write_layer_sizes(model)
         model.__class__ = pruned_class(stock_class_of(model))
         # Conversions of names that `from_pretrained` applied are those of the stock class, and not undone by this one.
         vars(model).pop("_weight_conversions", None)

@@ -77,7 +77,7 @@ class SelfContained:
             f"{_lines(loader, ', trust_remote_code=True')}Its layers are uneven, share weights, or are of another sort "
             "than those of its class in transformers, so `modeling_pruned.py` comes with it, which imports only torch "
             "and transformers. "
-            f'`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.'
+            f'`sparse_trainer.load_pruned("this-folder")` loads it without `trust_remote_code`.{_vllm(model, loader)}'
         )
 
 
@@ -169,6 +169,18 @@ def _lines(loader: str, options: str = "") -> str:
     """Return the lines of Python that load a model from its folder."""
     call = f'model = {loader}.from_pretrained("this-folder"{options})'
     return f"```python\nfrom transformers import {loader}\n\n{call}\n```\n\n"
+
+
+def _vllm(model: PreTrainedModel, loader: str) -> str:
+    """Return how vLLM serves an uneven language model, nothing where its config does not say the sizes of layers."""
+    if loader != "AutoModelForCausalLM" or "per_layer" not in model.config.pruning:
+        return ""
+    if earlier_layout(model.config)["skips"]:
+        return "\n\nvLLM does not serve it: some of its layers have no attention."
+    return (
+        "\n\nvLLM serves it through its Transformers backend, not through a class of its own:\n\n"
+        "```bash\nvllm serve this-folder --model-impl transformers --trust-remote-code\n```"
+    )
 
 
 def _is_uneven(model: PreTrainedModel) -> bool:
