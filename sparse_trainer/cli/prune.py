@@ -36,6 +36,7 @@ BUDGET = Fields(
     pattern="Of weights: N:M, e.g. 2:4, of every 4 inputs 2 stay.",
     compare="Of weights: row, tensor or global: among which the best stay; default: by criterion.",
     protect="first, last, 3, 3-5 or a pattern of group names; may be repeated.",
+    include="Patterns of the only groups; default: all, of image-text models the language model; may be repeated.",
     multiple_of="64, or per kind channels=64.",
     min_keep="Least units per layer: 8, or heads=1.",
     max_prune="Share of its units that any layer may lose.",

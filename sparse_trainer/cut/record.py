@@ -1,7 +1,7 @@
 """Write down what a cut did, as a plan; and what two cuts in a row did."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from patchers.discovery.towers import is_inside, towers_of
 from patchers.units import LAYERS, Structure
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
@@ -111,6 +112,7 @@ def make_plan(
         for g in recorded
     }
     moved = {f"{old}.": f"{new}." for old, new in _moved_blocks(structure, groups).items()}
+    shapes = _changed_shapes(before.shapes, after.shapes, moved)
     return Plan(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
@@ -122,9 +124,20 @@ def make_plan(
         params={"dense": before.params, "compact": after.params},
         macs={"dense": before.macs, "compact": after.macs},
         groups=groups,
-        shapes=_changed_shapes(before.shapes, after.shapes, moved),
+        shapes=shapes,
         versions=_versions(),
+        untouched_towers=whole_among(towers_of(model), shapes),
     )
+
+
+def whole_among(towers: tuple[str, ...], changed: Iterable[str]) -> tuple[str, ...]:
+    """Return the towers in which none of these parameters lies.
+
+    >>> whole_among(("vision_tower", "audio_tower"), ["audio_tower.layers.0.fc1.weight"])
+    ('vision_tower',)
+    """
+    names = list(changed)
+    return tuple(tower for tower in towers if not any(is_inside(name, (tower,)) for name in names))
 
 
 def _moved_blocks(structure: Structure, groups: Mapping[str, GroupPlan]) -> dict[str, str]:
@@ -189,6 +202,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         shapes=shapes,
         versions=second.versions,
         recoveries=(*first.recoveries, *second.recoveries),
+        untouched_towers=tuple(tower for tower in first.untouched_towers if tower in second.untouched_towers),
     )
 
 

@@ -77,6 +77,10 @@ Chosen by `{{ plan.method }}`{% if asked %}, asked to keep {{ asked }}{% endif %
 {% for kind, kept, size in kinds -%}
 | {{ kind }} | {{ kept }} | {{ size }} |
 {% endfor %}
+{% if plan.untouched_towers -%}
+Nothing was cut of {{ towers }}, beside the language model.
+
+{% endif -%}
 {% if plan.recoveries -%}
 ## Recovered
 
@@ -123,6 +127,7 @@ def model_card(
         rows=_rows(plan, metrics),
         asked=_asked(plan),
         kinds=_kept(plan),
+        towers=" and ".join(f"`{tower}`" for tower in plan.untouched_towers),
         value=shown_value,
         made_with=", ".join(f"{name} {version}" for name, version in plan.versions.items()),
         percent=lambda part, whole: f"{100 * part / whole:.1f}%",

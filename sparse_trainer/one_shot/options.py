@@ -33,7 +33,7 @@ from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
 from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
 from sparse_trainer.statistics.requests import Statistic
 
-_OF_WEIGHTS = ("criterion", "density", "units", "protect", "by_block", "pattern", "compare")
+_OF_WEIGHTS = ("criterion", "density", "units", "protect", "include", "by_block", "pattern", "compare")
 """Options that masks over single weights read."""
 MOST_STEPS = 1000
 """Rounds of scoring and cutting that somebody may wait for."""
@@ -70,6 +70,9 @@ class PruneOptions:
     """Kinds to prune; None = the kinds in `density`, else heads and channels."""
     protect: tuple[Protect, ...] = ()
     """Layers that stay whole and do not count: first, last, 3, 3-5, or patterns of group names."""
+    include: tuple[str, ...] = ()
+    """Patterns of the only groups to prune, such as vision_tower; none = all, of an image-text model those of its
+    language model."""
     multiple_of: int | Mapping[str, int] | None = None
     """Kept channels are multiples of this, or a number per kind; None = 8 in experts, whose kernels need it, else 1."""
     min_keep: int | Mapping[str, int] = 1

@@ -53,6 +53,7 @@ def prune(
     normalize: str = MIXED_AFTER,
     units: Sequence[str] | None = None,
     protect: Sequence[Protect] = (),
+    include: Sequence[str] = (),
     multiple_of: int | Mapping[str, int] | None = None,
     min_keep: int | Mapping[str, int] = 1,
     max_prune: float = 1.0,
@@ -101,6 +102,7 @@ def prune(
         normalize=normalize,
         units=None if units is None else tuple(units),
         protect=tuple(protect),
+        include=tuple(include),
         multiple_of=multiple_of,
         min_keep=min_keep,
         max_prune=max_prune,
@@ -179,10 +181,10 @@ def check_prunable(options: PruneOptions, model: Any) -> tuple[Structure, Struct
     _check_model(model)
     found = found_in(model)
     if options.elements is not None:
-        structure = prunable(model, found, (HEADS, CHANNELS), options.protect)
+        structure = prunable(model, found, (HEADS, CHANNELS), options.protect, options.include)
         check_maskable(model, structure, options.elements.ask.pattern)
         return found, structure
-    structure = prunable(model, found, options.budget.kinds, options.protect)
+    structure = prunable(model, found, options.budget.kinds, options.protect, options.include)
     _check_structure(structure, options)
     _check_runs(model, found, options)
     return found, structure

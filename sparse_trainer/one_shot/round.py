@@ -54,7 +54,7 @@ def run_round(
         watch: Called with the decision before anything is refitted.
     """
     asked = options.budget
-    structure = prunable(model, found, asked.kinds, options.protect)
+    structure = prunable(model, found, asked.kinds, options.protect, options.include)
     costs = {g.name: unit_cost(model, g, asked.target, asked.sequence_length) for g in structure.groups}
     structure = progress.begin(structure, costs)
     if not structure.groups:

@@ -84,6 +84,8 @@ class Plan:
     """Weights that masks left as zeros, by name of the parameter: how many are zero, and of how many."""
     recoveries: tuple[Recovered, ...] = ()
     """Trainings after the cut, in order."""
+    untouched_towers: tuple[str, ...] = ()
+    """Of an image-text model: paths of the towers beside the language model of which nothing was cut."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -140,7 +142,7 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("zeros", "recoveries"):
+        for name in ("zeros", "recoveries", "untouched_towers"):
             if not fields[name]:
                 del fields[name]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
@@ -155,7 +157,7 @@ class Plan:
         """
         if not isinstance(values, dict):
             raise CheckpointError(where, f"{type(values).__name__} instead of an object.", _RESTORE)
-        values = {"zeros": {}, "recoveries": [], **values}
+        values = {"zeros": {}, "recoveries": [], "untouched_towers": [], **values}
         fields = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(fields ^ set(values)):
             what = "missing." if name in fields else "unknown field."
@@ -168,7 +170,8 @@ class Plan:
             _check_group(f"{where}: groups.{name}", group)
         shapes = {name: (before, after) for name, (before, after) in values["shapes"].items()}
         zeros = {name: (zero, size) for name, (zero, size) in values["zeros"].items()}
-        return cls(**{**values, "shapes": shapes, "zeros": zeros, "recoveries": tuple(values["recoveries"])})
+        lists = {name: tuple(values[name]) for name in ("recoveries", "untouched_towers")}
+        return cls(**{**values, "shapes": shapes, "zeros": zeros, **lists})
 
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> Self:
@@ -256,6 +259,10 @@ def _are_zeros(value: object) -> bool:
     )
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
 def _are_recoveries(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
@@ -292,6 +299,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "versions": (_are_versions, "an object of texts"),
     "zeros": (_are_zeros, "an object of [zeros, weights]"),
     "recoveries": (_are_recoveries, "a list of trainings after the cut"),
+    "untouched_towers": (_are_texts, "a list of module paths"),
 }
 
 

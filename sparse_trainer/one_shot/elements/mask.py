@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchers.layers import linear_at, weight_OI
 from patchers.units import Group, Structure
 from sparse_trainer.cut.decision import Request
-from sparse_trainer.cut.record import attach_plan, plan_of
+from sparse_trainer.cut.record import attach_plan, plan_of, whole_among
 from sparse_trainer.errors import ArgumentError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.one_shot.elements.base import Pattern, RefitsWeights, ScoresWeights
 from sparse_trainer.one_shot.elements.counts import keep_best
@@ -124,6 +124,7 @@ def note_zeros(model: Any, structure: Structure, request: Request) -> Plan:
     assert plan is not None
     plan = replace(plan, target=WEIGHTS, scope=request.scope, density_asked=request.density, zeros=zeros)
     zero, size = plan.zeros_in_all
-    plan = replace(plan, density_reached=1 - zero / size)
+    whole = whole_among(plan.untouched_towers, zeros)
+    plan = replace(plan, density_reached=1 - zero / size, untouched_towers=whole)
     attach_plan(model, plan)
     return plan

@@ -27,6 +27,7 @@ from sparse_trainer.cli.commands import make_app
 from sparse_trainer.data.image_text import image_text_batches
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.one_shot.options import PruneOptions
+from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
@@ -34,7 +35,7 @@ from sparse_trainer.run.recipes.load import load_recipe
 
 WORDS = ["<pad>", "<image>", "<s>", "</s>", "what", "is", "this", "a", "red", "blue", "square", ":"]
 IMAGE = 1
-TOWER = "*vision_tower*"
+TOWER = "model.vision_tower"
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +119,11 @@ def test_the_language_model_shrinks_and_the_tower_does_not(
     tmp_path: Path,
 ) -> None:
     batches = image_text_batches(rows, processor, samples=3)
-    pruned, plan = prune(
-        model, batches, criterion=criterion, density={"channels": 0.5}, scope="uniform", protect=(TOWER,)
-    )
+    pruned, plan = prune(model, batches, criterion=criterion, density={"channels": 0.5}, scope="uniform")
     text, tower = pruned.model.language_model, pruned.model.vision_tower
     assert {layer.mlp.down_proj.in_features for layer in text.layers} == {32}
     assert {module.in_features for name, module in tower.named_modules() if name.endswith("fc2")} == {48}
-    assert plan is not None
+    assert plan.untouched_towers == (TOWER,)
     folder = tmp_path / "out"
     save_pruned(pruned, folder, processor=processor)
     again = AutoModelForImageTextToText.from_pretrained(folder).eval()
@@ -135,6 +134,33 @@ def test_the_language_model_shrinks_and_the_tower_does_not(
     assert torch.equal(*ids)
     loaded = LlavaProcessor.from_pretrained(folder)
     assert loaded.image_token == "<image>"
+    assert Plan.load(folder) == plan
+    assert f"Nothing was cut of `{TOWER}`" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("include", "widths"), [(["vision_tower"], (64, 24)), (["vision_tower", "language_model"], (32, 24))]
+)
+def test_the_tower_shrinks_where_it_is_asked_for(
+    include: list[str], widths: tuple[int, int], model: LlavaForConditionalGeneration
+) -> None:
+    pruned, plan = prune(
+        model, criterion="magnitude", density={"channels": 0.5}, scope="uniform", include=include
+    )
+    text, tower = pruned.model.language_model, pruned.model.vision_tower
+    assert (text.layers[0].mlp.down_proj.in_features, tower.encoder.layers[0].mlp.fc2.in_features) == widths
+    assert plan.untouched_towers == ()
+    with pytest.raises(ArgumentError, match=r"include: 'visual' matches no group"):
+        prune(model, criterion="magnitude", include=["visual"])
+
+
+def test_single_weights_of_the_tower_stay_unless_asked_for(model: LlavaForConditionalGeneration) -> None:
+    for include in ([], ["vision_tower"]):
+        masked, plan = prune(model, criterion="magnitude", units=["weights"], density=0.5, include=include)
+        linears = {name: p for name, p in masked.named_parameters() if "layers" in name and p.dim() == 2}
+        zeros = {TOWER in name for name, weight in linears.items() if bool((weight == 0).any())}
+        assert zeros == {bool(include)}
+        assert plan.untouched_towers == (() if include else (TOWER,))
 
 
 def test_layers_of_the_language_model_go(
@@ -183,7 +209,7 @@ def test_the_command_prunes_with_images_and_saves_the_processor(
     model: LlavaForConditionalGeneration, rows: Path, processor: LlavaProcessor, tmp_path: Path
 ) -> None:
     folder, out = _saved(model, processor, tmp_path / "dense"), tmp_path / "pruned"
-    asked = ["--criterion", "afr", "--density", "channels=0.5", "--scope", "uniform", "--protect", TOWER]
+    asked = ["--criterion", "afr", "--density", "channels=0.5", "--scope", "uniform"]
     asked += ["--calibration-file", str(rows), "--samples", "3", "--device", "cpu", "--no-pictures"]
     done = CliRunner().invoke(make_app({"prune"}), ["prune", str(folder), str(out), *asked])
     assert done.exit_code == 0, done.output
