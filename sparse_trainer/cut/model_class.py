@@ -1,9 +1,14 @@
 """The class and the plan that a changed model gets."""
 
 import logging
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from patchers.discovery.discover import discover
+from patchers.layers import LINEAR_TYPES
 from patchers.modeling_pruned import FORMAT, portable, pruned_class, stock_class_of, widen_routers
 from patchers.units import KINDS
 from sparse_trainer.cut.auto_classes import auto_map_for
@@ -37,13 +42,31 @@ def adopt(model: Any, method: str) -> None:
 def record(model: Any, plan: Plan) -> None:
     """Attach a plan to a model: over the units of the first model of several cuts, where one plan can say them all."""
     earlier = plan_of(model)
+    if earlier is not None and earlier.zeros:
+        plan = replace(plan, zeros=zeros_left(model, earlier.zeros))
     if earlier is not None and counts_anew(earlier, plan):
         logger.warning(
             "The units of %s are counted anew since its last cut: the plan is that of this cut alone.",
             type(model).__name__,
         )
         earlier = None
-    attach_plan(model, plan if earlier is None else compose(earlier, plan))
+    attach_plan(model, plan if earlier is None else replace(compose(earlier, plan), zeros=plan.zeros))
+
+
+def zeros_left(model: nn.Module, masked: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return how many weights are zero, and of how many, of every linear that has some; nothing on the meta device.
+
+    Args:
+        masked: Parameters that had zeros before the cut: linears of these names, whose layers may have moved, count.
+    """
+    names = {name.split(".")[-2] for name in masked}
+    weights = {
+        f"{path}.weight": module.weight
+        for path, module in model.named_modules()
+        if isinstance(module, LINEAR_TYPES) and path.split(".")[-1] in names and not module.weight.is_meta
+    }
+    counts = {name: (int((weight == 0).sum()), weight.numel()) for name, weight in weights.items()}
+    return {name: count for name, count in counts.items() if count[0]}
 
 
 def take_class(model: Any, done: Cut) -> None:

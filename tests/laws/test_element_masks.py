@@ -224,3 +224,16 @@ def test_sparsegpt_in_a_model_leaves_less_error_than_wanda() -> None:
         change_OI = weights_of(masked)[path] - dense[path]
         errors[criterion] = float(((change_OI @ moments[path].second_II) * change_OI).sum())
     assert list(errors) == sorted(errors, key=errors.__getitem__)
+
+
+def test_a_later_cut_counts_the_zeros_that_are_left() -> None:
+    """Layers move up when one goes, and widths shrink: recovery keeps zeros by these names."""
+    model, batches = model_of("llama"), calibration(model_of("llama"))
+    masked, first = prune(model, batches, criterion="magnitude", density=0.5, **WEIGHTS)
+    for density in ({"channels": 0.5}, {"layers": 0.5}):
+        cut, plan = prune(masked, batches, criterion="magnitude", density=density)
+        found = weights_of(cut)
+        assert plan.zeros == {
+            f"{path}.weight": (int((weight == 0).sum()), weight.numel()) for path, weight in found.items()
+        }
+        assert 0 < plan.zeros_in_all[0] < first.zeros_in_all[0]
