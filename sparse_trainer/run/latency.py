@@ -1,6 +1,5 @@
 """Measure latency, models side by side, so that a slow moment of the machine hits all of them alike."""
 
-import math
 import platform
 import statistics
 import time
@@ -16,13 +15,8 @@ from transformers import PreTrainedModel
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
-from sparse_trainer.inputs.kinds import field_of
-from sparse_trainer.inputs.labels import is_encoder_decoder
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.inputs.make import inputs_for
-from sparse_trainer.inputs.sample import tokens_for
-
-# Shape legend: B = batch, T = tokens, S = samples of a sound.
+from sparse_trainer.inputs.timed import has_length, timed_inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUP_ROUNDS = 3
@@ -112,7 +106,7 @@ def bench(
             device=device_name(device),
             dtype=str(dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
-            sequence_length=sequence_length if any(map(_has_length, models.values())) else None,
+            sequence_length=sequence_length if any(map(has_length, models.values())) else None,
             rounds=rounds,
             torch=torch.__version__,
         )
@@ -198,7 +192,7 @@ def _timed(
     device: torch.device,
 ) -> dict[str, list[float]]:
     """Return the seconds of every timed call; each round starts with another model."""
-    inputs = {name: _inputs(model, batch_size, sequence_length) for name, model in models.items()}
+    inputs = {name: timed_inputs(model, batch_size, sequence_length) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     names = list(models)
     for number in range(WARMUP_ROUNDS + rounds):
@@ -222,30 +216,6 @@ def _call_seconds(model: nn.Module, inputs: Mapping[str, Tensor], device: torch.
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, Tensor]:
-    """Return random token ids without padding, or pictures or sound; the same for every model that reads the same."""
-    if model.main_input_name == "input_ids":
-        tokens = tokens_for(model, rows=batch_size, length=sequence_length)
-        # A decoder beside an encoder reads as many; BART would make them itself, T5 asks for them.
-        return tokens | ({"decoder_input_ids": tokens["input_ids"]} if is_encoder_decoder(model) else {})
-    samples = _samples_per_token(model)
-    if samples is None:
-        return inputs_for(model, rows=batch_size)
-    generator = torch.Generator().manual_seed(0)
-    wave_BS = torch.randn(batch_size, sequence_length * samples, generator=generator)
-    return {model.main_input_name: wave_BS.to(model.device, model.dtype)}
-
-
-def _samples_per_token(model: PreTrainedModel) -> int | None:
-    """Return how many samples of a sound become one token, None where a model reads no waves."""
-    strides = field_of(model.config, "conv_stride") if model.main_input_name == "input_values" else None
-    return math.prod(strides) if isinstance(strides, (list, tuple)) else None
-
-
-def _has_length(model: PreTrainedModel) -> bool:
-    return bool(model.main_input_name == "input_ids") or _samples_per_token(model) is not None
 
 
 @contextmanager

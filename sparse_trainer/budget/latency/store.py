@@ -1,0 +1,112 @@
+"""Tables of times as files: measured once for each model, device and software, and read from then on."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from transformers import PreTrainedModel
+
+from patchers.units import Structure
+from sparse_trainer.budget.latency.clock import LOUD
+from sparse_trainer.budget.latency.conditions import TimingConditions
+from sparse_trainer.budget.latency.foreign import read_csv
+from sparse_trainer.budget.latency.measure import logger, measure_table
+from sparse_trainer.budget.latency.sorts import timed_blocks
+from sparse_trainer.budget.latency.table import LatencyTable
+from sparse_trainer.budget.time_target import TimeTarget
+from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.files.json_text import read_object
+from sparse_trainer.files.writing import write_text
+
+CACHE_VARIABLE: Final = "SPARSE_TRAINER_CACHE"
+_REMEDY: Final = "Remove the file, and it is measured again."
+
+
+def table_for(model: PreTrainedModel, structure: Structure, target: TimeTarget) -> LatencyTable:
+    """Return the times of a model: those in the file that the target names, else those kept from earlier, else new.
+
+    Args:
+        structure: All that was found in the model.
+
+    Raises:
+        ArgumentError: the file that was named is of another device, or of other conditions.
+        CheckpointError: it cannot be read.
+    """
+    conditions = TimingConditions.of(model, target)
+    if target.table is not None:
+        file = Path(target.table)
+        return read_csv(file) if file.suffix == ".csv" else _given(file, conditions)
+    file = cache_file(model, structure, conditions)
+    kept = _kept(file, conditions)
+    if kept is not None:
+        logger.info("times of %s are read from %s", type(model).__name__, file)
+        return kept
+    logger.info("measuring what the blocks of %s take (%s)", type(model).__name__, conditions)
+    table = measure_table(model, structure, target)
+    if table.noise <= LOUD:
+        _keep(table, file)
+    return table
+
+
+def cache_folder() -> Path:
+    """Return where tables are kept: $SPARSE_TRAINER_CACHE, else the user's folder for caches."""
+    named = os.environ.get(CACHE_VARIABLE)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(named) if named else Path(home, "sparse-trainer")) / "latency"
+
+
+def cache_file(model: PreTrainedModel, structure: Structure, conditions: TimingConditions) -> Path:
+    """Return the file of the table of a model: one for all with blocks of the same sorts and the same parts beside."""
+    blocks = timed_blocks(model, structure)
+    inside = tuple(f"{block.path}." for block in blocks)
+    beside = [[n, list(p.shape)] for n, p in model.named_parameters() if not n.startswith(inside)]
+    sizes = [[block.sort, [group.num_units for group in block.groups]] for block in blocks]
+    seen = [type(model).__name__, asdict(conditions), beside, sizes]
+    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+    return cache_folder() / f"{model.config.model_type}-{digest}.json"
+
+
+def save_table(table: LatencyTable, file: Path) -> None:
+    """Write a table, all or nothing; raise `CheckpointError` where that cannot be."""
+    write_text(file, table.to_json())
+
+
+def _keep(table: LatencyTable, file: Path) -> None:
+    """Keep a table for the next time; where that cannot be, say so and go on."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_table(table, file)
+    except (OSError, CheckpointError) as error:
+        logger.warning("The times are not kept for the next time: %s", error)
+
+
+def _kept(file: Path, conditions: TimingConditions) -> LatencyTable | None:
+    """Return the table that is kept in a file, None where there is none that can be used."""
+    if not file.is_file():
+        return None
+    try:
+        table = LatencyTable.from_values(read_object(file, _REMEDY), str(file))
+    except CheckpointError as error:
+        logger.warning("%s Measuring again.", error)
+        return None
+    return table if table.conditions == conditions else None
+
+
+def _given(file: Path, conditions: TimingConditions) -> LatencyTable:
+    remedy = "Give a table that was measured with sparse-trainer, or a CSV file."
+    table = LatencyTable.from_values(read_object(file, remedy), str(file), remedy)
+    assert table.conditions is not None
+    differences = table.conditions.differences(conditions)
+    if differences:
+        told = "; ".join(
+            f"{name}: {theirs} there, {ours} here" for name, (theirs, ours) in differences.items()
+        )
+        raise ArgumentError(
+            "latency_table",
+            f"{file} was measured under other conditions ({told}).",
+            "Leave it out, and times are measured here; or give times of another device as a CSV file.",
+        )
+    return table
