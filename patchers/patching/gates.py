@@ -92,6 +92,20 @@ class PolarGate(Gate):
 
 
 @final
+class DrawnGate(Gate):
+    """A gate whose value is set from outside before each forward pass: the gates of a model share one budget."""
+
+    def __init__(self, num_units: int, *, device: torch.device | None = None) -> None:
+        super().__init__(num_units, scored=True, device=device)
+        self.value_U = self.keep_U
+        """A function of the scores of all gates."""
+
+    def forward(self) -> Tensor:
+        """Return what was set; open at first."""
+        return self.value_U
+
+
+@final
 class GateHook:
     """Multiplies what passes a module by a gate. Picklable and copyable with the hooked module.
 

@@ -1,4 +1,4 @@
-"""Evaluation mode, and outputs without extras, for the time of a `with` block."""
+"""Evaluation mode, frozen weights and outputs without extras, for the time of a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +26,19 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight ask for a gradient for the time of a `with` block."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -288,6 +288,11 @@ class PruneOptions:
         return isinstance(self.criteria[0], Searches)
 
     @property
+    def reads_data(self) -> bool:
+        """Whether criterion or repair look at a calibration set."""
+        return bool(self.requests) or (self.elements is None and self.searches)
+
+    @property
     def repairs_runs(self) -> bool:
         """Whether the layers in front of removed ones take over what these did."""
         return self.repair is not None and LAYERS in self.budget.kinds

@@ -291,7 +291,7 @@ def _batches(
         )
     if calibration is not None:
         return Batches(model, calibration)
-    if statistics is None and options.requests:
+    if statistics is None and options.reads_data:
         name = options.name
         what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name
         raise DataError(

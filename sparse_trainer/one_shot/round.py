@@ -1,6 +1,6 @@
 """One round of one-shot pruning: score the units, choose under the budget, refit what reads those that go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,9 @@ from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
 from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
 from sparse_trainer.one_shot.repairs.runs import take_over
+from sparse_trainer.one_shot.tried import Tried
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.replay import Replay
 from sparse_trainer.statistics.requests import Statistics
 
 Watch = Callable[[Decision], None]
@@ -62,7 +62,7 @@ def run_round(
     budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
     selector = Selector(structure.groups, costs, progress.capped(budget, options.max_prune))
     statistics = _statistics(model, structure, source, options)
-    scores = _scores(model, structure, source, options, statistics, selector)
+    scores = _scores(model, structure, source, options, statistics, costs, selector)
     own = options.criteria[-1]
     if isinstance(own, OwnDensity):
         stays = own.density(scores.shares, budget.density_of(LAYERS))
@@ -107,6 +107,7 @@ def _scores(
     source: Source,
     options: PruneOptions,
     statistics: Statistics,
+    costs: Mapping[str, int],
     selector: Selector,
 ) -> Scores:
     criterion = options.criteria[0]
@@ -114,8 +115,10 @@ def _scores(
     if isinstance(criterion, Searches):
         assert source.batches is not None
         same = {group.name: torch.zeros(group.num_units) for group in structure.groups}
-        count = sum(not bool(keep_U.all()) for keep_U in selector.select(same).keep.values())
-        found = criterion.search(structure, Replay(model, structure, source.batches).losses, count)
+        stays = {name: bool(keep_U.all()) for name, keep_U in selector.select(same).keep.items()}
+        density = sum(costs[name] for name, stay in stays.items() if stay) / sum(costs.values())
+        trials = Tried(model, structure, source.batches, costs, density)
+        found = criterion.search(structure, trials, sum(not stay for stay in stays.values()))
         return Scores(ranks=found, shares=found)
     if options.by_block and options.criteria_requests:
         assert source.batches is not None

@@ -108,7 +108,7 @@ def layer_options(
 
 def check_text(asked: Iterable[PruneOptions], *, study: bool, given: bool) -> None:
     """Raise `DataError` where a criterion, or the study, needs a calibration set and there is none."""
-    needing = next((name_of(options.criterion) for options in asked if options.requests), None)
+    needing = next((name_of(options.criterion) for options in asked if options.reads_data), None)
     if given or (needing is None and not study):
         return
     raise DataError(

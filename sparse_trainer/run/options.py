@@ -121,7 +121,7 @@ def check_calibration(options: PruneOptions, calibration: CalibrationOptions | N
     """Raise `DataError` where criterion or repair need text and none is named, or none of this name is there."""
     if calibration is not None:
         calibration.check()
-    if calibration is None and options.requests:
+    if calibration is None and options.reads_data:
         raise DataError(
             "calibration", f"{options.name} needs one.",
             "Set `calibration`: a corpus such as wikitext2, or a file; or choose magnitude or random without repair.",

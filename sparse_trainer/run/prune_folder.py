@@ -119,7 +119,7 @@ def read_calibration(
     """
     if calibration is None:
         return None
-    if not always and not any(options.requests for options in prunings):
+    if not always and not any(options.reads_data for options in prunings):
         names = " and ".join(options.name for options in prunings)
         tell(f"{calibration.source} is not read: {names} looks at weights only")
         return None

@@ -1,7 +1,7 @@
 """One streaming pass over a calibration set."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from patchers.units import Group, Structure
 from sparse_trainer.errors import DataError, UnsupportedModelError
-from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.inputs.evaluating import evaluating, frozen
 from sparse_trainer.statistics.calibration import Batches, as_batches
 from sparse_trainer.statistics.calibration_pass import LABELS, CalibrationPass
 from sparse_trainer.statistics.forward import ForwardPass, StopForward
@@ -54,7 +54,7 @@ def collect(
     # Experts are given tokens, of which nothing tells the sequence.
     alone = one_by_one or any(c.one_by_one for c in collectors) or any("experts" in path for path in paths)
     tokens, sequences = torch.zeros((), dtype=torch.long, device=batches.device), 0
-    with torch.inference_mode(False), evaluating(model), _frozen(model), ExitStack() as stack:
+    with torch.inference_mode(False), evaluating(model), frozen(model), ExitStack() as stack:
         for collector in collectors:
             for place in collector.attach():
                 stack.enter_context(place)
@@ -96,16 +96,3 @@ def _check_collectable(groups: Sequence[Group], requests: Sequence[Statistic[Any
         reason = unsupported_reason(group, requests)
         if reason is not None:
             raise UnsupportedModelError(group.name, f"{reason}.", "Leave it out, or ask for mask gradients.")
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Let no weight ask for a gradient for the time of a `with` block."""
-    asked = [p for p in model.parameters() if p.requires_grad]
-    for parameter in asked:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)

@@ -98,7 +98,7 @@ def one_shot(by_block: bool) -> Callable[[str, str, str], bool]:
                 pruned, _ = prune(
                     model,
                     batches(family),
-                    criterion=criterion,
+                    criterion=SHORT.get(criterion, criterion),
                     density={kind: 0.5},
                     by_block=by_block,
                     inplace=True,
@@ -140,14 +140,17 @@ FORWARD_ONLY = ("wanda", "wifv", "ifv", "wifn", "minitron", "obs")
 NOT_THERE = {("mixtral", "ffn"), ("t5", "attention"), ("t5", "layers")}
 """No last linear of its own; a block with cross-attention; no layer to spare beside the one that stays of a stack."""
 DEEP = ("attention", "ffn", "layers")
+OF_BLOCKS = (*IN_STACKED, "layer_gate")
+"""Criteria that score whole branches, too."""
+SHORT = {"layer_gate": "layer_gate(steps=2)"}
 OF_LAYERS = ("block_influence", "angular", "relative_norm", "avss", "last", "perplexity")
 
 
 def expected_one_shot(family: str, kind: str, name: str) -> bool:
     if (family, kind) in NOT_THERE or (kind == "experts" and family != "mixtral"):
         return False
-    if kind in DEEP or name in OF_LAYERS:
-        return name in IN_STACKED or (kind == "layers" and name in OF_LAYERS)
+    if kind in DEEP or name in (*OF_LAYERS, "layer_gate"):
+        return (kind in DEEP and name in OF_BLOCKS) or (kind == "layers" and name in OF_LAYERS)
     if kind == "experts" or (kind == "channels" and family == "mixtral"):
         return name in IN_STACKED
     return True

@@ -62,15 +62,48 @@ class ChoosesRun(Protocol):
 class Searches(Protocol):
     """Tries what the model is like without layers, in passes of its own, instead of scoring what one pass tells."""
 
-    def search(self, structure: Structure, losses: "LossesWithout", count: int) -> dict[str, Tensor]:
+    def search(self, structure: Structure, trials: "Trials", count: int) -> dict[str, Tensor]:
         """Return the score of each layer, shape [1], higher = keep: the lowest are the `count` best to remove."""
 
 
-class LossesWithout(Protocol):
-    """Tries a model without some of its layers on the calibration set."""
+class Trials(Protocol):
+    """Tries a model on the calibration set with less in it, and leaves it as it was."""
 
-    def __call__(self, gone: Sequence[Group], candidates: Sequence[Group]) -> Mapping[str, Tensor]:
+    def losses(self, gone: Sequence[Group], candidates: Sequence[Group]) -> Mapping[str, Tensor]:
         """Return the mean loss per label, scalar, without what is gone and one candidate more, by its name."""
+
+    def learned_gates(self, options: "LearnsGates") -> Mapping[str, Tensor]:
+        """Return the score, shape [U], that the gates of each group learned on frozen weights, by its name."""
+
+
+class LearnsGates(Protocol):
+    """How gates learn together, on frozen weights, which units a model can do without."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per optimizer step."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Length of a step without momentum."""
+
+    @property
+    def seed(self) -> int:
+        """Of the order of the sequences and of all that is drawn."""
+
+    def draw(self, score_U: Tensor, uniform_U: Tensor, cost_U: Tensor, kept: float) -> Tensor:
+        """Return the values of all gates in one forward pass, differentiable in the scores, shape [U].
+
+        Args:
+            score_U: What is learned, zeros at first.
+            uniform_U: Random numbers in (0, 1), other ones in every pass.
+            cost_U: Cost of each unit, as a fraction of that of all.
+            kept: What stays, as the same fraction.
+        """
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchers.units import LAYERS, Group, Kind, Structure
-from sparse_trainer.criteria.calibration.base import Evidence, LossesWithout, leaves_one
+from sparse_trainer.criteria.calibration.base import Evidence, Trials, leaves_one
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.statistics.block_states import BlockStates
 from sparse_trainer.statistics.requests import Statistic
@@ -36,7 +36,7 @@ class LossWithout:
             "Let it stand alone, or take block_influence.",
         )  # fmt: skip
 
-    def search(self, structure: Structure, losses: LossesWithout, count: int) -> dict[str, Tensor]:
+    def search(self, structure: Structure, trials: Trials, count: int) -> dict[str, Tensor]:
         """Return 0, 1, 2 ... of the layers in the order in which they go, and `count` + the mean loss of the others."""
         layers = structure.of((LAYERS,))
         gone: list[Group] = []
@@ -45,7 +45,7 @@ class LossWithout:
             possible = [g for g in layers if g not in gone and leaves_one([*gone, g], structure)]
             if not possible:
                 break
-            found = losses(gone, possible)
+            found = trials.losses(gone, possible)
             scores |= {g.name: count + found[g.name].reshape(1) for g in possible}
             cheapest = min(possible, key=lambda g: float(found[g.name]))
             scores[cheapest.name] = found[cheapest.name].new_full((1,), len(gone))

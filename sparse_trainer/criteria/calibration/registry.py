@@ -9,6 +9,7 @@ from sparse_trainer.criteria.calibration.fisher import Fisher
 from sparse_trainer.criteria.calibration.ifv import Ifv
 from sparse_trainer.criteria.calibration.kfac_obs import KfacObs
 from sparse_trainer.criteria.calibration.last import Last
+from sparse_trainer.criteria.calibration.layer_gate import LearnedGate
 from sparse_trainer.criteria.calibration.magnitude import Magnitude
 from sparse_trainer.criteria.calibration.minitron import Minitron
 from sparse_trainer.criteria.calibration.obs import Obs
@@ -44,6 +45,7 @@ WIDTH_CRITERIA: dict[str, type[WidthCriterion]] = {
     "relative_norm": RelativeNorm,
     "avss": Avss,
     "perplexity": LossWithout,
+    "layer_gate": LearnedGate,
     "last": Last,
 }
 

@@ -133,7 +133,7 @@ def test_macs_target_counts_attention_products() -> None:
     [
         name
         for name in WIDTH_CRITERIA
-        if name not in ("magnitude", "random", "taylor", "angular", "last", "perplexity")
+        if name not in ("magnitude", "random", "taylor", "angular", "last", "perplexity", "layer_gate")
     ],
 )
 def test_one_shot_criteria_score_once_before_training(scoring: str) -> None:
