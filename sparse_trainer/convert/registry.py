@@ -1,5 +1,8 @@
 """The conversions by name; a new one is a file and a line here."""
 
 from sparse_trainer.convert.base import Conversion
+from sparse_trainer.convert.gguf.target import Gguf
 
-CONVERSIONS: dict[str, Conversion] = {}
+CONVERSIONS: dict[str, Conversion] = {
+    "gguf": Gguf(),
+}
