@@ -4,6 +4,7 @@ from patchers import discover as discover
 from sparse_trainer.criteria.register import register_criterion as register_criterion
 from sparse_trainer.cut.optimize import optimize_model as optimize_model
 from sparse_trainer.cut.share import share_layers as share_layers
+from sparse_trainer.cut.vocabulary.trim import trim_vocabulary as trim_vocabulary
 from sparse_trainer.errors import SparseTrainerError as SparseTrainerError
 from sparse_trainer.folders.exports import register_export as register_export
 from sparse_trainer.folders.load import load_pruned as load_pruned

@@ -66,6 +66,11 @@ COMMANDS = {
         "convert_command",
         "Write a model folder, dense or pruned, in the form of another runtime.",
     ),
+    "trim-vocabulary": Command(
+        "sparse_trainer.cli.trim_vocabulary",
+        "trim_vocabulary_command",
+        "Take tokens that a corpus does not use out of embeddings, head and tokenizer.",
+    ),
     "sweep": Command(
         "sparse_trainer.cli.sweep",
         "sweep_command",

@@ -49,7 +49,8 @@ def record(model: Any, plan: Plan) -> None:
             "The units of %s are counted anew since its last cut: the plan is that of this cut alone.",
             type(model).__name__,
         )
-        earlier = None
+        # Tokens are counted as before.
+        plan, earlier = replace(plan, vocabulary=plan.vocabulary or earlier.vocabulary), None
     attach_plan(model, plan if earlier is None else replace(compose(earlier, plan), zeros=plan.zeros))
 
 

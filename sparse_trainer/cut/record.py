@@ -16,7 +16,7 @@ from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.plan.document import GroupPlan, Plan
+from sparse_trainer.plan.document import GroupPlan, KeptTokens, Plan
 
 # Shape legend: U = units of a group.
 
@@ -203,7 +203,20 @@ def compose(first: Plan, second: Plan) -> Plan:
         versions=second.versions,
         recoveries=(*first.recoveries, *second.recoveries),
         untouched_towers=tuple(tower for tower in first.untouched_towers if tower in second.untouched_towers),
+        vocabulary=_both_vocabularies(first.vocabulary, second.vocabulary),
     )
+
+
+def _both_vocabularies(first: KeptTokens | None, second: KeptTokens | None) -> KeptTokens | None:
+    """Return the tokens of the first model that two cuts in a row leave."""
+    if first is None or second is None:
+        return first or second
+    return {
+        "size": first["size"],
+        "keep": [first["keep"][number] for number in second["keep"]],
+        "minimum_count": second["minimum_count"],
+        "corpora": {**first["corpora"], **second["corpora"]},
+    }
 
 
 def _is_whole(plan: Plan) -> bool:

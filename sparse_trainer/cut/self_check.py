@@ -1,5 +1,6 @@
 """Does a cut model still say what it said before? Compare two models on a batch that looks like real input."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,12 +25,16 @@ class SelfCheckError(SparseTrainerError):
     """A cut model that does not compute what the masked one does."""
 
 
-def outputs_of(model: Any, *, whole: bool = False) -> list[Tensor]:
-    """Return what the part below the task head says to the sample batch, or what the whole model says."""
+def outputs_of(model: Any, *, whole: bool = False, batch: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+    """Return what the part below the task head says to the sample batch, or what the whole model says.
+
+    Args:
+        batch: Stands in for the sample batch.
+    """
     # The head of a language model multiplies by the whole vocabulary, and nothing of it is cut.
     part: Any = base_of(model) if reads_tokens_only(model) and not whole else model
     # A model that chooses between texts has an axis of choices, which the part below its head knows nothing of.
-    batch = sample_batch(part if reads_choices(model) else model)
+    batch = batch or sample_batch(part if reads_choices(model) else model)
     mask_BT = batch.get("attention_mask")
     try:
         with evaluating(model):
@@ -56,7 +61,7 @@ def check_same(expected: list[Tensor], model: Any, *, what: str, kept_K: Tensor 
     """Raise `SelfCheckError` unless `model` still gives these outputs, up to rounding.
 
     Args:
-        kept_K: Of a model that lost hidden features, those that stay: task heads are compared too then.
+        kept_K: Of a model that lost hidden features, or tokens, those that stay: task heads are compared too then.
     """
     whole = kept_K is not None
     least = _TOLERANCE_NORMS if whole and not _has_layer_norms(model) else 0.0
@@ -69,7 +74,7 @@ def check_same(expected: list[Tensor], model: Any, *, what: str, kept_K: Tensor 
         )
     for reference, found in zip(expected, answers, strict=True):
         if kept_K is not None and found.shape != reference.shape:
-            # A model without a task head says hidden features.
+            # A model without a task head says hidden features, and one of language a score per token.
             reference = reference.index_select(-1, kept_K.to(reference.device))
         if found.shape != reference.shape:
             raise SelfCheckError(

@@ -81,6 +81,18 @@ Chosen by `{{ plan.method }}`{% if asked %}, asked to keep {{ asked }}{% endif %
 Nothing was cut of {{ towers }}, beside the language model.
 
 {% endif -%}
+{% if plan.vocabulary -%}
+## Vocabulary
+
+{{ "{:,}".format(plan.vocabulary.keep | length) }} of {{ "{:,}".format(plan.vocabulary.size) }} tokens stayed: those \
+that a corpus uses{% if plan.vocabulary.minimum_count > 1 %} {{ plan.vocabulary.minimum_count }} times or more\
+{% endif %}, what they are made of, and special ones. The tokenizer knows no others: text unlike the corpus is \
+spelled in shorter pieces or bytes, and is unknown where there are none.
+{% for name, digest in plan.vocabulary.corpora.items() %}
+- {{ value(name) }}, SHA-256 `{{ digest }}`
+{%- endfor %}
+
+{% endif -%}
 {% if plan.recoveries -%}
 ## Recovered
 

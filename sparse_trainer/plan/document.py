@@ -51,6 +51,19 @@ class Recovered(TypedDict):
     perplexity_after: float
 
 
+class KeptTokens(TypedDict):
+    """Which tokens of a vocabulary stay."""
+
+    size: int
+    """Tokens that the model had embeddings for."""
+    keep: list[int]
+    """The ids, before the cut, of those that stay, in the order of their new ids."""
+    minimum_count: int
+    """How often a token had to occur in the corpora."""
+    corpora: dict[str, str]
+    """Name of a file -> its SHA-256."""
+
+
 class Sizes(TypedDict):
     """A quantity before and after the cut."""
 
@@ -86,6 +99,8 @@ class Plan:
     """Trainings after the cut, in order."""
     untouched_towers: tuple[str, ...] = ()
     """Of an image-text model: paths of the towers beside the language model of which nothing was cut."""
+    vocabulary: KeptTokens | None = None
+    """Which tokens stay, where some went."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -142,7 +157,7 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("zeros", "recoveries", "untouched_towers"):
+        for name in ("zeros", "recoveries", "untouched_towers", "vocabulary"):
             if not fields[name]:
                 del fields[name]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
@@ -157,7 +172,7 @@ class Plan:
         """
         if not isinstance(values, dict):
             raise CheckpointError(where, f"{type(values).__name__} instead of an object.", _RESTORE)
-        values = {"zeros": {}, "recoveries": [], "untouched_towers": [], **values}
+        values = {"zeros": {}, "recoveries": [], "untouched_towers": [], "vocabulary": None, **values}
         fields = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(fields ^ set(values)):
             what = "missing." if name in fields else "unknown field."
@@ -279,6 +294,24 @@ def _are_recoveries(value: object) -> bool:
     )
 
 
+def _is_vocabulary(value: object) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or set(value) != set(KeptTokens.__annotations__):
+        return False
+    keep, corpora = value["keep"], value["corpora"]
+    return (
+        _is_count(value["size"])
+        and _is_count(value["minimum_count"])
+        and isinstance(keep, list)
+        and set(map(type, keep)) == {int}
+        and len(set(keep)) == len(keep)
+        and 0 <= min(keep) <= max(keep) < value["size"]
+        and isinstance(corpora, dict)
+        and all(map(_is_text, corpora.values()))
+    )
+
+
 def _are_versions(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
@@ -300,6 +333,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "zeros": (_are_zeros, "an object of [zeros, weights]"),
     "recoveries": (_are_recoveries, "a list of trainings after the cut"),
     "untouched_towers": (_are_texts, "a list of module paths"),
+    "vocabulary": (_is_vocabulary, "null, or the tokens that stay"),
 }
 
 

@@ -24,6 +24,7 @@ PUBLIC_NAMES = [
     "register_task",
     "save_pruned",
     "share_layers",
+    "trim_vocabulary",
 ]
 
 

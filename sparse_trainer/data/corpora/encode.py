@@ -1,6 +1,6 @@
 """Text as token ids; what a tokenizer puts around a text is found once, and put around each block."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,9 @@ from jinja2 import TemplateError
 from sparse_trainer.errors import DataError
 
 _PROBE = "a"
+_MESSAGE = "MESSAGE"
+_END = 64
+"""Characters of a text that its first, or last, words are looked for in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +90,30 @@ def as_user_message(tokenizer: Any, text: str) -> list[int]:
             "Calibrate without it, or correct the template.",
         ) from error
     return ids
+
+
+def in_template(tokenizer: Any, texts: Iterable[str]) -> Iterator[str]:
+    """Yield short conversations in a chat template whose messages begin and end as texts do; none without a template.
+
+    What stands beside a message changes how its first and last words are cut, and nothing further inside.
+    """
+    frame = _conversation(tokenizer)
+    if frame is None:
+        return
+    for text in texts:
+        ends = text if len(text) <= 2 * _END else f"{text[:_END]} {text[-_END:]}"
+        yield frame.replace(_MESSAGE, ends)
+
+
+def _conversation(tokenizer: Any) -> str | None:
+    """Return a conversation in a tokenizer's chat template, all of whose messages are `_MESSAGE`."""
+    if tokenizer.chat_template is None:
+        return None
+    system, *said = [{"role": role, "content": _MESSAGE} for role in ("system", "user", "assistant")]
+    for messages in ([system, *said], said):
+        try:
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        except (TemplateError, TypeError, ValueError):  # many templates know no system, and raise
+            continue
+        return text
+    return None
