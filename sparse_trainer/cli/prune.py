@@ -25,6 +25,14 @@ CRITERIA = Fields(
     f"Of weights: {', '.join(ELEMENT_CRITERIA)}.",
     allocation="A second criterion, which shares the widths out over the layers.",
 )
+SEARCH = Fields(
+    PruneSection,
+    "Search",
+    search="dp or evolve: widths by measured loss instead of scores.",
+    levels="Widths that are tried in each group; default: 8.",
+    search_tokens="Calibration tokens that losses are measured on; default: 4096.",
+    time_limit="Seconds after which the best that is found is taken.",
+)
 BUDGET = Fields(
     PruneSection,
     "Budget",
@@ -77,7 +85,7 @@ def prune_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pruned model.")],
     *,
-    pruning: Annotated[Values, CRITERIA, BUDGET, BY_BLOCK, REPAIR],
+    pruning: Annotated[Values, CRITERIA, BUDGET, SEARCH, BY_BLOCK, REPAIR],
     calibration: Annotated[Values, CALIBRATION],
     place: Annotated[Values, PLACE],
     export: Annotated[

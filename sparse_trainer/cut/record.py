@@ -204,6 +204,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         recoveries=(*first.recoveries, *second.recoveries),
         untouched_towers=tuple(tower for tower in first.untouched_towers if tower in second.untouched_towers),
         vocabulary=_both_vocabularies(first.vocabulary, second.vocabulary),
+        searches=(*first.searches, *second.searches),
     )
 
 

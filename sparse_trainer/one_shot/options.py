@@ -31,6 +31,7 @@ from sparse_trainer.one_shot.elements.options import (
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
 from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
+from sparse_trainer.one_shot.search.options import LEVELS, SEARCH_TOKENS, SearchOptions
 from sparse_trainer.statistics.requests import Statistic
 
 _OF_WEIGHTS = ("criterion", "density", "units", "protect", "include", "by_block", "pattern", "compare")
@@ -66,6 +67,15 @@ class PruneOptions:
     """A second criterion: it shares the widths out over the layers, and `criterion` chooses inside them."""
     normalize: str = MIXED_AFTER
     """Normaliser of the parts of a mixture."""
+    search: str | None = None
+    """Shares the widths out by measured loss: dp (dynamic programming over levels of each group) or evolve (then
+    switches between groups, judged by the whole model). None = scores do."""
+    levels: int = LEVELS
+    """Of a search: widths below the whole one that are tried in each group."""
+    search_tokens: int = SEARCH_TOKENS
+    """Of a search: calibration tokens that losses are measured on, in whole batches."""
+    time_limit: float | None = None
+    """Of a search: seconds after which the best that is found is taken; None = no limit."""
     units: tuple[str, ...] | None = None
     """Kinds to prune; None = the kinds in `density`, else heads and channels."""
     protect: tuple[Protect, ...] = ()
@@ -130,6 +140,7 @@ class PruneOptions:
             raise ArgumentError(
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
             )
+        self._check_search()
         self._check_repair()
         one_of("normalize", self.normalize, STANDARDIZERS)
         for where, asked in self.asked.items():
@@ -151,6 +162,28 @@ class PruneOptions:
                 "density",
                 f"{asked.density:g}, but {asked.pattern} keeps {asked.ask.density:g}.",
                 "Drop one of the two.",
+            )
+
+    def _check_search(self) -> None:
+        """Refuse options of a search without one, and what a search cannot go with."""
+        if self.widths is None:
+            for name in ("levels", "search_tokens", "time_limit"):
+                if getattr(self, name) != getattr(PruneOptions, name):
+                    raise ArgumentError(name, "is of a search.", "Set `search='dp'`, or drop it.")
+            return
+        for name, why in (
+            ("allocation", "the search shares the widths out"),
+            ("standardize", "a search compares losses, not scores"),
+            ("by_block", "a search runs the whole model"),
+        ):
+            if getattr(self, name):
+                raise ArgumentError(name, f"{why}.", f"Drop `{name}`, or `search`.")
+        if self.steps > 1:
+            raise ArgumentError("steps", "a search finds the widths at once.", "Leave it at 1.")
+        deep = next((kind for kind in self.budget.kinds if not kind.is_width), None)
+        if deep is not None:
+            raise ArgumentError(
+                "search", f"finds widths, and {deep} have none.", "Give heads or channels, or drop `search`."
             )
 
     def _check_repair(self) -> None:
@@ -282,6 +315,15 @@ class PruneOptions:
             by_block=self.by_block,
         )
 
+    @cached_property
+    def widths(self) -> SearchOptions | None:
+        """How widths are searched for; None where scores share them out."""
+        if self.search is None:
+            return None
+        return SearchOptions(
+            method=self.search, levels=self.levels, tokens=self.search_tokens, time_limit=self.time_limit
+        )
+
     @property
     def searches(self) -> bool:
         """Whether the criterion tries the model without layers, in passes of its own."""
@@ -290,7 +332,8 @@ class PruneOptions:
     @property
     def reads_data(self) -> bool:
         """Whether criterion or repair look at a calibration set."""
-        return bool(self.requests) or (self.elements is None and self.searches)
+        searches = self.elements is None and (self.searches or self.search is not None)
+        return bool(self.requests) or searches
 
     @property
     def repairs_runs(self) -> bool:
@@ -335,6 +378,8 @@ class PruneOptions:
             parts.append(f"mixed after {self.normalize}")
         if self.allocation is not None:
             parts.append(f"widths by {name_of(self.allocation)}")
+        if self.search is not None:
+            parts.append(f"widths by search {self.search}")
         if self.standardize is not None:
             parts.append(f"standardized by {self.standardize}")
         if self.reconstruct is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from patchers.units import LAYERS, Group, Kind, Structure
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.searched import Searched
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Progress:
     sizes: dict[str, float] = field(default_factory=dict)
     largest: dict[Kind, int] = field(default_factory=dict)
     """Units of the largest group of each kind."""
+    searches: list[Searched] = field(default_factory=list)
+    """What searches for widths found."""
 
     def begin(self, structure: Structure, costs: Mapping[str, int]) -> Structure:
         """Return what can be pruned now: of a single KV group the query heads are the units, and they stay."""

@@ -29,6 +29,7 @@ from sparse_trainer.one_shot.protect import Protect, prunable
 from sparse_trainer.one_shot.repairs.base import DAMPING
 from sparse_trainer.one_shot.repairs.runs import last_linears
 from sparse_trainer.one_shot.round import Source, Watch, run_round
+from sparse_trainer.one_shot.search.options import LEVELS, SEARCH_TOKENS
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.requests import Statistics, unsupported_reason
@@ -51,6 +52,10 @@ def prune(
     reconstruct_bias: bool | None = None,
     allocation: CriterionLike | None = None,
     normalize: str = MIXED_AFTER,
+    search: str | None = None,
+    levels: int = LEVELS,
+    search_tokens: int = SEARCH_TOKENS,
+    time_limit: float | None = None,
     units: Sequence[str] | None = None,
     protect: Sequence[Protect] = (),
     include: Sequence[str] = (),
@@ -100,6 +105,10 @@ def prune(
         reconstruct_bias=reconstruct_bias,
         allocation=allocation,
         normalize=normalize,
+        search=search,
+        levels=levels,
+        search_tokens=search_tokens,
+        time_limit=time_limit,
         units=None if units is None else tuple(units),
         protect=tuple(protect),
         include=tuple(include),
@@ -165,7 +174,8 @@ def prune_by(
             found = carry_out(pruned, decision.naming(cheaper), check=check)
     plan = plan_of(pruned)
     assert plan is not None
-    plan = replace(plan, density_asked=options.budget.density_asked)
+    searches = (*plan.searches, *progress.searches)
+    plan = replace(plan, density_asked=options.budget.density_asked, searches=searches)
     if options.steps > 1 and before is None:
         plan = replace(plan, density_reached=progress.reached())
     attach_plan(pruned, plan)
@@ -283,7 +293,8 @@ def _batches(
         or options.repairs_runs
         or options.searches
     )
-    if statistics is not None and (calibration is not None or again):
+    needless = calibration is not None and options.search is None
+    if statistics is not None and (needless or again):
         raise ArgumentError(
             "statistics",
             "they hold for the model as it is now.",
@@ -291,7 +302,7 @@ def _batches(
         )
     if calibration is not None:
         return Batches(model, calibration)
-    if statistics is None and options.reads_data:
+    if (statistics is None and options.reads_data) or options.search is not None:
         name = options.name
         what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name
         raise DataError(

@@ -17,6 +17,7 @@ from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
 from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
 from sparse_trainer.one_shot.repairs.runs import take_over
+from sparse_trainer.one_shot.search.search import search_widths
 from sparse_trainer.one_shot.tried import Tried
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
@@ -60,14 +61,26 @@ def run_round(
     if not structure.groups:
         return None
     budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
-    selector = Selector(structure.groups, costs, progress.capped(budget, options.max_prune))
+    budget = progress.capped(budget, options.max_prune)
+    selector = Selector(structure.groups, costs, budget)
     statistics = _statistics(model, structure, source, options)
     scores = _scores(model, structure, source, options, statistics, costs, selector)
     own = options.criteria[-1]
     if isinstance(own, OwnDensity):
         stays = own.density(scores.shares, budget.density_of(LAYERS))
         selector = Selector(structure.groups, costs, replace(budget, density={LAYERS: stays}))
-    keep = choose(structure, scores, costs, selector, options)
+    if options.widths is None:
+        keep = choose(structure, scores, costs, selector, options)
+    else:
+        assert source.batches is not None
+        keep, searched = search_widths(
+            model, structure, scores.ranks, source.batches, statistics,
+            budget=budget,
+            cost_of=lambda group, count: costs[group.name] * count,
+            repair=options.repair,
+            options=options.widths,
+        )  # fmt: skip
+        progress.searches.append(searched)
     if isinstance(own, ChoosesRun):
         keep = runs(Evidence(model=model, structure=structure, statistics=statistics), own, keep)
     request = Request(
@@ -91,7 +104,8 @@ def _statistics(model: Any, structure: Structure, source: Source, options: Prune
         return source.statistics
     if source.batches is None or options.by_block:
         return Statistics()
-    requests = options.criteria_requests if options.sequential else options.requests
+    only_criteria = options.sequential and options.search is None
+    requests = options.criteria_requests if only_criteria else options.requests
     if not options.repairs_runs:
         return collect(model, structure, source.batches, requests)
     # Moments exist for what widths feed only.

@@ -15,6 +15,7 @@ from patchers.units import KINDS, Kind, Structure
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.json_text import parse_json
 from sparse_trainer.files.writing import write_text
+from sparse_trainer.plan.searched import Searched, are_searches
 
 # Shape legend: U = units of a group.
 
@@ -101,6 +102,8 @@ class Plan:
     """Of an image-text model: paths of the towers beside the language model of which nothing was cut."""
     vocabulary: KeptTokens | None = None
     """Which tokens stay, where some went."""
+    searches: tuple[Searched, ...] = ()
+    """Searches for widths before the cut, in order."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -157,7 +160,7 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("zeros", "recoveries", "untouched_towers", "vocabulary"):
+        for name in ("zeros", "recoveries", "untouched_towers", "vocabulary", "searches"):
             if not fields[name]:
                 del fields[name]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
@@ -172,7 +175,14 @@ class Plan:
         """
         if not isinstance(values, dict):
             raise CheckpointError(where, f"{type(values).__name__} instead of an object.", _RESTORE)
-        values = {"zeros": {}, "recoveries": [], "untouched_towers": [], "vocabulary": None, **values}
+        absent: dict[str, Any] = {
+            "zeros": {},
+            "recoveries": [],
+            "untouched_towers": [],
+            "vocabulary": None,
+            "searches": [],
+        }
+        values = {**absent, **values}
         fields = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(fields ^ set(values)):
             what = "missing." if name in fields else "unknown field."
@@ -185,7 +195,7 @@ class Plan:
             _check_group(f"{where}: groups.{name}", group)
         shapes = {name: (before, after) for name, (before, after) in values["shapes"].items()}
         zeros = {name: (zero, size) for name, (zero, size) in values["zeros"].items()}
-        lists = {name: tuple(values[name]) for name in ("recoveries", "untouched_towers")}
+        lists = {name: tuple(values[name]) for name in ("recoveries", "untouched_towers", "searches")}
         return cls(**{**values, "shapes": shapes, "zeros": zeros, **lists})
 
     @classmethod
@@ -334,6 +344,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "recoveries": (_are_recoveries, "a list of trainings after the cut"),
     "untouched_towers": (_are_texts, "a list of module paths"),
     "vocabulary": (_is_vocabulary, "null, or the tokens that stay"),
+    "searches": (are_searches, "a list of searches for widths"),
 }
 
 

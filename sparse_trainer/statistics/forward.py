@@ -45,6 +45,18 @@ class ForwardPass:
         Raises:
             DataError: the model fails on the batch.
         """
+        output = self.output(batch)
+        if output is None or batch.terms is None:
+            return None
+        loss: Tensor = output.loss * batch.terms
+        return loss
+
+    def output(self, batch: Batch) -> Any:
+        """Return all that the model says; None where a hook ended the pass.
+
+        Raises:
+            DataError: the model fails on the batch.
+        """
         inputs: dict[str, Any] = dict(batch.inputs)
         module = self._module(inputs)
         names = inputs_named(module)[0]
@@ -54,7 +66,7 @@ class ForwardPass:
             inputs["use_cache"] = False
         with torch.set_grad_enabled(self.differentiable), plain_outputs(module):
             try:
-                output = module(**inputs)
+                return module(**inputs)
             except StopForward:
                 return None
             except (SparseTrainerError, torch.OutOfMemoryError):
@@ -65,10 +77,6 @@ class ForwardPass:
                     f"{type(module).__name__} cannot read it ({type(error).__name__}: {error}).",
                     "Give the columns that the model's own data collator makes.",
                 ) from error
-            if batch.terms is None:
-                return None
-            loss: Tensor = output.loss * batch.terms
-            return loss
 
     def _module(self, inputs: Mapping[str, Tensor]) -> Any:
         """Return what reads a batch: of several texts a row (multiple choice), only the whole model makes rows."""

@@ -1,7 +1,7 @@
-"""The loss of a model without some of its blocks, block by block, without running what stays the same.
+"""The loss of a model without some of its blocks, or with changed ones, without running what stays the same.
 
-One forward pass of a batch keeps what every block returns. Without one block more, the blocks in front of it return
-what they returned before: of n blocks, (n + 1) / 2 run on average instead of n.
+One forward pass of a batch keeps what every block returns. Without one block more, or with a changed one, the blocks in
+front of it return what they returned before: of n blocks, (n + 1) / 2 run on average instead of n.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from patchers.units import LAYERS, Group, Structure
+from patchers.units import Group, Structure
 from sparse_trainer.errors import DataError, NonFiniteError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.statistics.batch import Batch
@@ -24,15 +24,15 @@ from sparse_trainer.statistics.forward import ForwardPass
 
 @final
 class Replay:
-    """Runs one model again and again while blocks of it go.
+    """Runs one model again and again while blocks of it go or change.
 
     Args:
-        structure: Its groups of layers that may go, and the lists of blocks that they are in.
+        structure: Its groups that may go, and the lists of blocks that they are in.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, batches: Batches) -> None:
         self.model, self.batches = model, batches
-        stacks = {group.stack for group in structure.of((LAYERS,))}
+        stacks = {group.stack for group in structure.groups}
         self.paths = tuple(
             f"{stack.path}.{place}"
             for stack in structure.stacks
@@ -41,6 +41,8 @@ class Replay:
         )
         self.forward = ForwardPass(model, self.paths, labelled=True, differentiable=False)
         self._gone: frozenset[str] = frozenset()
+        self._first: str | None = None
+        """The first block that runs; None = all run, and are remembered."""
         self._without: str | None = None
         self._place: dict[str, int] = {}
         """Place of each block in the order in which they ran."""
@@ -60,32 +62,31 @@ class Replay:
         self._gone = frozenset(group.block for group in gone)
         sums: dict[str, Tensor] = {}
         terms: Tensor | int = 0
-        with torch.inference_mode(False), evaluating(self.model), self._steered():
+        with torch.inference_mode(False), evaluating(self.model), self.steered():
             for batch in self.batches.read(labelled=True):
                 if batch.terms is None:
                     continue
                 terms = terms + batch.terms
-                self._check(self._loss(batch, None), batch)
+                self._check_loss(self._loss(batch, None), batch)
                 for group in candidates:
                     loss = self._loss(batch, group.block).double()
                     sums[group.name] = sums[group.name] + loss if group.name in sums else loss
-        self._outputs.clear()
+        self.forget()
         found = {name: loss / terms for name, loss in sums.items()}
         bad = next((name for name, loss in found.items() if not bool(torch.isfinite(loss))), None)
         if bad is not None:
             raise NonFiniteError(bad, "the loss without it is NaN or infinite.", "Calibrate in float32.")
         return found
 
-    def _loss(self, batch: Batch, without: str | None) -> Tensor:
-        """Return the summed loss of a batch; without a candidate, keep what the blocks return."""
-        self._without = without
-        if without is None:
-            self._place, self._outputs = {}, {}
-        loss = self.forward(batch)
-        assert loss is not None
-        return loss
+    def record(self, batch: Batch) -> Any:
+        """Return what the model says, and keep what its blocks return. Within `steered`.
 
-    def _check(self, loss: Tensor, batch: Batch) -> None:
+        Raises:
+            DataError: a block is not reached.
+            UnsupportedModelError: a block runs more than once.
+        """
+        self._first, self._without, self._place, self._outputs = None, None, {}, {}
+        output = self.forward.output(batch)
         missed = next((path for path in self.paths if path not in self._place), None)
         if missed is not None:
             raise DataError(
@@ -93,13 +94,35 @@ class Replay:
                 "no calibration batch ran through it.",
                 "Give the inputs that reach it, or protect it.",
             )
+        return output
+
+    def rerun(self, batch: Batch, first: str, without: str | None = None) -> Any:
+        """Return what the model says now that a block has changed: those in front of it return what is recorded."""
+        self._first, self._without = first, without
+        return self.forward.output(batch)
+
+    def forget(self) -> None:
+        """Free what is recorded."""
+        self._outputs = {}
+
+    def place(self, block: str) -> int:
+        """Return the place of a block in the order in which they ran."""
+        return self._place[block]
+
+    def _loss(self, batch: Batch, without: str | None) -> Tensor:
+        """Return the summed loss of a batch; without a candidate, keep what the blocks return."""
+        output = self.record(batch) if without is None else self.rerun(batch, without, without)
+        loss: Tensor = output.loss * batch.terms
+        return loss
+
+    def _check_loss(self, loss: Tensor, batch: Batch) -> None:
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
                 f"calibration batch {batch.number}", "its loss is NaN or infinite.", "Calibrate in float32."
             )
 
     @contextmanager
-    def _steered(self) -> Iterator[None]:
+    def steered(self) -> Iterator[None]:
         """Put ourselves in front of every block's forward for the time of a `with` block."""
         before: dict[str, Mapping[str, Any]] = {}
         try:
@@ -115,13 +138,15 @@ class Replay:
                 vars(block).update(own)
 
     def _run(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._without is None:
+        if self._first is None:
             if path in self._place:
-                raise UnsupportedModelError(path, "runs more than once.", "Take another criterion.")
+                raise UnsupportedModelError(
+                    path, "runs more than once.", "Take a criterion that does not search."
+                )
             self._place[path] = len(self._place)
             self._outputs[path] = output = self._fresh(path, forward, *args, **kwargs)
             return output
-        if self._place[path] < self._place[self._without]:
+        if self._place[path] < self._place[self._first]:
             return self._outputs[path]
         if path == self._without:
             return _replaced(self._outputs[path], first_tensor(args, kwargs))

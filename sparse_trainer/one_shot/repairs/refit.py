@@ -77,10 +77,32 @@ def _touched(structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Group, .
     return tuple(g for g in structure.groups if not bool(keep[g.name].all()))
 
 
-@torch.no_grad()
 def _refit_one(model: nn.Module, group: Group, keep_U: Tensor, moments: MomentSums, repair: Repair) -> None:
     linear = bare_linear_at(model, group.consumer)
     stored_OI, bias = weight_OI(linear), _bias(linear)
+    weight, shifted = refitted(stored_OI, bias, group, keep_U, moments, repair)
+    with torch.no_grad():
+        stored_OI.copy_(weight)
+        if bias is not None and shifted is not None:
+            bias.copy_(shifted)
+
+
+@torch.no_grad()
+def refitted(
+    stored_OI: Tensor,
+    bias: Tensor | None,
+    group: Group,
+    keep_U: Tensor,
+    moments: MomentSums,
+    repair: Repair,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and bias of a consumer that loses units; columns of these are as they were.
+
+    Args:
+        stored_OI: The weight before, [O, I].
+        bias: The bias before, [O].
+        keep_U: Units of the group that stay.
+    """
     weight = stored_OI.to(moments.mean_I.dtype)
     index_UW = group.consumer_slice.index_UW.to(weight.device)
     keep_I = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
@@ -95,10 +117,12 @@ def _refit_one(model: nn.Module, group: Group, keep_U: Tensor, moments: MomentSu
             unit_I=_units_of(index_UW, len(keep_I)),
         )
     )
-    stored_OI[:, keep_I] = repaired.weight_OK.to(stored_OI.dtype)
-    if repaired.shift_O is not None:
-        assert bias is not None
-        bias.add_(repaired.shift_O.to(bias.dtype))
+    found_OI = stored_OI.detach().clone()
+    found_OI[:, keep_I] = repaired.weight_OK.to(stored_OI.dtype)
+    if repaired.shift_O is None:
+        return found_OI, bias
+    assert bias is not None
+    return found_OI, bias.detach() + repaired.shift_O.to(bias.dtype)
 
 
 def _units_of(index_UW: Tensor, features: int) -> Tensor:

@@ -1,0 +1,113 @@
+"""Ladders: the widths that a group may take, what they cost, and what the model loses by them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from patchers.units import Group
+from sparse_trainer.budget.options import Budget
+
+# Shape legend: G = levels of a ladder, U = units of a group.
+
+LevelCost = Callable[[Group, int], float]
+"""Cost of a group of which so many units are left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The levels of one group, or of several that keep equal widths; level 0 is whole."""
+
+    groups: tuple[Group, ...]
+    counts: tuple[int, ...]
+    """Units that stay in each group, falling."""
+    step: int
+    """Units that stay or go together."""
+    loss_G: Tensor
+    """What the model loses by each level, all else whole: never less where fewer units stay."""
+
+    def cost(self, count: int, cost_of: LevelCost) -> float:
+        """Return the cost of all groups with so many units each."""
+        return sum(cost_of(group, count) for group in self.groups)
+
+    def costs_G(self, cost_of: LevelCost) -> Tensor:
+        """Return the cost of every level, shape [G]."""
+        return torch.tensor([self.cost(count, cost_of) for count in self.counts], dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """Ladders that share one budget."""
+
+    ladders: tuple[Ladder, ...]
+    allowed: float
+    """Cost that may stay, all ladders together."""
+    cost_of: LevelCost
+
+
+def level_counts(num_units: int, *, levels: int, floor: int, step: int) -> tuple[int, ...]:
+    """Return widths in equal steps from all units to the floor, as multiples of `step`.
+
+    >>> level_counts(48, levels=3, floor=1, step=8)
+    (48, 40, 24, 8)
+    >>> level_counts(3, levels=8, floor=0, step=1)
+    (3, 2, 1, 0)
+    """
+    least = min(-(-floor // step) * step, num_units)
+    asked = (num_units - (num_units - least) * level / levels for level in range(levels + 1))
+    rounded = {num_units, *(max(least, int(count + step / 2) // step * step) for count in asked)}
+    return tuple(sorted((count for count in rounded if count <= num_units), reverse=True))
+
+
+def single_ladders(groups: Sequence[Group], budget: Budget, levels: int) -> list[Ladder]:
+    """Return a ladder for each group, with no loss yet."""
+    found = []
+    for group in groups:
+        step = budget.step_of(group)
+        floor = max(budget.floor_of(group.kind), group.min_units)
+        counts = level_counts(group.num_units, levels=levels, floor=floor, step=step)
+        loss_G = torch.zeros(len(counts), dtype=torch.float64)
+        found.append(Ladder(groups=(group,), counts=counts, step=step, loss_G=loss_G))
+    return found
+
+
+def with_losses(ladders: Sequence[Ladder], losses: Mapping[str, Tensor]) -> list[Ladder]:
+    """Return the ladders with measured losses, by group name; noise must not make a narrower level look better."""
+    return [replace(each, loss_G=losses[each.groups[0].name].cummax(0).values) for each in ladders]
+
+
+def allowances(ladders: Sequence[Ladder], budget: Budget, cost_of: LevelCost) -> list[Allowance]:
+    """Share the ladders out over what has a budget of its own; under scope `uniform`, let layers share a ladder."""
+    by_kind = budget.is_per_kind
+    if budget.scope == "uniform":
+        ladders = _joined(ladders)
+    pools: dict[tuple[object, ...], list[Ladder]] = {}
+    for ladder in ladders:
+        first = ladder.groups[0]
+        place = (first.stack, first.layer) if budget.scope == "layer" else None
+        pools.setdefault((first.kind if by_kind else None, place), []).append(ladder)
+    counted: LevelCost = (lambda group, count: count) if by_kind else cost_of
+    found = []
+    for members in pools.values():
+        total = sum(ladder.cost(ladder.counts[0], counted) for ladder in members)
+        density = budget.density_of(members[0].groups[0].kind)
+        allowed = density * total * (1 + 1e-12)
+        found.append(Allowance(ladders=tuple(members), allowed=allowed, cost_of=counted))
+    return found
+
+
+def _joined(ladders: Sequence[Ladder]) -> list[Ladder]:
+    """Join the ladders of alike groups of a stack: their losses add up."""
+    alike: dict[tuple[object, ...], list[Ladder]] = {}
+    for ladder in ladders:
+        group = ladder.groups[0]
+        alike.setdefault((group.stack, group.kind, ladder.counts, ladder.step), []).append(ladder)
+    return [
+        replace(
+            members[0],
+            groups=tuple(group for ladder in members for group in ladder.groups),
+            loss_G=torch.stack([ladder.loss_G for ladder in members]).sum(0),
+        )
+        for members in alike.values()
+    ]

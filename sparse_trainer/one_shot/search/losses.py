@@ -1,0 +1,151 @@
+"""What the model loses by each level of each group, all else whole: measured on calibration text, block by block."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sparse_trainer.errors import NonFiniteError
+from sparse_trainer.one_shot.search.divergence import divergence
+from sparse_trainer.one_shot.search.ladders import Ladder
+from sparse_trainer.one_shot.search.stitched import Stitched, Width
+from sparse_trainer.statistics.batch import Batch
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.replay import Replay
+
+# Shape legend: G = levels of a ladder.
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class SearchClock:
+    """Counts the seconds of a search, and tells when its time is up."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit, self._start = limit, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds that have passed."""
+        return time.monotonic() - self._start
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether the time is up."""
+        return self.limit is not None and self.seconds > self.limit
+
+
+def first_batches(batches: Batches, tokens: int) -> list[Batch]:
+    """Return batches, in order, until they hold so many tokens."""
+    found: list[Batch] = []
+    held = 0
+    for batch in batches.read(labelled=False):
+        found.append(batch)
+        held += int(batch.count_real())
+        if held >= tokens:
+            break
+    return found
+
+
+@torch.no_grad()
+def level_losses(
+    model: Stitched, replay: Replay, batches: Sequence[Batch], ladders: Sequence[Ladder], clock: SearchClock
+) -> dict[str, Tensor]:
+    """Return the mean divergence from the dense model at each level, shape [G], by group name.
+
+    Blocks are visited in an order that is spread over the depth. Those that are not reached in time are given what
+    their neighbours lose.
+
+    Args:
+        ladders: One for each group.
+
+    Raises:
+        NonFiniteError: the model says NaN or infinity.
+    """
+    by_block: dict[str, list[Ladder]] = {}
+    for ladder in ladders:
+        by_block.setdefault(ladder.groups[0].block, []).append(ladder)
+    found: dict[str, Tensor] = {}
+    for block in _spread(list(by_block)):
+        if found and clock.is_up:
+            break
+        found |= _of_block(model, replay, batches, block, by_block[block])
+    if len(found) < len(ladders):
+        logger.warning(
+            "search: time was up when %d of %d groups were measured; others are given what their neighbours lose.",
+            len(found),
+            len(ladders),
+        )  # fmt: skip
+    return found | _from_neighbours(ladders, found)
+
+
+def _of_block(
+    model: Stitched, replay: Replay, batches: Sequence[Batch], block: str, ladders: Sequence[Ladder]
+) -> dict[str, Tensor]:
+    widths = {
+        ladder.groups[0].name: [model.width(ladder.groups[0], count) for count in ladder.counts[1:]]
+        for ladder in ladders
+    }
+    sums = {name: torch.zeros(len(levels) + 1, dtype=torch.float64) for name, levels in widths.items()}
+    positions = 0
+    for batch in batches:
+        dense = replay.record(batch)
+        for name, levels in widths.items():
+            for level, width in enumerate(levels, 1):
+                lost, counted = _lost(model, replay, batch, dense, width)
+                sums[name][level] += lost
+            model.restore(width.group)
+        positions += counted
+    return {name: sum_G / positions for name, sum_G in sums.items()}
+
+
+def _lost(model: Stitched, replay: Replay, batch: Batch, dense: object, width: Width) -> tuple[Tensor, int]:
+    model.put(width)
+    lost, positions = divergence(dense, replay.rerun(batch, width.group.block), batch)
+    if not bool(torch.isfinite(lost)):
+        raise NonFiniteError(
+            width.group.name,
+            f"with {int(width.keep_U.sum())} units the model says NaN or infinity.",
+            "Calibrate in float32.",
+        )
+    return lost, positions
+
+
+def _spread(blocks: Sequence[str]) -> list[str]:
+    """Return the blocks in an order in which any beginning covers the whole depth.
+
+    >>> _spread(["0", "1", "2", "3", "4"])
+    ['0', '4', '2', '1', '3']
+    """
+    order = [0, len(blocks) - 1] if len(blocks) > 1 else [0]
+    stride = 1 << max(len(blocks) - 1, 1).bit_length()
+    while stride > 1:
+        stride //= 2
+        order += [place for place in range(0, len(blocks), stride) if place not in order]
+    return [blocks[place] for place in order]
+
+
+def _from_neighbours(ladders: Sequence[Ladder], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean loss of the nearest groups of the same kind and levels for those that were not measured."""
+    guessed = {}
+    for ladder in ladders:
+        group = ladder.groups[0]
+        if group.name in found:
+            continue
+        alike = [
+            other.groups[0]
+            for other in ladders
+            if other.groups[0].name in found
+            and other.groups[0].kind == group.kind
+            and len(other.counts) == len(ladder.counts)
+        ]
+        if not alike:
+            guessed[group.name] = torch.linspace(0, 1, len(ladder.counts), dtype=torch.float64)
+            continue
+        nearest = sorted(alike, key=lambda other: abs(other.layer - group.layer))[:2]
+        guessed[group.name] = torch.stack([found[other.name] for other in nearest]).mean(0)
+    return guessed
