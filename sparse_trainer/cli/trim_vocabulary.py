@@ -13,8 +13,8 @@ from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cut.vocabulary.trim import Trimmed
 from sparse_trainer.folders.exports import EXPORTS
-from sparse_trainer.run.options import SourceOptions
-from sparse_trainer.run.vocabulary import VocabularyOptions, trim_folder
+from sparse_trainer.run.options import SourceOptions, VocabularyOptions
+from sparse_trainer.run.vocabulary import trim_folder
 
 PLACE = Fields(
     SourceOptions,

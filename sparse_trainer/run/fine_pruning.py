@@ -37,6 +37,7 @@ from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_mode
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import from_first, is_first, together
 from sparse_trainer.run.trainings import bare_model, dense_trainer, trained_whole
+from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed
@@ -263,6 +264,7 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
         if is_first():
             folder.check(overwrite=overwrite)
     check_options(recipe)
+    recipe = _trimmed(recipe, tell)
     tell("loading data and model")
     job = prepare(recipe, folder)
     model = job.load_model()
@@ -281,6 +283,15 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     if is_first():
         folder.start()
     return State(job=job, tell=tell, model=model, models={DENSE: model}, metrics={DENSE: None})
+
+
+def _trimmed(recipe: FinePruningRecipe, tell: Tell) -> FinePruningRecipe:
+    """Return the recipe with the model as it is without the tokens that the recipe's corpus does not use."""
+    if recipe.vocabulary is None:
+        return recipe
+    model, folder = recipe.model, Path(str(recipe.training.output_dir))
+    source = trimmed_source(model.name_or_path, model.revision, recipe.vocabulary, folder, tell)
+    return dataclasses.replace(recipe, model=dataclasses.replace(model, name_or_path=source, revision="main"))
 
 
 def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:

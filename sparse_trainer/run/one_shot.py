@@ -38,6 +38,7 @@ from sparse_trainer.run.recovery import (
 from sparse_trainer.run.recovery_options import DENSE as BEFORE_PRUNING
 from sparse_trainer.run.report import PERPLEXITY
 from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State
+from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.tasks.language.measure import check_tasks, evaluate
 from sparse_trainer.tasks.language.text import Perplexity
@@ -171,6 +172,7 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     """
     check_target(_result_of(recipe), overwrite=overwrite)
     check_one_shot(recipe)
+    recipe = _trimmed(recipe, tell)
     device, processor = recipe.model.place(), find_processor(recipe.model.name_or_path, recipe.model.revision)
     batches = read_calibration(
         recipe.model, tokenizer_in(processor), recipe.prunings, recipe.calibration, tell
@@ -191,6 +193,15 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
         teacher=teacher,
     )
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
+
+
+def _trimmed(recipe: OneShotRecipe, tell: Tell) -> OneShotRecipe:
+    """Return the recipe with the model as it is without the tokens that the recipe's corpus does not use."""
+    if recipe.vocabulary is None:
+        return recipe
+    model, folder = recipe.model, _result_of(recipe).parent
+    source = trimmed_source(model.name_or_path, model.revision, recipe.vocabulary, folder, tell)
+    return replace(recipe, model=replace(model, name_or_path=source, revision="main"))
 
 
 def _prepare_recovery(

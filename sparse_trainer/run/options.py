@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.data.corpora.batches import calibration_batches
 from sparse_trainer.data.corpora.read import check_source, find
+from sparse_trainer.data.text_files import TextFiles
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.load import load_model
@@ -99,6 +101,24 @@ class CalibrationOptions:
         """
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "source"}
         return calibration_batches(self.source, tokenizer, **options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyOptions:
+    """Which tokens of the model stay: those that a corpus uses."""
+
+    corpus: tuple[str, ...]
+    """Local files: plain text, or tables with text in any column."""
+    keep_minimum_count: int = 1
+    """How often a token has to occur to stay."""
+
+    def __post_init__(self) -> None:
+        check_counts(keep_minimum_count=self.keep_minimum_count)
+
+    @property
+    def files(self) -> TextFiles:
+        """The corpus."""
+        return TextFiles(tuple(map(Path, self.corpus)))
 
 
 @dataclass(frozen=True, kw_only=True)

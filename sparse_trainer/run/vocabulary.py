@@ -10,36 +10,16 @@ from transformers import PreTrainedTokenizerBase
 
 from sparse_trainer.cut.vocabulary.tokenizer import read_fast
 from sparse_trainer.cut.vocabulary.trim import Trimmed, trim_vocabulary
-from sparse_trainer.data.text_files import TextFiles
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.save import Processor, save_pruned
-from sparse_trainer.run.options import SourceOptions, Tell
+from sparse_trainer.run.options import SourceOptions, Tell, VocabularyOptions
 from sparse_trainer.run.prune_folder import tokenizer_in
 from sparse_trainer.run.together import check_alone
 from sparse_trainer.tasks.embeddings.files import read_pooling, read_settings, write_files
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VocabularyOptions:
-    """Which tokens of the model stay: those that a corpus uses."""
-
-    corpus: tuple[str, ...]
-    """Local files: plain text, or tables with text in any column."""
-    keep_minimum_count: int = 1
-    """How often a token has to occur to stay."""
-
-    def __post_init__(self) -> None:
-        check_counts(keep_minimum_count=self.keep_minimum_count)
-
-    @property
-    def files(self) -> TextFiles:
-        """The corpus."""
-        return TextFiles(tuple(map(Path, self.corpus)))
 
 
 def trim_folder(
@@ -92,6 +72,21 @@ def trim_folder(
         beside=None if beside is None else partial(beside, done.model.config.hidden_size),
     )
     return made, done
+
+
+def trimmed_source(name: str, revision: str, options: VocabularyOptions, folder: Path, tell: Tell) -> str:
+    """Return the folder of a recipe's model with the tokens of its corpus: it stands in for the model that is named.
+
+    Args:
+        folder: Where the run keeps what it makes.
+
+    Raises:
+        SparseTrainerError: As `trim_folder`.
+    """
+    source = SourceOptions(name_or_path=name, revision=revision, device="cpu")
+    made, done = trim_folder(source, folder / "vocabulary", options, overwrite=True, tell=tell)
+    tell(f"{len(done.kept['keep']):,} of {done.kept['size']:,} tokens stay")
+    return str(made)
 
 
 @dataclass(frozen=True, slots=True)

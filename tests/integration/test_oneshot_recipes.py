@@ -203,6 +203,18 @@ evaluation: {tasks: [wikitext2]}
 """
 
 
+def test_a_section_takes_tokens_out_before_the_cut(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("what color is it? it is blue.")
+    corpus = f"vocabulary.corpus=['{tmp_path / 'corpus.txt'}']"
+    recipe = small("llama-wanda", files, tmp_path / "run" / "pruned", corpus, "export.verify=false")
+    result = run(recipe, lambda line: None)
+    loaded = load_pruned(result.folder)
+    assert result.plan is not None
+    assert result.plan.vocabulary is not None
+    assert loaded.config.vocab_size == len(result.plan.vocabulary["keep"]) < result.plan.vocabulary["size"]
+    assert result.plan.method.startswith("vocabulary, then wanda")
+
+
 def test_the_layers_that_are_left_share_their_linears(files: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(SHARING)
     said: list[str] = []

@@ -192,6 +192,23 @@ def test_without_a_dense_fine_tune_the_baseline_has_no_accuracy(files: Path, tmp
     assert result.comparison.models["pruned"].metrics is not None
 
 
+def test_a_section_takes_tokens_out_before_the_training(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("what color is it? it is blue.")
+    recipe = small("sst2-local", files, tmp_path / "run", f"vocabulary.corpus=['{tmp_path / 'corpus.txt'}']")
+    result = run(recipe, lambda line: None)
+    assert result.plan is not None
+    assert result.plan.vocabulary is not None
+    assert result.plan.method == "vocabulary, then movement"
+    kept = len(result.plan.vocabulary["keep"])
+    assert kept < result.plan.vocabulary["size"]
+    loaded = load_pruned(result.folder)
+    assert loaded.get_input_embeddings().weight.shape[0] == kept == loaded.config.vocab_size
+    assert len(AutoTokenizer.from_pretrained(result.folder)) == kept
+    assert result.reloaded is not None
+    assert result.reloaded.same_predictions == result.reloaded.samples
+    assert "vocabulary:" in (result.folder / "recipe.yaml").read_text()
+
+
 def test_the_same_recipe_runs_again_over_its_own_result(files: Path, tmp_path: Path) -> None:
     recipe = small("sst2-local", files, tmp_path / "run", "export.verify=false")
     first = run(recipe, lambda line: None)

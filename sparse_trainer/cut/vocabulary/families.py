@@ -14,7 +14,7 @@ Values = dict[str, Any]
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class Family(Protocol):
+class TokenModel(Protocol):
     """One kind of tokenizer."""
 
     def ids(self, model: Values) -> dict[str, int]:
@@ -106,7 +106,7 @@ class BytePairs(WordLevel):
         return {**super().keeping(model, ids), "merges": merges}
 
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, TokenModel] = {
     "WordLevel": WordLevel(),
     "WordPiece": WordPiece(),
     "Unigram": Unigram(),

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sparse_trainer.cut.vocabulary.families import FAMILIES, Family, Values
+from sparse_trainer.cut.vocabulary.families import FAMILIES, TokenModel, Values
 from sparse_trainer.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -25,7 +25,7 @@ class FastTokenizer:
     """What a tokenizer.json says."""
 
     values: Values
-    family: Family
+    family: TokenModel
 
     @property
     def added(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import RecipeError, nearest, shown
 from sparse_trainer.fields import checked
 from sparse_trainer.run.lora import LoraOptions
+from sparse_trainer.run.options import VocabularyOptions
 from sparse_trainer.run.recipes.distillation import TeacherOptions
 from sparse_trainer.run.recipes.early_stopping import EarlyStoppingOptions, is_lower_better
 from sparse_trainer.run.recipes.recipe import Recipe
@@ -53,6 +54,7 @@ class FinePruningRecipe(Recipe):
     SECTIONS: ClassVar[Mapping[str, type]] = {
         "task": TASKS[DEFAULT_TASK],
         "model": ModelOptions,
+        "vocabulary": VocabularyOptions,
         "data": DataOptions,
         "pruning": SparseTrainingArguments,
         "distillation": TeacherOptions,
@@ -64,6 +66,8 @@ class FinePruningRecipe(Recipe):
 
     task: Task
     model: ModelOptions
+    vocabulary: VocabularyOptions | None
+    """Which tokens stay; None = all."""
     data: DataOptions
     pruning: SparseTrainingArguments | None
     """None = a dense run."""
@@ -106,6 +110,7 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
     recipe = FinePruningRecipe(
         task=task,
         model=parsed(ModelOptions, sections, "model", origin),
+        vocabulary=parsed_or_none(VocabularyOptions, sections, "vocabulary", origin),
         data=parsed(DataOptions, sections, "data", origin),
         pruning=parsed_or_none(SparseTrainingArguments, sections, "pruning", origin),
         distillation=parsed_or_none(TeacherOptions, sections, "distillation", origin),

@@ -6,7 +6,13 @@ from typing import Any, ClassVar, Final
 
 from sparse_trainer.cut.share import SharingOptions
 from sparse_trainer.errors import DataError, RecipeError, shown
-from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions, check_calibration
+from sparse_trainer.run.options import (
+    CalibrationOptions,
+    PruneSection,
+    SourceOptions,
+    VocabularyOptions,
+    check_calibration,
+)
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none
 from sparse_trainer.run.recipes.shipped import Sections
@@ -34,6 +40,7 @@ class OneShotRecipe(Recipe):
 
     SECTIONS: ClassVar[Mapping[str, type]] = {
         "model": SourceOptions,
+        "vocabulary": VocabularyOptions,
         "calibration": CalibrationOptions,
         PRUNE: PruneSection,
         STAGES: PruneSection,
@@ -44,6 +51,8 @@ class OneShotRecipe(Recipe):
     }
 
     model: SourceOptions
+    vocabulary: VocabularyOptions | None
+    """Which tokens stay; None = all."""
     calibration: CalibrationOptions | None
     """None where criterion and repair look at weights only."""
     prunings: tuple[PruneSection, ...]
@@ -71,6 +80,7 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
     header = OneShotRecipe.header(sections, name, origin)
     recipe = OneShotRecipe(
         model=parsed(SourceOptions, sections, "model", origin),
+        vocabulary=parsed_or_none(VocabularyOptions, sections, "vocabulary", origin),
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
         prunings=_prunings(sections, origin),
         sharing=parsed_or_none(SharingOptions, sections, "sharing", origin),
