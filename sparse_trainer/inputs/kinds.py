@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,12 +136,25 @@ def pixel_inputs(request: InputRequest) -> dict[str, Tensor]:
     frames = field_of(config, "num_frames", "frames_per_clip", "video_length")
     shape = (frames, channels) if frames else (channels,)
     model_type = request.model.config.model_type
+    size = [height, width]
     if model_type in _model_types()["several_images"]:
         shape = (_model_types()["several_images"][model_type], *shape)
+    elif field_of(request.model.config, "image_grid_pinpoints"):
+        size = min(request.model.config.image_grid_pinpoints, key=math.prod)
+        shape = (_tiles(size, (height, width)), *shape)
     inputs = {"pixel_values": request.noise(request.rows, *shape, height, width)}
     if model_type in _model_types()["sized_images"]:
-        inputs["image_sizes"] = torch.tensor([[height, width]] * request.rows)
+        inputs["image_sizes"] = torch.tensor([list(size)] * request.rows)
     return {**inputs, **decoder_inputs(request)}
+
+
+def _tiles(size: Sequence[int], tile: tuple[int, int]) -> int:
+    """Return how many tiles an image is cut into (LLaVA-NeXT), and the whole image beside them.
+
+    >>> _tiles((336, 672), (336, 336))
+    3
+    """
+    return math.ceil(size[0] / tile[0]) * math.ceil(size[1] / tile[1]) + 1
 
 
 def _natural_size(request: InputRequest, config: PreTrainedConfig) -> dict[str, Tensor]:

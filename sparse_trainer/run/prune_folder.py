@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
-from sparse_trainer.data.image_text import holds_images, image_text_batches
+from sparse_trainer.data.image_text.batches import image_text_batches
+from sparse_trainer.data.image_text.rows import holds_images
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import find_export
@@ -123,16 +124,17 @@ def read_calibration(
         names = " and ".join(options.name for options in prunings)
         tell(f"{calibration.source} is not read: {names} looks at weights only")
         return None
+    positions = positions_of(read_config(source.name_or_path, source.revision))
     if is_image_text(source.name_or_path, source.revision):
         file = calibration.local_file
         if file is not None and holds_images(file):
             tell(f"reading images and text of {file}")
             processor = load_processor("image_text", source.name_or_path, source.revision)
-            return image_text_batches(file, processor, samples=calibration.samples, seed=calibration.seed)
+            return image_text_batches(
+                file, processor, samples=calibration.samples, seed=calibration.seed, positions=positions
+            )
         tell("calibrating on text alone: give rows with image and text to calibrate on images, too")
-    check_positions(
-        "length", calibration.length, positions_of(read_config(source.name_or_path, source.revision))
-    )
+    check_positions("length", calibration.length, positions)
     if tokenizer is None:
         raise CheckpointError(
             source.name_or_path, "has no tokenizer to read calibration text with.",

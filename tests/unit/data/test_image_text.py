@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from sparse_trainer import prune, save_pruned
 from sparse_trainer.cli.commands import make_app
-from sparse_trainer.data.image_text import image_text_batches
+from sparse_trainer.data.image_text.batches import image_text_batches
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.plan.document import Plan
