@@ -31,7 +31,7 @@ class NestedSelector:
 
     def __init__(self, nesting: Nesting, budget: Budget) -> None:
         assert not budget.is_per_kind
-        self.density = float(budget.density)
+        self.budget, self.density = budget, float(budget.density)
         self.nesting = nesting
         self.total = float(self.nesting.total)
         self.outer = self.nesting.outer
@@ -85,7 +85,11 @@ class NestedSelector:
     @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Kept:
         """Keep the best units; `remaining` as in `Selector.select`."""
-        return self.spend(scores, (self.density + (1.0 - self.density) * remaining) * self.total)
+        return self.at(scores, self.density + (1.0 - self.density) * remaining)
+
+    def at(self, scores: Mapping[str, Tensor], density: float) -> Kept:
+        """Keep the best units at another density than that of the budget."""
+        return self.spend(scores, density * self.total)
 
     @torch.no_grad()
     def spend(

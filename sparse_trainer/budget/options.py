@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from patchers.units import CHANNELS, HEADS, KINDS, Group, Kind
+from patchers.units import CHANNELS, HEADS, HIDDEN, KINDS, Group, Kind
 from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.standardize import STANDARDIZERS
+from sparse_trainer.budget.time_target import LATENCY, TimeTarget
 from sparse_trainer.errors import ArgumentError, BudgetError, one_of
 from sparse_trainer.fields import PerKind, check_positive, check_types
 
@@ -24,7 +25,9 @@ class Budget:
     density: PerKind = 0.5
     """Fraction of the prunable cost to keep, in (0, 1]; or one fraction per kind, counted in units of that kind."""
     target: str = "params"
-    """What a density counts: params, macs (per token) or units."""
+    """What a density counts: params, macs (per token) or units; or latency, which `time` says all of."""
+    time: TimeTarget | None = None
+    """How fast the model has to be, instead of a density."""
     scope: str = "global"
     """global (over the whole model), layer (each layer meets it) or uniform (equal widths)."""
     units: tuple[str, ...] | None = None
@@ -47,7 +50,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_types(self, Budget)
-        one_of("target", self.target, COSTS)
+        one_of("target", self.target, (*COSTS, LATENCY))
+        self._check_time()
         one_of("scope", self.scope, SCOPES)
         one_of("standardize", self.standardize, (None, *STANDARDIZERS))
         _check_density(self.density)
@@ -56,6 +60,24 @@ class Budget:
             _check_per_kind("multiple_of", self.multiple_of, least=1)
         _check_per_kind("min_keep", self.min_keep, least=0)
         check_positive("sequence_length", self.sequence_length)
+
+    def _check_time(self) -> None:
+        """Raise `ArgumentError` for a budget in time that another one contradicts."""
+        if (self.time is None) == (self.target == LATENCY):
+            asked = "latency says nothing of how fast" if self.time is None else f"{self.target} is no time"
+            raise ArgumentError(
+                "target", f"{asked}.", "Give target='latency' and `speedup` or `milliseconds`."
+            )
+        if self.time is None:
+            return
+        if self.is_per_kind:
+            raise ArgumentError(
+                "density", "counts units, and the target is a time.", f"Drop `density`, or {self.time.asked}."
+            )
+        if HIDDEN in (self.units or ()):
+            raise ArgumentError(
+                "units", "what hidden features take is not measured.", "Give other units, or `target='macs'`."
+            )
 
     def _check_units(self) -> None:
         for kind in self.units or ():

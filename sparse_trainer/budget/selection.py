@@ -51,7 +51,6 @@ class Selector:
             for pool in self.pools
         ]
 
-    @torch.no_grad()
     def select(self, scores: Mapping[str, Tensor], remaining: float = 0.0) -> Kept:
         """Keep the best units of each pool.
 
@@ -59,21 +58,28 @@ class Selector:
             scores: Score per unit, shape [U], higher = keep, by group name.
             remaining: Part of the way from dense to the budget that is still to go, in [0, 1].
         """
+        return self._at(scores, [pool.density + (1.0 - pool.density) * remaining for pool in self.pools])
+
+    def at(self, scores: Mapping[str, Tensor], density: float) -> Kept:
+        """Keep the best units of each pool at a density of its own, whatever the budget says."""
+        return self._at(scores, [density] * len(self.pools))
+
+    @torch.no_grad()
+    def _at(self, scores: Mapping[str, Tensor], asked: list[float]) -> Kept:
         keep: dict[str, Tensor] = {}
         thresholds = []
-        for pool, density in zip(self.pools, self._densities(remaining), strict=True):
+        for pool, density in zip(self.pools, self._densities(asked), strict=True):
             kept, threshold = pool.select(scores, density)
             keep.update(kept)
             thresholds.append(threshold)
         return Kept(keep=keep, threshold=thresholds[0])
 
-    def _densities(self, remaining: float) -> list[float]:
+    def _densities(self, asked: list[float]) -> list[float]:
         """Return the fraction that each pool may keep now.
 
         Equal widths round to whole units in every layer at once: what rounding one kind gives or takes is made up by
         the kinds with smaller units.
         """
-        asked = [pool.density + (1.0 - pool.density) * remaining for pool in self.pools]
         if self.per_kind or self.budget.scope != "uniform":
             return asked
         budget, left = asked[0] * self.total, self.total

@@ -22,6 +22,8 @@ class Request:
     scope: str = "global"
     density: Density = None
     sequence_length: int = 128
+    costs: Mapping[str, int] | None = None
+    """Cost of one unit, by group name, where the name of the target does not say it: of times that were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

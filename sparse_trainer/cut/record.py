@@ -84,8 +84,11 @@ def measures_of(model: nn.Module, structure: Structure, sequence_length: int) ->
 def density_reached(model: nn.Module, decision: Decision) -> float | None:
     """Return the kept share of the cost of all groups that are decided on, each once; None when they cost nothing."""
     groups, request = decision.groups, decision.request
-    costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
-    nesting = Nesting(groups, costs, feature_costs(model, groups, request.target))
+    if request.costs is not None:
+        nesting = Nesting(groups, request.costs)
+    else:
+        costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
+        nesting = Nesting(groups, costs, feature_costs(model, groups, request.target))
     return nesting.kept(decision.keep) / nesting.total if nesting.total else None
 
 
@@ -202,6 +205,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         shapes=shapes,
         versions=second.versions,
         recoveries=(*first.recoveries, *second.recoveries),
+        speed=asked.speed,
         untouched_towers=tuple(tower for tower in first.untouched_towers if tower in second.untouched_towers),
         vocabulary=_both_vocabularies(first.vocabulary, second.vocabulary),
         searches=(*first.searches, *second.searches),

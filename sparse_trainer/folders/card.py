@@ -14,7 +14,7 @@ from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ExportError, shown
 from sparse_trainer.folders.exports import Export, fills_up
 from sparse_trainer.folders.pipeline_files import pipeline_for
-from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.document import Plan, Speed
 
 _TEMPLATE = """\
 ---
@@ -93,6 +93,12 @@ spelled in shorter pieces or bytes, and is unknown where there are none.
 {%- endfor %}
 
 {% endif -%}
+{% if speed -%}
+## Speed
+
+{{ speed }}
+
+{% endif -%}
 {% if plan.recoveries -%}
 ## Recovered
 
@@ -138,6 +144,7 @@ def model_card(
         loading=_loading(export, model, autos[0]),
         rows=_rows(plan, metrics),
         asked=_asked(plan),
+        speed=plan.speed and speed_text(plan.speed),
         kinds=_kept(plan),
         towers=" and ".join(f"`{tower}`" for tower in plan.untouched_towers),
         value=shown_value,
@@ -186,6 +193,21 @@ def _asked(plan: Plan) -> str:
     if isinstance(plan.density_asked, dict):
         return ", ".join(f"{100 * density:g}% of the {kind}" for kind, density in plan.density_asked.items())
     return f"{100 * plan.density_asked:g}% of the prunable {plan.target}"
+
+
+def speed_text(speed: Speed) -> str:
+    """Return what was asked of the time, and measured, in one line."""
+    faster, times = speed["speedup_measured"], speed["milliseconds"]
+    if speed["speedup_asked"] is not None:
+        asked = f"{speed['speedup_asked']:g} times faster"
+    else:
+        asked = f"{speed['milliseconds_asked']:g} ms"
+    found = "measured" if faster is not None else "by a table of times, not measured"
+    many = faster if faster is not None else speed["speedup_expected"]
+    return (
+        f"Asked for {asked}: {found} {many:.2f} times, {times['dense']:.4g} ms before and {times['compact']:.4g} ms "
+        f"after the cut ({speed['conditions']})."
+    )
 
 
 def _kept(plan: Plan) -> list[tuple[str, int, int]]:

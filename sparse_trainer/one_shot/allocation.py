@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from patchers.units import Structure
+from sparse_trainer.budget.latency.selector import TimedSelector
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import STANDARDIZERS
 
@@ -15,7 +16,7 @@ from sparse_trainer.budget.standardize import STANDARDIZERS
 def select(
     structure: Structure,
     costs: Mapping[str, int],
-    selector: Selector,
+    selector: Selector | TimedSelector,
     *,
     scores: Mapping[str, Tensor],
     standardize: str,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchers.units import LAYERS, Structure
+from sparse_trainer.budget.latency.selector import TimedSelector
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.budget.standardize import fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
@@ -64,7 +65,11 @@ def score_by_block(
 
 
 def choose(
-    structure: Structure, scores: Scores, costs: Mapping[str, int], selector: Selector, options: PruneOptions
+    structure: Structure,
+    scores: Scores,
+    costs: Mapping[str, int],
+    selector: Selector | TimedSelector,
+    options: PruneOptions,
 ) -> dict[str, Tensor]:
     """Return the units that stay under the budget; warn where scores do not tell units, or whole layers, apart."""
     for one, found in zip(options.asked.values(), (scores.ranks, scores.shares), strict=False):

@@ -10,7 +10,8 @@ from typing import Any
 from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
-from sparse_trainer.criteria.calibration.base import ChoosesRun, Searches, WidthCriterion
+from sparse_trainer.budget.time_target import EAGER, LATENCY, PREFILL, TimeTarget
+from sparse_trainer.criteria.calibration.base import ChoosesRun, OwnDensity, Searches, WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import (
     MIXED_AFTER,
     NOT_MIXED,
@@ -36,6 +37,8 @@ from sparse_trainer.statistics.requests import Statistic
 
 _OF_WEIGHTS = ("criterion", "density", "units", "protect", "include", "by_block", "pattern", "compare")
 """Options that masks over single weights read."""
+_OF_TIME = ("latency_batch", "latency_phase", "latency_runtime", "latency_table")
+"""Options of a budget in time."""
 MOST_STEPS = 1000
 """Rounds of scoring and cutting that somebody may wait for."""
 
@@ -104,6 +107,18 @@ class PruneOptions:
     """Of single weights (`units=["weights"]`): N:M, of every M consecutive inputs of a row N stay, e.g. 2:4."""
     compare: str | None = None
     """Of single weights: among which the best stay: row, tensor or global; None = as the criterion was published."""
+    speedup: float | None = None
+    """How many times faster the model has to be, instead of a density; or `milliseconds`."""
+    milliseconds: float | None = None
+    """What one forward pass may take."""
+    latency_batch: int = 1
+    """Of a budget in time: sequences per forward pass, of `sequence_length` tokens each."""
+    latency_phase: str = PREFILL
+    """prefill (all tokens at once) or decode (one more token, with `sequence_length` of them in the cache)."""
+    latency_runtime: str = EAGER
+    """eager or compile."""
+    latency_table: str | None = None
+    """File of times: a table of ours, or a CSV file of another device; None = measured on this one, and kept."""
 
     def __post_init__(self) -> None:
         if self.elements is not None:
@@ -141,6 +156,7 @@ class PruneOptions:
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
             )
         self._check_search()
+        self._check_time()
         self._check_repair()
         one_of("normalize", self.normalize, STANDARDIZERS)
         for where, asked in self.asked.items():
@@ -184,6 +200,36 @@ class PruneOptions:
         if deep is not None:
             raise ArgumentError(
                 "search", f"finds widths, and {deep} have none.", "Give heads or channels, or drop `search`."
+            )
+
+    def _check_time(self) -> None:
+        """Refuse a budget in time beside another, options of one where there is none, and what cannot be timed."""
+        if self.time is None:
+            idle = [name for name in _OF_TIME if getattr(self, name) != getattr(PruneOptions, name)]
+            if idle:
+                raise ArgumentError(
+                    idle[0], "nothing is timed.", "Give `speedup` or `milliseconds`, or drop it."
+                )
+            return
+        if self.target not in (LATENCY, PruneOptions.target):
+            raise ArgumentError(
+                "target", f"{self.target} beside {self.time.asked}.", "Drop it, or `target='latency'`."
+            )
+        if self.density != PruneOptions.density:
+            raise ArgumentError(
+                "density", f"{shown(self.density)} beside {self.time.asked}.", "Drop one of the two."
+            )
+        if self.by_block and self.latency_table is None:
+            raise ArgumentError(
+                "by_block",
+                "the model stays on the CPU, and would be timed there.",
+                "Drop it, or give `latency_table`.",
+            )
+        if isinstance(self.criteria[-1], OwnDensity):
+            raise ArgumentError(
+                "criterion",
+                f"{self.name} says itself how many layers go.",
+                "Take block_influence or angular.",
             )
 
     def _check_repair(self) -> None:
@@ -281,12 +327,28 @@ class PruneOptions:
         return tuple(kind for kind in (HEADS, CHANNELS) if kind in scored) or scored
 
     @cached_property
+    def time(self) -> TimeTarget | None:
+        """How fast the model has to be, where that is asked."""
+        if self.speedup is None and self.milliseconds is None and self.target != LATENCY:
+            return None
+        return TimeTarget(
+            speedup=self.speedup,
+            milliseconds=self.milliseconds,
+            batch=self.latency_batch,
+            sequence_length=self.sequence_length,
+            phase=self.latency_phase,
+            runtime=self.latency_runtime,
+            table=self.latency_table,
+        )
+
+    @cached_property
     def budget(self) -> Budget:
         """What must remain."""
         return Budget(
             density=self.density,
             default_units=self._default_units,
-            target=self.target,
+            target=self.target if self.time is None else LATENCY,
+            time=self.time,
             scope=self.scope,
             units=self.units,
             multiple_of=self.multiple_of,

@@ -12,6 +12,7 @@ from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
 from patchers.units import CHANNELS, HEADS, WIDTH_KINDS, Structure
 from sparse_trainer.budget.options import keeps_all
+from sparse_trainer.budget.time_target import EAGER, PREFILL
 from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, name_of
 from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.weights import check_weights
@@ -30,6 +31,7 @@ from sparse_trainer.one_shot.repairs.base import DAMPING
 from sparse_trainer.one_shot.repairs.runs import last_linears
 from sparse_trainer.one_shot.round import Source, Watch, run_round
 from sparse_trainer.one_shot.search.options import LEVELS, SEARCH_TOKENS
+from sparse_trainer.one_shot.timed import TimedPruning
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.requests import Statistics, unsupported_reason
@@ -70,6 +72,12 @@ def prune(
     sequence_length: int = 128,
     pattern: str | None = None,
     compare: str | None = None,
+    speedup: float | None = None,
+    milliseconds: float | None = None,
+    latency_batch: int = 1,
+    latency_phase: str = PREFILL,
+    latency_runtime: str = EAGER,
+    latency_table: str | None = None,
     statistics: Statistics | None = None,
     watch: Watch | None = None,
     inplace: bool = False,
@@ -122,6 +130,12 @@ def prune(
         sequence_length=sequence_length,
         pattern=pattern,
         compare=compare,
+        speedup=speedup,
+        milliseconds=milliseconds,
+        latency_batch=latency_batch,
+        latency_phase=latency_phase,
+        latency_runtime=latency_runtime,
+        latency_table=latency_table,
     )
     return prune_by(
         options, model, calibration,
@@ -167,15 +181,18 @@ def prune_by(
     before = plan_of(model)
     progress = Progress(kept=kept_in(before))
     source = Source(batches=batches, statistics=statistics, device=device)
+    timed = None if options.time is None else TimedPruning.of(pruned, found, options.time)
     for step in range(options.steps):
         done = (step + 1) / options.steps
-        decision = run_round(pruned, found, source, options, progress, done, watch)
+        decision = run_round(pruned, found, source, options, progress, done, watch, timed)
         if decision is not None:
             found = carry_out(pruned, decision.naming(cheaper), check=check)
     plan = plan_of(pruned)
     assert plan is not None
     searches = (*plan.searches, *progress.searches)
     plan = replace(plan, density_asked=options.budget.density_asked, searches=searches)
+    if timed is not None:
+        plan = replace(plan, density_asked=None, speed=timed.record())
     if options.steps > 1 and before is None:
         plan = replace(plan, density_reached=progress.reached())
     attach_plan(pruned, plan)

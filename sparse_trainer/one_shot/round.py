@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from patchers.units import LAYERS, WIDTH_KINDS, Structure
+from patchers.units import LAYERS, WIDTH_KINDS, Group, Structure
 from sparse_trainer.budget.cost import unit_cost
+from sparse_trainer.budget.latency.selector import TimedSelector
+from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity, Searches
 from sparse_trainer.cut.decision import Decision, Request
@@ -18,6 +21,7 @@ from sparse_trainer.one_shot.protect import prunable
 from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
 from sparse_trainer.one_shot.repairs.runs import take_over
 from sparse_trainer.one_shot.search.search import search_widths
+from sparse_trainer.one_shot.timed import TimedPruning
 from sparse_trainer.one_shot.tried import Tried
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
@@ -46,6 +50,7 @@ def run_round(
     progress: Progress,
     done: float,
     watch: Watch | None,
+    timed: TimedPruning | None = None,
 ) -> Decision | None:
     """Decide which units stay, and refit the consumers of the others, in place; None where nothing can go any more.
 
@@ -53,42 +58,47 @@ def run_round(
         found: All groups of the model as it is now.
         done: Part of the way to the budget that lies behind after this round.
         watch: Called with the decision before anything is refitted.
+        timed: What the model takes, where the budget is one of time.
     """
     asked = options.budget
     structure = prunable(model, found, asked.kinds, options.protect, options.include)
-    costs = {g.name: unit_cost(model, g, asked.target, asked.sequence_length) for g in structure.groups}
+    costs = _costs(model, structure, options, timed)
     structure = progress.begin(structure, costs)
     if not structure.groups:
         return None
     budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
     budget = progress.capped(budget, options.max_prune)
-    selector = Selector(structure.groups, costs, budget)
+    selector: Selector | TimedSelector
+    if timed is not None:
+        selector = timed.selector(structure.groups, budget, done, progress.kept)
+    else:
+        selector = Selector(structure.groups, costs, budget)
     statistics = _statistics(model, structure, source, options)
     scores = _scores(model, structure, source, options, statistics, costs, selector)
     own = options.criteria[-1]
     if isinstance(own, OwnDensity):
         stays = own.density(scores.shares, budget.density_of(LAYERS))
         selector = Selector(structure.groups, costs, replace(budget, density={LAYERS: stays}))
-    if options.widths is None:
+
+    def chosen(selector: Selector | TimedSelector) -> dict[str, Tensor]:
+        if options.widths is not None:
+            return _searched(model, structure, source, options, progress, statistics, scores, selector, costs)
         keep = choose(structure, scores, costs, selector, options)
+        if not isinstance(own, ChoosesRun):
+            return keep
+        return runs(Evidence(model=model, structure=structure, statistics=statistics), own, keep)
+
+    if timed is not None and isinstance(selector, TimedSelector) and done == 1:
+        keep = timed.tried(model, found, selector, chosen, again=options.widths is None)
     else:
-        assert source.batches is not None
-        keep, searched = search_widths(
-            model, structure, scores.ranks, source.batches, statistics,
-            budget=budget,
-            cost_of=lambda group, count: costs[group.name] * count,
-            repair=options.repair,
-            options=options.widths,
-        )  # fmt: skip
-        progress.searches.append(searched)
-    if isinstance(own, ChoosesRun):
-        keep = runs(Evidence(model=model, structure=structure, statistics=statistics), own, keep)
+        keep = chosen(selector)
     request = Request(
         method=options.method,
         target=asked.target,
         scope=asked.scope,
-        density=budget.density_asked,
+        density=None if timed is not None else budget.density_asked,
         sequence_length=asked.sequence_length,
+        costs=None if timed is None else costs,
     )
     decision = Decision(structure=found, keep=keep, request=request, scores=scores.ranks)
     if watch is not None:
@@ -96,6 +106,48 @@ def run_round(
     _repair(model, structure, source, options, statistics, decision)
     progress.kept.update({name: int(keep_U.sum()) for name, keep_U in keep.items()})
     return decision
+
+
+def _searched(
+    model: Any,
+    structure: Structure,
+    source: Source,
+    options: PruneOptions,
+    progress: Progress,
+    statistics: Statistics,
+    scores: Scores,
+    selector: Selector | TimedSelector,
+    costs: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Return the units that a search for widths leaves under the budget of a selector."""
+    assert source.batches is not None
+    assert options.widths is not None
+    budget: Budget = selector.budget
+
+    def cost_of(group: Group, count: int) -> float:
+        if isinstance(selector, TimedSelector):
+            return selector.cost_of(group, count)
+        return costs[group.name] * count
+
+    if isinstance(selector, TimedSelector):
+        budget = replace(budget, density=selector.share)
+        structure = replace(structure, groups=selector.groups)
+    keep, searched = search_widths(
+        model, structure, scores.ranks, source.batches, statistics,
+        budget=budget, cost_of=cost_of, repair=options.repair, options=options.widths,
+    )  # fmt: skip
+    progress.searches.append(searched)
+    return keep
+
+
+def _costs(
+    model: Any, structure: Structure, options: PruneOptions, timed: TimedPruning | None
+) -> dict[str, int]:
+    """Return the cost of one unit, by group name."""
+    budget = options.budget
+    if timed is not None:
+        return {g.name: timed.time.unit_of(g) for g in structure.groups}
+    return {g.name: unit_cost(model, g, budget.target, budget.sequence_length) for g in structure.groups}
 
 
 def _statistics(model: Any, structure: Structure, source: Source, options: PruneOptions) -> Statistics:
@@ -122,7 +174,7 @@ def _scores(
     options: PruneOptions,
     statistics: Statistics,
     costs: Mapping[str, int],
-    selector: Selector,
+    selector: Selector | TimedSelector,
 ) -> Scores:
     criterion = options.criteria[0]
     evidence = Evidence(model=model, structure=structure, statistics=statistics)

@@ -65,6 +65,29 @@ class KeptTokens(TypedDict):
     """Name of a file -> its SHA-256."""
 
 
+class Milliseconds(TypedDict):
+    """Time of one forward pass before and after the cut."""
+
+    dense: float
+    compact: float
+
+
+class Speed(TypedDict):
+    """How fast the model was to be, and is."""
+
+    speedup_asked: float | None
+    """This, or `milliseconds_asked`."""
+    milliseconds_asked: float | None
+    speedup_expected: float
+    """By the table of times."""
+    speedup_measured: float | None
+    """None = not measured: the times are those of another device."""
+    milliseconds: Milliseconds
+    noise: float | None
+    """Uncertainty of what was measured, relative to it."""
+    conditions: str
+
+
 class Sizes(TypedDict):
     """A quantity before and after the cut."""
 
@@ -104,6 +127,8 @@ class Plan:
     """Which tokens stay, where some went."""
     searches: tuple[Searched, ...] = ()
     """Searches for widths before the cut, in order."""
+    speed: Speed | None = None
+    """Where a time was asked for."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -160,7 +185,7 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("zeros", "recoveries", "untouched_towers", "vocabulary", "searches"):
+        for name in ("zeros", "recoveries", "untouched_towers", "vocabulary", "searches", "speed"):
             if not fields[name]:
                 del fields[name]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
@@ -181,6 +206,7 @@ class Plan:
             "untouched_towers": [],
             "vocabulary": None,
             "searches": [],
+            "speed": None,
         }
         values = {**absent, **values}
         fields = {f.name for f in dataclasses.fields(cls)}
@@ -322,6 +348,23 @@ def _is_vocabulary(value: object) -> bool:
     )
 
 
+def _is_speed(value: object) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or set(value) != set(Speed.__annotations__):
+        return False
+    times, conditions = value["milliseconds"], value["conditions"]
+    if not isinstance(times, dict) or set(times) != {"dense", "compact"} or not _is_text(conditions):
+        return False
+    known = (value["speedup_expected"], *times.values())
+    others = [value[name] for name in ("speedup_asked", "milliseconds_asked", "speedup_measured", "noise")]
+    return all(map(_is_positive, known)) and all(each is None or _is_positive(each) for each in others)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
 def _are_versions(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
@@ -342,6 +385,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "versions": (_are_versions, "an object of texts"),
     "zeros": (_are_zeros, "an object of [zeros, weights]"),
     "recoveries": (_are_recoveries, "a list of trainings after the cut"),
+    "speed": (_is_speed, "what was asked and measured of the time, or null"),
     "untouched_towers": (_are_texts, "a list of module paths"),
     "vocabulary": (_is_vocabulary, "null, or the tokens that stay"),
     "searches": (are_searches, "a list of searches for widths"),

@@ -65,7 +65,11 @@ class ModelTime:
         return self._curves[name].at(count)
 
     def unit(self, model: nn.Module, group: Group) -> int:
-        """Return nanoseconds of one unit, 1 at least, as in `CostModel`."""
+        """Return nanoseconds of one unit, as in `CostModel`."""
+        return self.unit_of(group)
+
+    def unit_of(self, group: Group) -> int:
+        """Return nanoseconds of one unit, 1 at least."""
         if group.kind == LAYERS:
             seconds = self._of_block(group.block, {})
         elif group.kind in (ATTENTION, FFN):
@@ -84,6 +88,14 @@ class ModelTime:
     def least_multiple(self, group: Group) -> int:
         """Return the least multiple of which no number of units is slower than a larger one."""
         return self._steps.get(group.name, 1)
+
+    def free_units(self, group: Group, count: int) -> int:
+        """Return the most units that take no longer than `count` of them."""
+        curve = self._curves.get(group.name)
+        if curve is None or not 0 < count < group.num_units:
+            return count
+        wider = (w for w in curve.widths if count < w <= group.num_units and curve.at(w) <= curve.at(count))
+        return max(wider, default=count)
 
     def parts(self, kept: Counts) -> dict[str, float]:
         """Return what the time at these widths is made of: for messages on what limits a speed-up."""

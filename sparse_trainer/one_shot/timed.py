@@ -1,0 +1,154 @@
+"""One-shot pruning under a budget of time: a table first, a selection, a trial, and one correction."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchers.units import Group, Structure
+from sparse_trainer.budget.latency.calls import narrowed
+from sparse_trainer.budget.latency.clock import LOUD
+from sparse_trainer.budget.latency.conditions import TimingConditions
+from sparse_trainer.budget.latency.model_time import Counts, ModelTime
+from sparse_trainer.budget.latency.selector import TimedSelector
+from sparse_trainer.budget.latency.store import table_for
+from sparse_trainer.budget.latency.trial import TOLERANCE, Pair, time_pair
+from sparse_trainer.budget.options import Budget
+from sparse_trainer.budget.time_target import TimeTarget
+from sparse_trainer.plan.document import Speed
+
+Choose = Callable[[TimedSelector], dict[str, Tensor]]
+"""Returns the units that stay under a selector, as `choose` does."""
+logger = logging.getLogger(__name__)
+
+
+@final
+@dataclass(kw_only=True)
+class TimedPruning:
+    """What a pruning in time knows: what the model takes, what it may take, what it was measured to take."""
+
+    target: TimeTarget
+    time: ModelTime
+    """Of the model before the first step."""
+    dense: PreTrainedModel
+    """That model; it shares its weights with the one that is cut."""
+    conditions: str
+    measures: bool
+    """Whether the result can be timed here: not where the table is another device's."""
+    expected: float | None = None
+    """Seconds of the finished model by the table."""
+    pair: Pair | None = None
+
+    @classmethod
+    def of(cls, model: Any, found: Structure, target: TimeTarget) -> Self:
+        """Return the times of a model, measured or read.
+
+        Args:
+            found: All groups of the model.
+        """
+        table = table_for(model, found, target)
+        conditions = str(TimingConditions.of(model, target)) if table.conditions else f"by {target.table}"
+        return cls(
+            target=target,
+            time=ModelTime(table, model, found),
+            dense=narrowed(model, found, {}),
+            conditions=conditions,
+            measures=table.conditions is not None,
+        )
+
+    def selector(
+        self, groups: tuple[Group, ...], budget: Budget, done: float, others: Counts
+    ) -> TimedSelector:
+        """Return what selects under the time of this moment.
+
+        Args:
+            done: Part of the way to the budget that lies behind after this round.
+            others: Units that are left of all groups.
+        """
+        goal = self.target.seconds(self.time.dense)
+        seconds = self.time.dense + (goal - self.time.dense) * done
+        return TimedSelector(groups, budget, self.time, seconds, others)
+
+    def tried(
+        self, model: Any, found: Structure, selector: TimedSelector, choose: Choose, *, again: bool = True
+    ) -> dict[str, Tensor]:
+        """Return the units that stay, chosen once more where a trial shows that the time is missed.
+
+        Args:
+            model: As it is before the last cut.
+            found: All groups in it.
+            selector: Of the last round.
+            again: Whether to choose a second time: not where that takes long.
+        """
+        keep = choose(selector)
+        self.expected = selector.seconds(keep)
+        if not self.measures:
+            return keep
+        self.pair = self._trial(model, found, keep)
+        if again and self.pair.misses(self.target):
+            keep = self._corrected(model, found, selector, choose, keep)
+        self._tell()
+        return keep
+
+    def _trial(self, model: Any, found: Structure, keep: Mapping[str, Tensor]) -> Pair:
+        """Time the model as it was at first, and a copy without the units that go."""
+        return time_pair(self.dense, narrowed(model, found, keep), self.target)
+
+    def _corrected(
+        self,
+        model: Any,
+        found: Structure,
+        selector: TimedSelector,
+        choose: Choose,
+        before: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the better one of the first choice and of a second that makes up for what the first was off by."""
+        assert self.pair is not None
+        excess = self.pair.excess(self.target)
+        logger.info("%.3g times faster by a first trial: choosing once more", self.pair.speedup)
+        second = selector.aiming(selector.goal / (1.0 + excess))
+        keep = choose(second)
+        pair = self._trial(model, found, keep)
+        if abs(pair.excess(self.target)) > abs(excess):
+            return before
+        self.pair, self.expected = pair, second.seconds(keep)
+        return keep
+
+    def _tell(self) -> None:
+        assert self.pair is not None
+        if self.pair.noise > LOUD:
+            logger.warning(
+                "The speed-up is uncertain by %.0f %%: something else keeps the machine busy.",
+                100 * self.pair.noise,
+            )
+        excess = self.pair.excess(self.target)
+        if abs(excess) > TOLERANCE:
+            logger.warning(
+                "%s is missed by %.0f %%: measured %.4g ms instead of %.4g ms, %.3g times faster than dense.",
+                self.target.asked,
+                100 * excess,
+                1e3 * self.pair.pruned,
+                1e3 * self.target.seconds(self.pair.dense),
+                self.pair.speedup,
+            )
+
+    def record(self) -> Speed | None:
+        """Return what a plan says of the time; None where nothing could go."""
+        pair = self.pair
+        if self.expected is None:
+            return None
+        return Speed(
+            speedup_asked=self.target.speedup,
+            milliseconds_asked=self.target.milliseconds,
+            speedup_expected=self.time.dense / self.expected,
+            speedup_measured=None if pair is None else pair.speedup,
+            milliseconds={
+                "dense": 1e3 * (self.time.dense if pair is None else pair.dense),
+                "compact": 1e3 * (self.expected if pair is None else pair.pruned),
+            },
+            noise=None if pair is None else pair.noise,
+            conditions=self.conditions,
+        )
