@@ -140,5 +140,7 @@ def _whole(
 def main() -> None:
     """Run the command line on the arguments of the process, and leave with its exit code."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    # Of transformers, where anybody reads what a config counts for all layers: folders of ours say so on purpose.
+    logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
     arguments = sys.argv[1:]
     run_app(make_app({named_command(arguments)}), arguments)

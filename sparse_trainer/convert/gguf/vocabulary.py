@@ -12,7 +12,7 @@ from sparse_trainer.folders.tokenizers import find_tokenizer
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """Sorts of tokens in llama.cpp."""
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPLITS = {
+SPLITS = {
     _CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     _CONTRACTIONS
@@ -87,7 +87,7 @@ def _splitter(parts: Mapping[str, Any], place: str) -> str:
         if kinds == ["Digits"] and before[0]["individual_digits"] and last["use_regex"]:
             return "smollm"
         if kinds == ["Split"] and before[0]["behavior"] == "Isolated" and not last["use_regex"]:
-            found = _SPLITS.get(before[0]["pattern"].get("Regex", ""))
+            found = SPLITS.get(before[0]["pattern"].get("Regex", ""))
             if found is not None:
                 return found
     raise ConversionError(
