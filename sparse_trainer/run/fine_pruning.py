@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import (
     PreTrainedModel,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
@@ -121,11 +123,15 @@ class FinePruningJob:
             student = trained_whole(trainer, self.checkpoint(training))
             trainer.save_model(str(self.folder.uncut))
             if is_first():
+                trainer.state.save_to_json(str(self.folder.uncut / TRAINER_STATE_NAME))
                 self.folder.finish_uncut()
         else:
             trainer.restore(kept)
+            if (kept / TRAINER_STATE_NAME).is_file():  # earlier releases kept none
+                trainer.state = TrainerState.load_from_json(str(kept / TRAINER_STATE_NAME))
         try:
-            return state.having(PRUNED, optimize_model(student))
+            log = tuple(trainer.state.log_history)
+            return dataclasses.replace(state.having(PRUNED, optimize_model(student)), log=log)
         except SparseTrainerError as error:
             remedy = f"{error.remedy} The trained model, with its gates, is in {self.folder.uncut}."
             raise type(error)(error.where, error.what, remedy) from error

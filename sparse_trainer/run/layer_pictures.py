@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sparse_trainer.plan.widths import panels
+from sparse_trainer.files.figures import GONE, KEPT, look, numbered, panels, save_picture
 from sparse_trainer.run.layers import STUDY, LayerComparison, Numbers
-from sparse_trainer.run.pictures import save_picture, write_csv
+from sparse_trainer.run.pictures import write_csv
 
 TABLE: Final = "layers.csv"
 """By this file a folder is known."""
@@ -62,6 +62,7 @@ def draw_study(found: LayerComparison, path: Path) -> None:
     _draw(found, found.study, STUDY, {}, path)
 
 
+@look()
 def _draw(
     found: LayerComparison,
     columns: Mapping[str, Numbers],
@@ -69,19 +70,18 @@ def _draw(
     taken: Mapping[str, tuple[bool, ...] | None],
     path: Path,
 ) -> None:
-    figure, axes = panels(len(columns), 1.9)
+    figure, axes = panels([1.7] * len(columns))
     places = range(len(found.numbers))
     for axis, (name, numbers) in zip(axes, columns.items(), strict=False):
         gone = taken.get(name) or [False] * len(places)
         heights = [float("nan") if number is None else number for number in numbers]
-        axis.bar(places, heights, color=["tab:red" if one else "tab:blue" for one in gone])
+        axis.bar(places, heights, color=[GONE if one else KEPT for one in gone])
         if _is_wide(numbers):
             axis.set_yscale("log")
-        axis.set_title(titles[name], loc="left", fontsize=9)
-        axis.set_xticks(places, [str(number) for number in found.numbers], fontsize=7)
-        axis.tick_params(axis="y", labelsize=7)
+        axis.set_title(titles[name])
+        numbered(axis.xaxis, [str(number) for number in found.numbers])
         axis.margins(x=0.01)
-    figure.supxlabel("layer (red = would go)" if taken else "layer", fontsize=8)
+    axes[-1].set_xlabel("layer (red = would go)" if taken else "layer")
     save_picture(figure, path)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from sparse_trainer.files.foreign_code import needs_our_code
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.page import PAGE_FILE, Page, write_page
 from sparse_trainer.run.pictures import WIDTH_FILES, write_widths
 from sparse_trainer.run.report import Comparison, shape_lines
 from sparse_trainer.run.verify import Reloaded
 
 RECIPE_FILE = "recipe.yaml"
-ALWAYS = {"recipe": RECIPE_FILE, "report": "report.json", "shapes": "shapes.txt"}
+ALWAYS = {"page": PAGE_FILE, "recipe": RECIPE_FILE, "report": "report.json", "shapes": "shapes.txt"}
 FILES = ALWAYS | WIDTH_FILES
 """What a file holds -> its name in the folder of the model."""
 
@@ -51,14 +52,16 @@ class RunResult:
         }
 
 
-def write_beside(folder: Path, recipe: str, plan: Plan, comparison: Comparison) -> None:
-    """Write recipe, tables and pictures beside the model: `ALWAYS`, and what there is to show of widths and zeros."""
+def write_beside(folder: Path, recipe: str, comparison: Comparison, page: Page) -> None:
+    """Write recipe, page, tables and pictures beside the model: `ALWAYS`, and what widths and zeros have to show."""
+    plan = page.plan
     zero, size = plan.zeros_in_all
     report = comparison.to_json() | ({"zeros": {"weights": size, "zeros": zero}} if plan.zeros else {})
     write_text(folder / FILES["recipe"], recipe)
     write_text(folder / FILES["report"], json.dumps(report, indent=2) + "\n")
     write_text(folder / FILES["shapes"], "\n".join(shape_lines(plan)) + "\n")
     write_widths(plan, folder)
+    write_page(folder, page)
 
 
 def pipeline_lines(folder: Path, task: str, example: object) -> tuple[str, ...]:

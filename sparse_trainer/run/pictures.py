@@ -12,9 +12,17 @@ from torch import Tensor
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.files.writing import new_file, write_text
+from sparse_trainer.files.figures import BEFORE, GONE, KEPT, look, numbered, panels, save_picture
+from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import GroupPlan, Plan
-from sparse_trainer.plan.widths import panels, widths_figure
+from sparse_trainer.plan.widths import (
+    draw_strip,
+    is_strip,
+    number_layers,
+    share_kept,
+    title_of,
+    widths_figure,
+)
 
 # Shape legend: U = units of a group, N = units of all groups of a kind.
 
@@ -25,6 +33,8 @@ FILES = WIDTH_FILES | SCORE_FILES
 ZERO_FILES = {"zeros table": "zeros.csv"}
 """The same, of weights that became zero."""
 BINS = 60
+MOST_CELLS = 64
+"""Units of a layer that a map shows one by one."""
 
 
 def check_drawing(without: str = "") -> None:
@@ -57,8 +67,8 @@ def write_widths(plan: Plan, folder: Path) -> None:
         write_csv(folder / ZERO_FILES["zeros table"], ["weight", "size", "zeros"], counts)
         if not plan.is_cut:
             return
-    write_map(plan, folder / WIDTH_FILES["map"])
-    save_picture(widths_figure(plan.by_kind()), folder / WIDTH_FILES["widths"])
+    save_picture(map_figure(plan), folder / WIDTH_FILES["map"])
+    save_picture(widths_figure(plan.by_kind(), title_of(plan)), folder / WIDTH_FILES["widths"])
     rows = [[name, g["kind"], g["layer"], g["size"], len(g["keep"])] for name, g in plan.groups.items()]
     write_csv(folder / WIDTH_FILES["widths table"], ["group", "kind", "layer", "units", "kept"], rows)
 
@@ -75,40 +85,70 @@ def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
     )
     header = ["round", "group", "kind", "layer", "unit", "score", "kept"]
     write_csv(folder / SCORE_FILES["scores table"], header, rows)
-    _write_scores_picture(decisions[-1] if decisions else None, folder / SCORE_FILES["scores"])
+    save_picture(scores_figure(decisions[-1] if decisions else None), folder / SCORE_FILES["scores"])
 
 
-def write_map(plan: Plan, path: str | Path) -> None:
-    """Draw which units of every layer are kept, one panel per kind, and write it as PNG."""
+@look()
+def map_figure(plan: Plan) -> Any:
+    """Return a figure of which units of every layer are kept, one panel per kind of unit.
+
+    Few units a layer are cells, one by one; of many, such as channels, each layer shows the share that is kept.
+    """
     kinds = plan.by_kind()
-    figure, axes = panels(len(kinds))
+    figure, axes = panels([_map_height(groups) for groups in kinds.values()], title_of(plan))
     for axis, (kind, groups) in zip(axes, kinds.items(), strict=False):
-        kept, total = sum(len(group["keep"]) for group in groups), sum(group["size"] for group in groups)
-        axis.imshow(_grid(groups), aspect="auto", interpolation="nearest", cmap="Blues", vmin=-0.25, vmax=1.0)
-        axis.set_title(f"{kind}: {kept} of {total} kept", loc="left", fontsize=10)
-        axis.set_yticks(range(len(groups)), [f"{g['layer']} ({len(g['keep'])})" for g in groups], fontsize=7)
-        axis.set_ylabel("layer (kept)", fontsize=8)
-    figure.supxlabel("unit (dark = kept)", fontsize=8)
-    save_picture(figure, Path(path))
+        size = max(group["size"] for group in groups)
+        axis.set_title(share_kept(kind, sum(len(g["keep"]) for g in groups), sum(g["size"] for g in groups)))
+        axis.margins(x=0.01, y=0.01)
+        if is_strip(groups):
+            draw_strip(axis, groups)
+            number_layers(axis.xaxis, groups)
+            axis.set_xlabel("layer")
+            continue
+        (_draw_shares if size > MOST_CELLS else _draw_cells)(axis, groups)
+        number_layers(axis.yaxis, groups)
+        axis.set_ylabel("layer")
+        axis.invert_yaxis()
+    return figure
 
 
-def _write_scores_picture(decision: Decision | None, path: Path) -> None:
-    """Draw a histogram of the scores of each kind, kept and removed units apart."""
+def _draw_cells(axis: Any, groups: Sequence[GroupPlan]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    grid = _grid(groups)
+    edges = ([unit - 0.5 for unit in range(len(row) + 1)] for row in (grid[0], grid))
+    style: dict[str, Any] = {"cmap": ListedColormap([BEFORE, KEPT]), "vmin": 0, "vmax": 1}
+    axis.pcolormesh(*edges, grid, edgecolors="white", linewidth=0.5, **style)
+    numbered(axis.xaxis, [str(unit) for unit in range(len(grid[0]))])
+    axis.set_xlabel("unit (blue = kept)")
+
+
+def _draw_shares(axis: Any, groups: Sequence[GroupPlan]) -> None:
+    places = range(len(groups))
+    axis.barh(places, [100.0] * len(groups), color=BEFORE, height=0.9)
+    axis.barh(places, [100 * len(g["keep"]) / g["size"] for g in groups], color=KEPT, height=0.9)
+    axis.set_xlabel("kept of each layer, in per cent")
+
+
+@look()
+def scores_figure(decision: Decision | None) -> Any:
+    """Return a figure of the scores of each kind as a histogram, kept and removed units apart."""
     kinds = {} if decision is None else scores_by_kind(decision)
-    figure, axes = panels(len(kinds))
+    figure, axes = panels([1.9] * len(kinds), "" if decision is None else decision.request.method)
     for axis, (kind, (score_N, keep_N)) in zip(axes, kinds.items(), strict=False):
         is_log = bool((score_N > 0).all())
         edges = bin_edges(score_N, is_log=is_log)
         parts = [score_N[keep_N].tolist(), score_N[~keep_N].tolist()]
-        labels = [f"kept ({len(parts[0])})", f"removed ({len(parts[1])})"]
-        style: dict[str, Any] = {"histtype": "stepfilled", "color": ["tab:blue", "tab:red"], "label": labels}
+        labels = [f"kept ({len(parts[0]):,})", f"removed ({len(parts[1]):,})"]
+        style: dict[str, Any] = {"histtype": "stepfilled", "color": [KEPT, GONE], "label": labels}
         axis.hist(parts, bins=edges, stacked=True, **style)
         axis.set_xscale("log" if is_log else "linear")
-        axis.set_title(kind, loc="left", fontsize=10)
-        axis.set_ylabel("units", fontsize=8)
-        axis.legend(fontsize=7)
-    figure.supxlabel("score, as the criterion gives it", fontsize=8)
-    save_picture(figure, path)
+        axis.set_title(kind)
+        axis.set_ylabel("units")
+        axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0)
+    if kinds:
+        axes[-1].set_xlabel("score, as the criterion gives it")
+    return figure
 
 
 def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
@@ -139,12 +179,6 @@ def bin_edges(score_N: Tensor, *, is_log: bool) -> list[float]:
     return [low + (high - low) * i / BINS for i in range(BINS + 1)]
 
 
-def save_picture(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, all or nothing."""
-    with new_file(path) as draft:
-        figure.savefig(draft, format="png", dpi=120)
-
-
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table as CSV, all or nothing."""
     text = io.StringIO()
@@ -152,6 +186,12 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def _map_height(groups: Sequence[GroupPlan]) -> float:
+    if is_strip(groups):
+        return 0.9
+    return 0.7 + min(max(0.09 * len(groups), 0.5), 4.0)
 
 
 def _grid(groups: Sequence[GroupPlan]) -> list[list[float]]:

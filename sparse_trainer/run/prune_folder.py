@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions, Tell, check_calibration
+from sparse_trainer.run.page import PAGE_FILE, Page, write_page
 from sparse_trainer.run.together import check_alone
 
 
@@ -79,6 +79,12 @@ def prune_folder(
     density = options.density if options.elements is None else 1.0
     check_target(folder, overwrite=overwrite, need=least_bytes(model, density))
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
+    page = Page(name=source.name_or_path, plan=pruned.plan, decisions=pruned.decisions)
+
+    def beside(place: Path) -> None:
+        pictures.write_pictures(pruned.plan, pruned.decisions, place)
+        write_page(place, page)
+
     tell(f"saving to {folder}")
     with rescuing(pruned.model, processor, spare_folder(folder)):
         save_pruned(
@@ -87,9 +93,9 @@ def prune_folder(
             processor=processor,
             export=export,
             overwrite=overwrite,
-            beside=partial(pictures.write_pictures, pruned.plan, pruned.decisions) if draw else None,
+            beside=beside if draw else None,
         )
-    files = pictures.picture_files(pruned.plan, pruned.decisions)
+    files = {"page": PAGE_FILE} | pictures.picture_files(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
 
 

@@ -34,6 +34,11 @@ class Comparison:
     models: Mapping[str, Measured]
     conditions: Conditions
 
+    @property
+    def headline(self) -> str | None:
+        """The first metric that the last model was measured by; None where it was by none."""
+        return next(iter(list(self.models.values())[-1].metrics or {}), None)
+
     def rows(self) -> list[list[str]]:
         """Return the table: a header, then one row per quantity, one column per model, and the ratio to the first."""
         baseline, *others = self.models

@@ -19,9 +19,11 @@ from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.folders.save import Processor, save_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
+from sparse_trainer.run.curves import Log
 from sparse_trainer.run.latency import bench
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import ALWAYS, write_beside
+from sparse_trainer.run.page import Page
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.report import Comparison, Measured
 from sparse_trainer.run.together import is_first
@@ -88,6 +90,8 @@ class State:
     """Of each model; None = it was never fine-tuned, or nothing is asked of it."""
     decisions: tuple[Decision, ...] = ()
     """Of one-shot pruning: scores and kept units of each round."""
+    log: Log = ()
+    """Of the training that pruned."""
     comparison: Comparison | None = None
     is_saved: bool = False
     reloaded: Reloaded | None = None
@@ -141,7 +145,16 @@ def save(state: State) -> State:
 
     def beside(place: Path) -> None:
         job.beside(place)
-        write_beside(place, job.recipe.dump(), Plan.load(place), comparison)
+        recipe = job.recipe.dump()
+        page = Page(
+            name=job.recipe.name,
+            plan=Plan.load(place),
+            comparison=comparison,
+            recipe=recipe,
+            log=state.log,
+            decisions=state.decisions,
+        )
+        write_beside(place, recipe, comparison, page)
         if state.decisions:
             pictures.write_scores(state.decisions, place)
 

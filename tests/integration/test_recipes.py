@@ -66,6 +66,7 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
     assert result.comparison.models["pruned"].parameters == plan.params["compact"]
     for file in (
         "recipe.yaml",
+        "report.html",
         "report.json",
         "shapes.txt",
         "kept.png",
@@ -74,6 +75,7 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
         PLAN_FILE,
     ):
         assert (result.folder / file).stat().st_size > 0, file
+    assert "density_target" in (result.folder / "report.html").read_text()
     assert said[0] == "loading data and model"
     assert load_recipe(result.folder / "recipe.yaml").sections == recipe.sections
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_trainer.plan.widths import panels
-from sparse_trainer.run.pictures import save_picture
+from sparse_trainer.files.figures import BEFORE, GONE, KEPT, LABEL, look, panels, save_picture
 from sparse_trainer.run.recipes.early_stopping import is_lower_better
 from sparse_trainer.run.sweep.figures import Figures, front
 
@@ -14,6 +13,7 @@ MOST_LABELS = 24
 _HEIGHT = 4.2
 
 
+@look()
 def write_picture(runs: Mapping[str, Figures], path: Path) -> bool:
     """Draw one panel per batch size; return False, and draw nothing, where no run has both a quality and a speed.
 
@@ -24,7 +24,7 @@ def write_picture(runs: Mapping[str, Figures], path: Path) -> bool:
         return False
     first = next(iter(shown.values()))
     metric, batches = next(iter(first.metrics)), list(first.speedups)
-    figure, axes = panels(len(batches), _HEIGHT)
+    figure, axes = panels([_HEIGHT] * len(batches))
     for axis, batch in zip(axes, batches, strict=True):
         points = {
             name: (run.speedups[batch], run.metrics[metric])
@@ -33,9 +33,9 @@ def write_picture(runs: Mapping[str, Figures], path: Path) -> bool:
         }
         dense = sorted({run.dense_metrics[metric] for run in shown.values() if metric in run.dense_metrics})
         _draw(axis, points, dense, less=is_lower_better(metric))
-        axis.set_title(f"batch {batch}", loc="left", fontsize=10)
-        axis.set_ylabel(metric, fontsize=8)
-    figure.supxlabel("times faster than the dense model", fontsize=8)
+        axis.set_title(f"batch {batch}")
+        axis.set_ylabel(metric)
+    axes[-1].set_xlabel("times faster than the dense model")
     save_picture(figure, path)
     return True
 
@@ -45,14 +45,13 @@ def _draw(axis: Any, points: Mapping[str, tuple[float, float]], dense: list[floa
     sign = -1.0 if less else 1.0
     everything = [*points.values(), *((1.0, value) for value in dense)]
     best = [everything[place] for place in front([(x, sign * y) for x, y in everything])]
-    axis.plot(*zip(*best, strict=True), color="lightgrey", zorder=1, label="Pareto front")
-    axis.scatter(*zip(*points.values(), strict=True), color="tab:blue", s=24, zorder=2, label="pruned")
+    axis.plot(*zip(*best, strict=True), color=BEFORE, zorder=1, label="Pareto front")
+    axis.scatter(*zip(*points.values(), strict=True), color=KEPT, s=24, zorder=2, label="pruned")
     if dense:
-        axis.scatter([1.0] * len(dense), dense, color="tab:red", marker="s", s=24, zorder=2, label="dense")
+        axis.scatter([1.0] * len(dense), dense, color=GONE, marker="s", s=24, zorder=2, label="dense")
     for name, point in points.items():
         if len(points) <= MOST_LABELS or point in best:
-            axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=6)
+            axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=LABEL - 2)
     axis.margins(x=0.2, y=0.15)
-    axis.tick_params(labelsize=7)
-    axis.grid(color="whitesmoke")
-    axis.legend(fontsize=7)
+    axis.grid(color=BEFORE, alpha=0.4)
+    axis.legend()

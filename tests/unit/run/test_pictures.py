@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from sparse_trainer.cut.decision import Decision
+from sparse_trainer.files.figures import save_picture
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.pictures import (
     FILES,
     bin_edges,
+    map_figure,
     scores_by_kind,
-    write_map,
     write_pictures,
     write_scores,
 )
@@ -31,10 +32,10 @@ def rounds() -> list[Decision]:
 
 
 def test_the_map_is_a_picture_that_differs_where_units_do(tmp_path: Path) -> None:
-    write_map(plan(), tmp_path / "kept.png")
+    save_picture(map_figure(plan()), tmp_path / "kept.png")
     other = plan()
     other.groups["layer.0.heads"]["keep"] = [0, 1, 2, 3]
-    write_map(other, tmp_path / "other.png")
+    save_picture(map_figure(other), tmp_path / "other.png")
     pictures = [_pixels(tmp_path / name) for name in ("kept.png", "other.png")]
     assert pictures[0] != pictures[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.png", "other.png"]
