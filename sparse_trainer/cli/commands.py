@@ -46,6 +46,11 @@ COMMANDS = {
         "prune_command",
         "Prune a pretrained model in one shot: score on calibration text, cut, repair, save. No training.",
     ),
+    "compare": Command(
+        "sparse_trainer.cli.compare",
+        "compare_command",
+        "Prune by several criteria on one pass over the text; show what each costs on text held out. Nothing is saved.",
+    ),
     "layers": Command(
         "sparse_trainer.cli.layers",
         "layers_command",

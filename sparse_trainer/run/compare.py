@@ -1,0 +1,214 @@
+"""Criteria side by side on one model and its data: what each cut of the same size costs, in pairs of sequences."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel
+
+from patchers.units import WIDTH_KINDS
+from sparse_trainer.criteria.calibration.mixture import name_of
+from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.files.figures import INK, KEPT, look, panels, save_picture
+from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.one_shot.options import PruneOptions
+from sparse_trainer.one_shot.prune import check_prunable, prune_by
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.pictures import write_csv
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.forward import ForwardPass
+from sparse_trainer.tasks.language.text import ratio_of_sums
+
+TABLE: Final = "compare.csv"
+"""By this file a folder is known."""
+PICTURE: Final = "compare.png"
+
+_Losses = tuple[tuple[float, int], ...]
+"""Of each sequence: the loss summed over its labels, and how many these are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionOutcome:
+    """What a cut by one criterion costs on sequences that it has not seen."""
+
+    criterion: str
+    loss: float
+    """Mean loss per label, in nats."""
+    rise: float
+    """The same, less that of the dense model."""
+    rise_stderr: float | None
+    """Standard error of the rise, in pairs of sequences; None of a single one."""
+    behind: float
+    """Loss less that of the best criterion."""
+    behind_stderr: float | None
+    density: float | None
+    """What stays of the cost that is counted."""
+    seconds: float
+    """Scoring, choosing, cutting and repair; the calibration pass, which all share, is not in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriteriaComparison:
+    """Criteria, the best first."""
+
+    dense_loss: float
+    sequences: int
+    labels: int
+    outcomes: tuple[CriterionOutcome, ...]
+    plans: Mapping[str, Plan]
+    """The plan of each cut, by criterion."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON, without the plans."""
+        return {
+            "dense_loss": self.dense_loss,
+            "sequences": self.sequences,
+            "labels": self.labels,
+            "criteria": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+
+def compare_criteria(
+    model: PreTrainedModel,
+    calibration: Iterable[Mapping[str, Any]],
+    held_out: Iterable[Mapping[str, Any]],
+    prunings: Sequence[PruneOptions],
+) -> CriteriaComparison:
+    """Return what every way of pruning costs; the model stays as it is. All share one calibration pass.
+
+    Args:
+        held_out: Batches that no criterion looks at, with labels where the model is no causal language model.
+        prunings: Options of `prune` that differ in their criterion.
+
+    Raises:
+        ArgumentError: No criterion, one twice, or one that makes passes of its own.
+        DataError: There is no loss on the sequences held out.
+        SparseTrainerError: The model cannot be pruned in one of these ways.
+    """
+    named = named_prunings(prunings)
+    structures = [check_prunable(options, model)[1] for options in named.values()]
+    requests = [request for options in named.values() for request in options.requests]
+    batches = Batches(model, calibration)
+    statistics = collect(model, structures[0], batches, requests)
+    judged = Batches(model, held_out)
+    dense = _losses(model, judged)
+    found: dict[str, tuple[_Losses, Plan, float]] = {}
+    for name, options in named.items():
+        start = time.perf_counter()
+        pruned, plan = prune_by(options, model, statistics=statistics, check=False)
+        seconds = time.perf_counter() - start
+        found[name] = _losses(pruned, judged), plan, seconds
+        del pruned
+    best = min(found, key=lambda name: sum(loss for loss, _ in found[name][0]))
+    outcomes = [
+        _outcome(name, losses, dense, found[best][0], plan.density_reached, seconds)
+        for name, (losses, plan, seconds) in found.items()
+    ]
+    return CriteriaComparison(
+        dense_loss=ratio_of_sums(dense)[0],
+        sequences=len(dense),
+        labels=sum(count for _, count in dense),
+        outcomes=tuple(sorted(outcomes, key=lambda outcome: outcome.loss)),
+        plans={name: plan for name, (_, plan, _) in found.items()},
+    )
+
+
+def named_prunings(prunings: Sequence[PruneOptions]) -> dict[str, PruneOptions]:
+    """Return ways of pruning by their criterion.
+
+    Raises:
+        ArgumentError: No criterion, one twice, or one that makes passes of its own.
+    """
+    if not prunings:
+        raise ArgumentError("criteria", "there is none.", "Name some, e.g. wanda,obs,fisher.")
+    named: dict[str, PruneOptions] = {}
+    for options in prunings:
+        name = name_of(options.criterion)
+        if name in named:
+            raise ArgumentError("criteria", f"{name} stands there twice.", "Name each once.")
+        alone = options.elements is not None or options.searches or options.search is not None
+        if alone or options.steps > 1 or options.sequential or options.by_block or options.repairs_runs:
+            raise ArgumentError(
+                "criteria",
+                f"{options.method} makes passes of its own over the text, and here all share one.",
+                "Take criteria and repairs of heads and channels that look at the model once.",
+            )
+        named[name] = options
+    return named
+
+
+@torch.no_grad()
+def _losses(model: PreTrainedModel, batches: Batches) -> _Losses:
+    """Return the losses of single sequences."""
+    forward = ForwardPass(model, (), labelled=True, differentiable=False)
+    found: list[tuple[float, int]] = []
+    with torch.inference_mode(False), evaluating(model):
+        for batch in batches.read(labelled=True, one_by_one=True):
+            loss = forward(batch)
+            if loss is not None and batch.terms is not None:
+                found.append((float(loss), int(batch.terms)))
+    if not found:
+        raise DataError("held_out", "there is no loss.", "Give labels that count.")
+    return tuple(found)
+
+
+def _outcome(
+    name: str, losses: _Losses, dense: _Losses, best: _Losses, density: float | None, seconds: float
+) -> CriterionOutcome:
+    def less(others: _Losses) -> tuple[float, float | None]:
+        pairs = zip(losses, others, strict=True)
+        return ratio_of_sums(tuple((mine - other, count) for (mine, count), (other, _) in pairs))
+
+    (rise, rise_error), (behind, behind_error) = less(dense), less(best)
+    return CriterionOutcome(
+        criterion=name,
+        loss=ratio_of_sums(losses)[0],
+        rise=rise,
+        rise_stderr=rise_error,
+        behind=behind,
+        behind_stderr=behind_error,
+        density=density,
+        seconds=round(seconds, 1),
+    )
+
+
+def write_comparison(
+    found: CriteriaComparison, directory: str | Path, *, draw: bool = True
+) -> dict[str, Path]:
+    """Write a table, and a picture of losses and widths, into a folder; return what each file shows -> its path."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PICTURE).unlink(missing_ok=True)
+    rows = [["" if value is None else value for value in asdict(one).values()] for one in found.outcomes]
+    write_csv(folder / TABLE, list(CriterionOutcome.__annotations__), rows)
+    if draw:
+        _draw(found, folder / PICTURE)
+    return {"table": folder / TABLE} | ({"losses and widths": folder / PICTURE} if draw else {})
+
+
+@look()
+def _draw(found: CriteriaComparison, path: Path) -> None:
+    kinds = [kind for kind in WIDTH_KINDS if any(kind in plan.by_kind() for plan in found.plans.values())]
+    names = [outcome.criterion for outcome in found.outcomes]
+    figure, axes = panels([0.4 + 0.25 * len(names), *[1.9] * len(kinds)])
+    axes[0].barh(
+        names,
+        [outcome.rise for outcome in found.outcomes],
+        xerr=[outcome.rise_stderr or 0.0 for outcome in found.outcomes],
+        color=KEPT,
+        ecolor=INK,
+        capsize=2,
+    )
+    axes[0].invert_yaxis()
+    axes[0].set_title("rise of the loss per label, in nats")
+    for axis, kind in zip(axes[1:], kinds, strict=True):
+        for name in names:
+            groups = found.plans[name].by_kind().get(kind, [])
+            axis.plot([len(group["keep"]) for group in groups], marker=".", label=name)
+        axis.set_title(f"{kind} that stay, layer by layer")
+        axis.legend()
+    save_picture(figure, path)
