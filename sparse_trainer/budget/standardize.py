@@ -70,16 +70,64 @@ def zscore_global(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tenso
     return {name: _zscore(score_U, pooled[kinds[name]]) for name, score_U in scores.items()}
 
 
+def median_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
+    """Measure the scores of every group from their median, in median deviations: outliers have no say at all.
+
+    >>> median_layer({"a": torch.tensor([1.0, 2.0, 3.0, 1e9])}, {}, {})["a"][:3]
+    tensor([-0.6745,  0.0000,  0.6745])
+    """
+    found = {}
+    for name, score_U in scores.items():
+        middle, spread = _middle(score_U)
+        # Where most scores are equal, the others are told apart by the deviation.
+        sample = torch.where(spread > 0, spread, score_U.std(correction=0))
+        found[name] = (score_U - middle) / sample.clamp_min(torch.finfo(score_U.dtype).tiny)
+    return found
+
+
+def log_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
+    """Give the logarithms of the scores of every group mean 0 and standard deviation 1, for scores over many decades.
+
+    Scores of 0 or less count as the smallest one above.
+
+    >>> log_layer({"a": torch.tensor([0.0, 1.0, 100.0])}, {}, {})["a"]
+    tensor([-0.7071, -0.7071,  1.4142])
+    """
+    logs = {}
+    for name, score_U in scores.items():
+        positive_U = score_U.masked_fill(score_U <= 0, torch.inf)
+        least = positive_U.min()
+        logs[name] = score_U.clamp_min(torch.where(least.isfinite(), least, torch.ones_like(least))).log()
+    return zscore_layer(logs, costs, kinds)
+
+
+def rank_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
+    """Put the place in the order of its group, in (0, 1), for every score: all groups lose equal shares of their units.
+
+    >>> rank_layer({"a": torch.tensor([5.0, -1.0, 9.0, 0.0])}, {}, {})
+    {'a': tensor([0.6250, 0.1250, 0.8750, 0.3750])}
+    """
+    return {
+        name: (score_U.argsort(stable=True).argsort().to(score_U.dtype) + 0.5) / len(score_U)
+        for name, score_U in scores.items()
+    }
+
+
 _FENCE = 10.0
 """How many deviations from the median, of the median deviation of a normal sample, a score counts as it is."""
 
 
 def _fenced(score_U: Tensor) -> Tensor:
     """Bring outliers to the fence; nothing changes where there are none, or where most scores are equal."""
-    middle = score_U.median()
-    spread = 1.4826 * (score_U - middle).abs().median()
+    middle, spread = _middle(score_U)
     reach = torch.where(spread > 0, _FENCE * spread, torch.inf)
     return score_U.clamp(middle - reach, middle + reach)
+
+
+def _middle(score_U: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the median, and the median deviation in standard deviations of a normal sample."""
+    middle = score_U.median()
+    return middle, 1.4826 * (score_U - middle).abs().median()
 
 
 def _zscore(score_U: Tensor, sample: Tensor) -> Tensor:
@@ -92,6 +140,9 @@ STANDARDIZERS: dict[str, Standardizer] = {
     "share": share,
     "zscore_layer": zscore_layer,
     "zscore_global": zscore_global,
+    "median_layer": median_layer,
+    "log_layer": log_layer,
+    "rank_layer": rank_layer,
 }
 
 ACROSS_LAYERS = ("zscore_global",)

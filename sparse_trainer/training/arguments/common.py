@@ -35,7 +35,7 @@ class CommonArguments:
     )
     standardize: str | None = option(
         None,
-        "Makes scores comparable: none, cost, share, zscore_layer, zscore_global; default: by criterion.",
+        "Makes scores comparable: none, cost, share, zscore_layer, zscore_global, median_layer, log_layer, rank_layer.",
     )
     sequence_length: int = option(128, "Tokens per sequence, for target macs.")
     pruning_warmup_ratio: float = option(0.1, "Fraction of training, at its start, in which all is kept.")

@@ -54,7 +54,10 @@ def test_ties_are_no_matter_where_scores_differ(caplog: pytest.LogCaptureFixture
     assert not [r for r in caplog.records if "position" in r.getMessage()]
 
 
-@pytest.mark.parametrize("name", ["zscore_layer", "zscore_global"])
+ROBUST = ["zscore_layer", "zscore_global", "median_layer", "log_layer", "rank_layer"]
+
+
+@pytest.mark.parametrize("name", ROBUST)
 def test_one_outlier_does_not_lift_its_layer_over_the_budget(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(2, 1000, generator=generator).exp()
@@ -67,6 +70,15 @@ def test_one_outlier_does_not_lift_its_layer_over_the_budget(name: str) -> None:
     torch.testing.assert_close(after["b.channels"][others], before["b.channels"][others], atol=0.1, rtol=0.1)
     for standardized, raw in ((after["b.channels"], scores["b.channels"]), (after["a.channels"], plain[0])):
         assert torch.equal(standardized.argsort(), raw.argsort())
+
+
+@pytest.mark.parametrize("name", ["median_layer", "log_layer", "rank_layer"])
+def test_robust_normalisers_know_no_scale_and_survive_equal_scores(name: str) -> None:
+    score_U = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    of = STANDARDIZERS[name]
+    torch.testing.assert_close(of({"a": 1e6 * score_U}, {}, {})["a"], of({"a": score_U}, {}, {})["a"])
+    for strange in ([1.0] * 10, [0.0] * 9 + [5.0], [-1.0, 0.0, -2.0], [3.0]):
+        assert of({"a": torch.tensor(strange)}, {}, {})["a"].isfinite().all()
 
 
 def test_without_outliers_a_z_score_is_what_it_was() -> None:
