@@ -37,6 +37,10 @@ class Decision:
     request: Request
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     """Of a one-shot criterion, before any normaliser: shape [U], higher = keep, by group name."""
+    compared: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of a one-shot criterion that shares out the budget: its scores as `standardize` made them comparable."""
+    standardize: str = "none"
+    """How `compared` was made of the scores."""
     folds: bool = False
     """Whether removed units may leave constants behind: of weights that are zero, not of gates."""
 

@@ -29,13 +29,19 @@ def select(
         standardize: Makes `scores` comparable across groups.
         ranks: Decide which units a group keeps; None = `scores` do.
     """
-    flat = {g.name: scores[g.name].cpu() for g in structure.groups}
     # The selector reads float32: scores far apart in scale must not overflow or vanish there.
-    standardized = STANDARDIZERS[standardize](flat, costs, structure.kinds)
-    keep = selector.select(_scaled(standardized)).keep
+    keep = selector.select(_scaled(comparable(structure, costs, scores, standardize))).keep
     if ranks is None:
         return keep
     return {name: highest(ranks[name].cpu(), int(keep_U.sum())) for name, keep_U in keep.items()}
+
+
+def comparable(
+    structure: Structure, costs: Mapping[str, int], scores: Mapping[str, Tensor], standardize: str
+) -> dict[str, Tensor]:
+    """Return the scores of all groups, shape [U], as `standardize` makes them comparable."""
+    flat = {g.name: scores[g.name].cpu() for g in structure.groups}
+    return STANDARDIZERS[standardize](flat, costs, structure.kinds)
 
 
 def highest(score_U: Tensor, count: int) -> Tensor:

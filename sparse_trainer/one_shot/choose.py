@@ -74,8 +74,7 @@ def choose(
     """Return the units that stay under the budget; warn where scores do not tell units, or whole layers, apart."""
     for one, found in zip(options.asked.values(), (scores.ranks, scores.shares), strict=False):
         warn_of_ties(found, tied(found, structure.kinds), name_of(one))
-    own = options.criteria[-1].standardize
-    standardize = options.standardize or fitting(own, {g.kind for g in structure.groups})
+    standardize = standardize_of(structure, options)
     keep = select(
         structure,
         costs,
@@ -87,6 +86,12 @@ def choose(
     if selector.budget.scope == "global":
         warn_of_whole_groups(keep, structure.kinds, standardize)
     return keep
+
+
+def standardize_of(structure: Structure, options: PruneOptions) -> str:
+    """Return the name of what makes the scores comparable across layers."""
+    own = options.criteria[-1].standardize
+    return options.standardize or fitting(own, {g.kind for g in structure.groups})
 
 
 def runs(evidence: Evidence, criterion: ChoosesRun, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity, Searches
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.one_shot.choose import Scores, choose, runs, score, score_by_block
+from sparse_trainer.one_shot.allocation import comparable
+from sparse_trainer.one_shot.choose import Scores, choose, runs, score, score_by_block, standardize_of
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
@@ -100,7 +101,15 @@ def run_round(
         sequence_length=asked.sequence_length,
         costs=None if timed is None else costs,
     )
-    decision = Decision(structure=found, keep=keep, request=request, scores=scores.ranks)
+    standardize = standardize_of(structure, options)
+    decision = Decision(
+        structure=found,
+        keep=keep,
+        request=request,
+        scores=scores.ranks,
+        compared=comparable(structure, costs, scores.shares, standardize) if options.widths is None else {},
+        standardize=standardize,
+    )
     if watch is not None:
         watch(decision)
     _repair(model, structure, source, options, statistics, decision)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.files.figures import BEFORE, GONE, KEPT, look, numbered, panels, save_picture
+from sparse_trainer.files.figures import BEFORE, GONE, INK, KEPT, look, numbered, panels, save_picture
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import GroupPlan, Plan
 from sparse_trainer.plan.widths import (
@@ -132,7 +132,10 @@ def _draw_shares(axis: Any, groups: Sequence[GroupPlan]) -> None:
 
 @look()
 def scores_figure(decision: Decision | None) -> Any:
-    """Return a figure of the scores of each kind as a histogram, kept and removed units apart."""
+    """Return a figure of the scores of each kind as they were compared, kept and removed units apart.
+
+    Where one threshold parts them, a line shows it; under equal widths, or with floors, every layer has its own.
+    """
     kinds = {} if decision is None else scores_by_kind(decision)
     figure, axes = panels([1.9] * len(kinds), "" if decision is None else decision.request.method)
     for axis, (kind, (score_N, keep_N)) in zip(axes, kinds.items(), strict=False):
@@ -143,22 +146,40 @@ def scores_figure(decision: Decision | None) -> Any:
         style: dict[str, Any] = {"histtype": "stepfilled", "color": [KEPT, GONE], "label": labels}
         axis.hist(parts, bins=edges, stacked=True, **style)
         axis.set_xscale("log" if is_log else "linear")
-        axis.set_title(kind)
+        axis.set_title(share_kept(kind, len(parts[0]), len(score_N)))
         axis.set_ylabel("units")
-        axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0)
-    if kinds:
-        axes[-1].set_xlabel("score, as the criterion gives it")
+        bar = threshold(score_N, keep_N)
+        if bar is not None:
+            axis.axvline(bar, color=INK, linewidth=1, linestyle="--", label=f"threshold {bar:.3g}")
+        axis.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0)
+    if kinds and decision is not None:
+        is_same = not decision.compared or decision.standardize == "none"
+        told = "as the criterion gives it" if is_same else f"made comparable by {decision.standardize}"
+        axes[-1].set_xlabel(f"score, {told}")
     return figure
 
 
+def threshold(score_N: Tensor, keep_N: Tensor) -> float | None:
+    """Return the middle between the scores that stay and those that go; None where no one number parts them.
+
+    >>> threshold(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([False, False, True]))
+    3.0
+    """
+    kept, gone = score_N[keep_N], score_N[~keep_N]
+    if not len(kept) or not len(gone) or gone.max() > kept.min():
+        return None
+    return float(gone.max() + kept.min()) / 2
+
+
 def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
-    """Return the scores and the kept flags of all units of each kind, both of shape [N]."""
+    """Return the scores, as they were compared, and the kept flags of all units of each kind, both of shape [N]."""
+    scores = decision.compared or decision.scores
     groups: dict[str, list[str]] = {}
     for group in decision.groups:
         groups.setdefault(group.kind, []).append(group.name)
     return {
         kind: (
-            torch.cat([decision.scores[name].double().cpu() for name in names]),
+            torch.cat([scores[name].double().cpu() for name in names]),
             torch.cat([decision.keep[name].cpu() for name in names]),
         )
         for kind, names in groups.items()

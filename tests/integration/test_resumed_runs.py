@@ -119,6 +119,7 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(
     assert found.keys() == expected.keys()
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert ("fine-pruning" in said) == (list(STOPS).index(stop) < 5)
+    assert "density_target" in (tmp_path / "pruned" / "report.html").read_text()
     left = {path.name for path in tmp_path.iterdir()}
     folders = {"checkpoint-2", "checkpoint-4", "dense", "pruned", "rescued", "uncut"}
     assert left <= {".sparse_trainer_run.yaml", *folders}

@@ -4,19 +4,26 @@ import csv
 import struct
 import zlib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from patchers.units import kind_named
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.files.figures import save_picture
 from sparse_trainer.one_shot.prune import prune
+from sparse_trainer.plan.document import GroupPlan
+from sparse_trainer.plan.widths import widths_figure
 from sparse_trainer.run.pictures import (
     FILES,
     bin_edges,
     map_figure,
     scores_by_kind,
+    scores_figure,
+    threshold,
     write_pictures,
     write_scores,
 )
@@ -93,10 +100,68 @@ def test_bins_cover_all_scores_and_rise(scores: list[float], is_log: bool) -> No
 
 def test_scores_below_zero_and_no_rounds_can_be_drawn(tmp_path: Path, rounds: list[Decision]) -> None:
     below = {name: score_U - score_U.mean() for name, score_U in rounds[0].scores.items()}
-    negative = replace(rounds[0], scores=below)
+    negative = replace(rounds[0], compared=below)
     for decisions in ([negative], []):
         write_scores(decisions, tmp_path)
         _pixels(tmp_path / "scores.png")
+
+
+@pytest.mark.parametrize("standardize", ["cost", "share", "zscore_layer", "zscore_global", "none"])
+def test_scores_are_shown_as_they_were_compared_with_the_threshold(standardize: str) -> None:
+    found: list[Decision] = []
+    options: dict[str, Any] = {"units": ["channels"], "density": 0.6, "standardize": standardize}
+    prune(tiny_model("llama"), criterion="magnitude", min_keep=0, watch=found.append, **options)
+    axis = scores_figure(found[0]).axes[0]
+    score_N, keep_N = scores_by_kind(found[0])["channels"]
+    bar = threshold(score_N, keep_N)
+    assert bar is not None
+    assert axis.lines[0].get_xdata()[0] == pytest.approx(bar)
+    assert f"threshold {bar:.3g}" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert (standardize in axis.get_xlabel()) == (standardize != "none")
+    assert bool((score_N[keep_N] >= bar).all())
+
+
+def test_layers_with_thresholds_of_their_own_show_none() -> None:
+    found: list[Decision] = []
+    model = tiny_model("llama")
+    prune(
+        model,
+        criterion="magnitude",
+        density={"channels": 0.6},
+        scope="uniform",
+        standardize="none",
+        watch=found.append,
+    )
+    assert scores_figure(found[0]).axes[0].get_lines()[:] == []
+
+
+@pytest.mark.parametrize("layers", [6, 30, 80])
+def test_widths_of_few_and_of_many_layers_have_room(layers: int) -> None:
+    """No number below the bars runs into the next one."""
+    groups = {
+        f"layer.{layer}.{kind}": group_plan(kind, layer, size, layer % size)
+        for kind, size in (("channels", 256), ("layers", 1))
+        for layer in range(layers)
+    }
+    shown = replace(plan(), groups=groups)
+    for figure in (widths_figure(shown.by_kind(), "a title"), map_figure(shown)):
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+            assert len(boxes) >= 5
+            assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert figure.get_suptitle() == "BertModel, movement, density 0.50"
+
+
+def test_many_units_are_shown_as_the_share_of_each_layer() -> None:
+    wide = {f"layer.{layer}.channels": group_plan("channels", layer, 400, 100 * layer) for layer in range(4)}
+    axis = map_figure(replace(plan(), groups=wide)).axes[0]
+    assert axis.get_title("left") == "channels: 600 of 1,600 kept (38 %)"
+    assert [round(bar.get_width()) for bar in axis.patches[4:]] == [0, 25, 50, 75]
+
+
+def group_plan(kind: str, layer: int, size: int, kept: int) -> GroupPlan:
+    return GroupPlan(kind=kind_named(kind), layer=layer, size=size, keep=list(range(kept)))
 
 
 def _pixels(path: Path) -> bytes:
