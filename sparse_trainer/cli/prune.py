@@ -70,6 +70,7 @@ REPAIR = Fields(
     reconstruct_bias="Whether least squares may move biases.",
     damping="Of least squares.",
     sequential="Repair layer by layer.",
+    refit_behind="Of removed layers: refit the layers behind them, too.",
 )
 RESULT = "Result"
 PLACE = Fields(

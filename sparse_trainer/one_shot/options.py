@@ -98,6 +98,8 @@ class PruneOptions:
     """Of the repair, relative to the mean of the moments' diagonal."""
     sequential: bool = False
     """Repair layer by layer against inputs from the already pruned layers before."""
+    refit_behind: bool = False
+    """Of removed layers: refit also those behind them, each to the hidden states that the whole model had there."""
     by_block: bool = False
     """Run block after block, hidden states in between on the CPU: the statistics of one block at a time are in memory.
     For criteria that need no gradients."""
@@ -250,6 +252,12 @@ class PruneOptions:
             )
         if self.sequential and self.repair is None:
             raise ArgumentError("sequential", "there is nothing to repair.", "Set `reconstruct`.")
+        if self.refit_behind and not self.repairs_runs:
+            raise ArgumentError(
+                "refit_behind",
+                "no removed layer is repaired.",
+                "Prune layers with `reconstruct='least_squares'`, or drop it.",
+            )
         if self.reconstruct_bias and self.repair is not None and not self.repair.adds_bias:
             raise ArgumentError(
                 "reconstruct_bias", f"{self.reconstruct!r} moves no bias.", "Use 'least_squares' or 'bias'."
@@ -267,11 +275,12 @@ class PruneOptions:
                 f"{self.reconstruct!r} repairs no removed {branches[0] if branches else LAYERS}.",
                 "Set none." if branches else "Use 'least_squares', or set none.",
             )
-        for name in ("sequential", "by_block"):
-            if getattr(self, name):
-                raise ArgumentError(
-                    name, "removed layers are repaired all at once.", f"Drop `{name}`, or set no reconstruct."
-                )
+        if self.sequential:
+            raise ArgumentError(
+                "sequential",
+                "is for widths; removed layers are repaired one after the other anyway.",
+                "Drop it, or take `refit_behind`.",
+            )
 
     def _check_criterion(self, where: str, asked: CriterionLike) -> None:
         if not isinstance(asked, str | Mapping | WidthCriterion):
@@ -456,6 +465,7 @@ class PruneOptions:
             "damping": None if self.damping == DAMPING else self.damping,
             "bias": self.reconstruct_bias,
             "sequential": self.sequential or None,
+            "refit_behind": self.refit_behind or None,
         }
         named = ", ".join(f"{name}={value}" for name, value in changed.items() if value is not None)
         return f" ({named})" if named else ""

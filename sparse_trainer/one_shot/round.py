@@ -214,8 +214,16 @@ def _repair(
         return
     if options.repairs_runs:
         assert source.batches is not None
-        bias = options.reconstruct_bias
-        take_over(model, decision, repair, source.batches, damping=options.damping, bias=bias)
+        take_over(
+            model,
+            decision,
+            repair,
+            source.batches,
+            behind=options.refit_behind,
+            damping=options.damping,
+            bias=options.reconstruct_bias,
+            device=source.device,
+        )
         structure = replace(structure, groups=structure.of(WIDTH_KINDS))
     prepare_biases(model, structure, repair)
     if options.sequential or options.by_block:

@@ -4,7 +4,7 @@ Between two blocks the hidden states wait on the CPU. The earlier blocks return 
 positions and whatever else a model makes for a block are its own, whatever the architecture.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -32,6 +32,7 @@ class Blockwise:
     Args:
         changing: Blocks change while they are the current one: those after them read the outputs of the changed ones.
         device: Where blocks are run, each moved there and back; None = where they are.
+        without: Paths of blocks that are passed by: what they read goes on to the next one.
 
     Raises:
         UnsupportedModelError: a device is given, and groups lie outside of such blocks.
@@ -45,6 +46,7 @@ class Blockwise:
         *,
         changing: bool,
         device: torch.device | str | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.model, self.structure, self.changing = model, structure, changing
         self.batches = as_batches(model, calibration)
@@ -53,7 +55,13 @@ class Blockwise:
         self._run = ForwardPass(
             model, [g.consumer for g in structure.groups], labelled=False, differentiable=False
         )
-        self._replays = {path: _Replay(model.get_submodule(path)) for path in self._in_order()}
+        self._replays = {
+            path: _Replay(
+                model.get_submodule(path),
+                {n for n in range(len(model.get_submodule(path))) if f"{path}.{n}" in without},
+            )
+            for path in self._in_order()
+        }
         self._replay: _Replay | None = None
         outside = [g.name for g in structure.groups if g.stack not in self._replays]
         if outside and device is not None:
@@ -88,6 +96,24 @@ class Blockwise:
                 self.model, chosen, self.batches, requests, stop_early=self._replay is None, one_by_one=self.one_by_one
             )  # fmt: skip
 
+    def outputs(self, group: Group) -> list[Any]:
+        """Return what the block of a group returns, one entry per forward pass, on the CPU, and go on behind it.
+
+        Args:
+            group: Of the current block or one that comes later.
+
+        Raises:
+            UnsupportedModelError: a forward pass does not run through these blocks once each, in order.
+        """
+        self._replay = self._replays.get(group.stack)
+        if self._replay is None:
+            raise UnsupportedModelError(
+                group.block, "lies outside of blocks that run once each, in order.", "Set no reconstruct."
+            )
+        while self._replay.reached <= group.layer:
+            self._advance()
+        return self._replay.before
+
     def _advance(self) -> None:
         """Leave the current block, running it once more if its outputs are not known."""
         assert self._replay is not None
@@ -112,7 +138,8 @@ class Blockwise:
 
     def _in_order(self) -> list[str]:
         """Return the lists whose blocks a forward pass runs once each, in order."""
-        free = [s.path for s in self.structure.stacks if s.size > 1 and not s.fixed_layers]
+        # A first block that cannot go hands on more than the hidden state; stored outputs hold that, too.
+        free = [s.path for s in self.structure.stacks if s.size > 1 and s.fixed_layers.keys() <= {0}]
         seen: dict[str, list[int]] = {path: [] for path in free}
         with ExitStack() as stack, evaluating(self.model):
             for path in free:
@@ -126,12 +153,14 @@ class Blockwise:
 class _Replay:
     """Stored outputs of the blocks of one list, one entry per forward pass."""
 
-    def __init__(self, blocks: Any) -> None:
+    def __init__(self, blocks: Any, without: Collection[int] = ()) -> None:
         self.blocks: list[nn.Module] = list(blocks)
+        self.without = without
+        """Places of blocks that are passed by; the first is none of them."""
         self.reached = 0
         self.outputs: list[Any] = []
         """Outputs of the current block, where it has run."""
-        self._before: list[Any] = []
+        self.before: list[Any] = []
         """Outputs of the block before it."""
         self._turn = 0
 
@@ -143,7 +172,9 @@ class _Replay:
     def advance(self) -> None:
         """Make the next block the current one."""
         self.reached += 1
-        self._before, self.outputs = self.outputs, []
+        while self.reached in self.without:
+            self.reached += 1
+        self.before, self.outputs = self.outputs, []
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
@@ -174,7 +205,7 @@ class _Replay:
     def _play(self, *args: Any, **kwargs: Any) -> Any:
         first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         # A copy: what comes next may write into it.
-        return send_to_device(recursively_apply(torch.clone, self._before[self._turn]), first.device)
+        return send_to_device(recursively_apply(torch.clone, self.before[self._turn]), first.device)
 
     def _play_last(self, *args: Any, **kwargs: Any) -> Any:
         output = self._play(*args, **kwargs)

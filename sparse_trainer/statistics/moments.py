@@ -121,17 +121,25 @@ class RunningMoments:
             torch.zeros(size, size, dtype=x_NI.dtype, device=x_NI.device) if covariance else None
         )
 
-    def add(self, x_NI: Tensor, real_N: Tensor | None) -> Tensor:
-        """Take in some tokens, without those that are not real; return their squared distance from their mean."""
-        if real_N is not None:
-            x_NI = x_NI.masked_fill(~real_N.unsqueeze(-1), 0.0)
-        count = self.count.new_tensor(len(x_NI)) if real_N is None else real_N.sum().to(self.count.dtype)
-        mean_I = x_NI.sum(0) / count.clamp_min(1).to(x_NI.dtype)
+    def add(self, x_NI: Tensor, weight_N: Tensor | None) -> Tensor:
+        """Take in some tokens; return their squared distance from their mean.
+
+        Args:
+            weight_N: How much each token counts, or which of them do; None = all alike.
+        """
+        weighted_N = None if weight_N is None else weight_N.to(x_NI.dtype)
+        if weighted_N is not None:
+            x_NI = x_NI.masked_fill((weighted_N == 0).unsqueeze(-1), 0.0)
+        if weighted_N is None:
+            count, sum_I = self.count.new_tensor(len(x_NI)), x_NI.sum(0)
+        else:
+            count, sum_I = weighted_N.sum(dtype=self.count.dtype), weighted_N @ x_NI
+        mean_I = sum_I / _divisor(count).to(x_NI.dtype)
         centred_NI = x_NI - mean_I
-        if real_N is not None:
-            centred_NI.masked_fill_(~real_N.unsqueeze(-1), 0.0)
+        if weighted_N is not None:
+            centred_NI.mul_(weighted_N.sqrt().unsqueeze(-1))
         scatter_I = centred_NI.square().sum(0)
-        total = (self.count + count).clamp_min(1)
+        total = _divisor(self.count + count)
         step_I = mean_I.to(self.mean_I.dtype) - self.mean_I
         weight = self.count * count / total
         if self.scatter_II is not None:
@@ -145,7 +153,7 @@ class RunningMoments:
 
     def sums(self) -> MomentSums:
         """Return the moments; the products are given away, not copied."""
-        count = self.count.clamp_min(1)
+        count = _divisor(self.count)
         centred_II = None
         if self.scatter_II is not None:
             upper_II = self.scatter_II.triu_().div_(count.to(self.scatter_II.dtype))
@@ -157,6 +165,11 @@ class RunningMoments:
             variance_I=self.scatter_I / count,
             centred_II=centred_II,
         )
+
+
+def _divisor(count: Tensor) -> Tensor:
+    """Return a count, or sum of weights, that can be divided by."""
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:

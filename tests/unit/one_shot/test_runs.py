@@ -10,7 +10,7 @@ from patchers.discovery.discover import discover
 from patchers.units import LAYERS
 from sparse_trainer import prune
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
-from sparse_trainer.one_shot.repairs.runs import removed_runs
+from sparse_trainer.one_shot.repairs.runs import heirs
 from sparse_trainer.statistics.block_states import BlockStates
 from sparse_trainer.statistics.collect import collect
 from tests.fixtures.oneshot_models import calibration, model_of
@@ -59,13 +59,12 @@ def test_the_linear_in_front_is_the_best_one_by_normal_equations(
         handle.remove()
     x, change = torch.cat(x_NI), torch.cat(behind) - torch.cat(before)
     moves = bias or getattr(front.get_submodule(linear), "bias", None) is not None
-    if moves:
-        centre_x, centre_t = x - x.mean(0), change - change.mean(0)
-    else:
-        centre_x, centre_t = x, change
-    second_II = centre_x.T @ centre_x / len(x)
+    weight = 1 / torch.cat(behind).square().mean(-1, keepdim=True)
+    mean_x, mean_t = (x * weight).sum(0) / weight.sum(), (change * weight).sum(0) / weight.sum()
+    centre_x, centre_t = (x - mean_x, change - mean_t) if moves else (x, change)
+    second_II = (centre_x * weight).T @ centre_x / weight.sum()
     damped_II = second_II + 0.1 * second_II.diagonal().mean() * torch.eye(len(second_II), dtype=x.dtype)
-    update_HI = torch.linalg.solve(damped_II, centre_x.T @ centre_t / len(x)).T
+    update_HI = torch.linalg.solve(damped_II, (centre_x * weight).T @ centre_t / weight.sum()).T
 
     pruned, plan = prune(
         model, batches, criterion="last", density={"layers": 0.7},
@@ -80,7 +79,7 @@ def test_the_linear_in_front_is_the_best_one_by_normal_equations(
     )
     if moves:
         shift = found.bias - (0.0 if old.bias is None else old.bias)
-        torch.testing.assert_close(shift, change.mean(0) - update_HI @ x.mean(0), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(shift, mean_t - update_HI @ mean_x, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -124,12 +123,86 @@ def test_padding_and_the_split_into_batches_do_not_matter() -> None:
             ids[line, :length], mask[line, :length] = rows[start + line][0, :length], 1
         padded.append({"input_ids": ids, "attention_mask": mask})
     options: dict[str, Any] = {
-        "criterion": "last", "density": {"layers": 0.7}, "reconstruct": "least_squares"
+        "criterion": "last", "density": {"layers": 0.7}, "reconstruct": "least_squares", "refit_behind": True
     }  # fmt: skip
     one, _ = prune(model, alone, **options)
     other, _ = prune(model, padded, **options)
     for first, second in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
+
+
+def test_layers_behind_follow_the_whole_model() -> None:
+    """Each refit is the least squares of the whole model's state there, from what the cut model reads."""
+    model, batches = model_of("llama"), text(0)
+    options: dict[str, Any] = {
+        "criterion": "last", "density": {"layers": 0.7}, "reconstruct": "least_squares", "damping": 1e-3
+    }  # fmt: skip
+    front, _ = prune(model, batches, **options)
+    behind, plan = prune(model, batches, refit_behind=True, **options)
+    assert plan.method.endswith("repaired by least_squares (damping=0.001, refit_behind=True)")
+    assert error(model, behind) < error(model, front)
+    states: dict[str, list[Tensor]] = {"x": [], "y": [], "wanted": []}
+    block = front.get_submodule("model.layers.1")
+    linear: Any = block.get_submodule("mlp.down_proj")
+    handles = [
+        linear.register_forward_hook(lambda _, a, o: states["x"].append(a[0].flatten(0, 1))),
+        block.register_forward_hook(lambda _, a, o: states["y"].append(o.flatten(0, 1))),
+        model.get_submodule("model.layers.2").register_forward_hook(
+            lambda _, a, o: states["wanted"].append(o.flatten(0, 1))
+        ),
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            front(**batch)
+            model(**batch)
+    for handle in handles:
+        handle.remove()
+    x_NI, y_NH, wanted_NH = (torch.cat(states[name]) for name in ("x", "y", "wanted"))
+    weight_N1 = 1 / wanted_NH.square().mean(-1, keepdim=True)
+    second_II = (x_NI * weight_N1).T @ x_NI / weight_N1.sum()
+    second_II += 1e-3 * second_II.diagonal().mean() * torch.eye(len(second_II), dtype=x_NI.dtype)
+    update_IH = torch.linalg.solve(second_II, (x_NI * weight_N1).T @ (wanted_NH - y_NH) / weight_N1.sum())
+    found: Any = behind.get_submodule("model.layers.1.mlp.down_proj")
+    torch.testing.assert_close(found.weight - linear.weight, update_IH.T, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_both_stacks_of_an_encoder_decoder_are_repaired(family: str) -> None:
+    model = model_of(family)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {
+            "input_ids": torch.randint(3, 90, (16, 8), generator=generator),
+            "decoder_input_ids": torch.randint(3, 90, (16, 6), generator=generator),
+        }
+        for _ in range(8)
+    ]
+    options: dict[str, Any] = {"criterion": "last", "density": {"layers": 0.7}, "damping": 1e-3}
+    options |= {"reconstruct": "least_squares", "refit_behind": True}
+    if family == "bart":
+        with pytest.raises(UnsupportedModelError, match="a norm stands behind it"):
+            prune(model, batches, **options)
+        return
+    repaired, _ = prune(model, batches, **options)
+    plain, _ = prune(model, batches, criterion="last", density={"layers": 0.7})
+
+    def apart(pruned: Any) -> float:
+        with torch.no_grad():
+            return float((model(**batches[0]).logits - pruned(**batches[0]).logits).square().mean())
+
+    assert apart(repaired) < apart(plain)
+
+
+def test_one_block_at_a_time_is_the_same() -> None:
+    model, batches = model_of("llama"), text(0)
+    options: dict[str, Any] = {
+        "criterion": "block_influence", "density": {"layers": 0.7}, "reconstruct": "least_squares",
+        "refit_behind": True, "protect": ["first"],
+    }  # fmt: skip
+    one, _ = prune(model, batches, **options)
+    other, _ = prune(model, batches, by_block=True, device="cpu", **options)
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
 
 
 def test_layers_and_widths_are_repaired_together() -> None:
@@ -149,9 +222,9 @@ def test_runs_are_found_side_by_side() -> None:
     found = discover(model_of("llama"))
     groups = found.of((LAYERS,))
     keep = {g.name: torch.tensor([g.layer == 0]) for g in groups}
-    (run,) = removed_runs(found, keep)
-    assert (run.before, run.first, run.last) == ("model.layers.0", "model.layers.1", "model.layers.2")
-    assert run.linear == "model.layers.0.mlp.down_proj"
+    (heir,) = heirs(found, keep, behind=True)
+    assert heir.channels.consumer == "model.layers.0.mlp.down_proj"
+    assert heir.until.block == "model.layers.2"
 
 
 @pytest.mark.parametrize(
@@ -159,10 +232,11 @@ def test_runs_are_found_side_by_side() -> None:
     [
         ("llama", {"reconstruct": "bias"}, ArgumentError, "'bias' repairs no removed layers"),
         ("llama", {"reconstruct": "scale"}, ArgumentError, "'scale' repairs no removed layers"),
-        ("llama", {"sequential": True}, ArgumentError, "repaired all at once"),
-        ("llama", {"criterion": "block_influence", "by_block": True}, ArgumentError, "repaired all at once"),
+        ("llama", {"sequential": True}, ArgumentError, "is for widths"),
+        ("llama", {"reconstruct": None, "refit_behind": True}, ArgumentError, "no removed layer is repaired"),
         ("llama", {"criterion": "fisher", "units": ["ffn"], "density": 0.5}, ArgumentError, "no removed ffn"),
         ("bert", {}, UnsupportedModelError, "a norm stands behind it"),
+        ("olmo2", {"refit_behind": True}, UnsupportedModelError, "a norm stands behind it"),
         ("mixtral", {}, UnsupportedModelError, "end in no linear of their own"),
     ],
 )

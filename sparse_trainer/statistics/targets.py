@@ -1,0 +1,155 @@
+"""What the last linear of a block reads, beside what its output lacks for the block to return given hidden states."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from patchers.units import CHANNELS, Group, Kind
+from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.statistics.block_states import state_in
+from sparse_trainer.statistics.calibration_pass import CalibrationPass, precise
+from sparse_trainer.statistics.moments import MomentSums, RunningMoments
+from sparse_trainer.statistics.requests import Statistic
+
+# Shape legend: B = sequences, T = tokens, N = tokens of a batch, I = inputs of a linear, H = hidden features.
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StateTargets:
+    """What is missing at the block of one group of channels, by path of the linear that reads them."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = (CHANNELS,)
+    in_stacked_experts: ClassVar[bool] = False
+    loss: ClassVar[None] = None
+    states: Sequence[Any]
+    """What the block is to return: one entry per forward pass, a hidden state first."""
+
+    def key(self, group: Group) -> str:
+        """Return the path of the group's consumer."""
+        return group.consumer
+
+    @classmethod
+    def collector(cls, requests: Sequence["StateTargets"], run: CalibrationPass) -> "TargetCollector":
+        """Return a collector for one block: requests hold the states of one."""
+        (request,), (group,) = requests, run.structure.groups
+        return TargetCollector(request, group, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Moments of x, what the linear reads, and of t, what is missing behind it, over real tokens.
+
+    A token weighs 1 / mean(y^2), y being the state that the block is to return: what comes next reads states behind a
+    norm, so errors count relative to their size, and the few tokens with huge states do not decide alone.
+    """
+
+    moments: MomentSums
+    """Of x, with all products."""
+    cross_IH: Tensor
+    """E[x t^T]."""
+    mean_H: Tensor
+    """E[t]."""
+
+
+@final
+class TargetCollector:
+    """Streams products of what the linear reads and what is missing."""
+
+    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, request: StateTargets, group: Group, run: CalibrationPass) -> None:
+        self.request, self.run = request, run
+        self.path, self.linear = group.block, group.consumer
+        self.paths = (self.path, self.linear)
+        self._pass = 0
+        self._probing = False
+        self._x: Tensor | None = None
+        self._moments: RunningMoments | None = None
+        self._sums: tuple[Tensor, Tensor] | None = None
+        self._tokens: Tensor | int = 0
+
+    def attach(self) -> list[RemovableHandle]:
+        """Register a hook behind the linear and one behind the block."""
+        linear, block = (self.run.model.get_submodule(path) for path in (self.linear, self.path))
+        return [
+            linear.register_forward_hook(self._read),
+            block.register_forward_hook(self._leave, with_kwargs=True, prepend=True),
+        ]
+
+    def _read(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._probing:
+            return output + _probe(output)
+        self._x = args[0].detach()
+        return None
+
+    @torch.no_grad()
+    def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state, x = state_in(output), self._x
+        assert x is not None
+        if self._moments is None:
+            self._check(block, args, kwargs, state)
+        wanted = precise(state_in(self.request.states[self._pass]).to(state.device))
+        self._pass += 1
+        wanted_BTH, real_BT = self.run.sequences(wanted, self.path)
+        missing_BTH, _ = self.run.sequences(wanted - precise(state), self.path)
+        x_BTI, _ = self.run.sequences(precise(x), self.path)
+        self._add(x_BTI.flatten(0, 1), missing_BTH.flatten(0, 1), _weights(wanted_BTH, real_BT).flatten())
+        self._tokens = self._tokens + (wanted_BTH[..., 0].numel() if real_BT is None else real_BT.sum())
+
+    def _add(self, x_NI: Tensor, missing_NH: Tensor, weight_N: Tensor) -> None:
+        missing_NH = missing_NH.masked_fill((weight_N == 0).unsqueeze(-1), 0.0) * weight_N.unsqueeze(-1)
+        x_NI = x_NI.masked_fill((weight_N == 0).unsqueeze(-1), 0.0)
+        if self._moments is None:
+            self._moments = RunningMoments(x_NI, covariance=True)
+        self.run.watch(self.linear, self._moments.add(x_NI, weight_N))
+        self.run.watch(self.linear, missing_NH)
+        sums = (x_NI.T @ missing_NH).double(), missing_NH.sum(0, dtype=torch.float64)
+        before = self._sums
+        self._sums = sums if before is None else (before[0].add_(sums[0]), before[1].add_(sums[1]))
+
+    def _check(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> None:
+        """Run the block again with something added behind the linear: the block must add just that to its output."""
+        self._probing = True
+        try:
+            moved = precise(state_in(block.forward(*args, **kwargs)) - state)
+        finally:
+            self._probing = False
+        added = _probe(precise(state))
+        tolerance = 0.02 + 8 * torch.finfo(state.dtype).eps * float(state.abs().amax())
+        if moved.shape != added.shape or float((moved - added).abs().amax()) > tolerance:
+            raise UnsupportedModelError(
+                self.path,
+                f"does not add the output of {self.linear} to its hidden states as it is: a norm stands "
+                "behind it.",
+                "Set no reconstruct.",
+            )
+
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, Target]]:
+        """Return the weighted means over all tokens; nothing where none came by."""
+        if self._moments is None or self._sums is None:
+            return {self.request: {}}
+        weight, moments = self._moments.count, self._moments.sums()
+        target = Target(
+            moments=replace(moments, tokens=torch.as_tensor(self._tokens)),
+            cross_IH=self._sums[0] / weight,
+            mean_H=self._sums[1] / weight,
+        )
+        return {self.request: {self.linear: target}}
+
+
+def _weights(state_BTH: Tensor, real_BT: Tensor | None) -> Tensor:
+    """Return what each token weighs, [B, T]; padding weighs nothing."""
+    weight_BT = state_BTH.square().mean(-1).clamp_min(torch.finfo(state_BTH.dtype).tiny ** 0.5).reciprocal()
+    return weight_BT if real_BT is None else weight_BT.masked_fill(~real_BT, 0.0)
+
+
+def _probe(like: Tensor) -> Tensor:
+    """Return numbers of every size up to 1, none of which a norm leaves alone."""
+    features = like.shape[-1]
+    probe_H = torch.linspace(0.1, 1.0, features, device=like.device, dtype=like.dtype)
+    return probe_H.expand(like.shape)
