@@ -1,4 +1,4 @@
-"""The command `evaluate`: perplexity and multiple-choice accuracy of a model folder."""
+"""The command `evaluate`: perplexity, multiple-choice accuracy and answers about images of a model folder."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,16 @@ from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.tables import table
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.load import check_weight_files
+from sparse_trainer.folders.processors import load_image_processor
 from sparse_trainer.folders.tokenizers import find_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.latency import device_name
 from sparse_trainer.run.options import SourceOptions
 from sparse_trainer.tasks.language.choices import Accuracy
+from sparse_trainer.tasks.language.image_text.answers import WrittenAnswers
 from sparse_trainer.tasks.language.measure import (
     Change,
     EvaluationOptions,
@@ -31,8 +33,8 @@ from sparse_trainer.tasks.language.measure import (
     check_tasks,
     compare,
     evaluate,
+    numbers_of,
 )
-from sparse_trainer.tasks.language.text import Perplexity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +54,13 @@ class Evaluation:
 
 @expanded
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or hub id of a causal language model, or of an image-text model.")
+    ],
     *,
-    tasks: Annotated[str, typer.Option(help="Corpora or text files, parted by commas.")] = "wikitext2",
+    tasks: Annotated[
+        str, typer.Option(help="Corpora, text files, or files of rows with images, parted by commas.")
+    ] = "wikitext2",
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: a local file in place of the hub's; may be repeated.")
     ] = None,
@@ -70,6 +76,7 @@ def evaluate_command(
             length="Tokens per sequence; default: 2048 or the model's positions.",
             stride="Tokens from a window to the next; default: no overlap.",
             batch_size="Sequences per forward pass.",
+            answer_tokens="Tokens of an answer about images; default: 16.",
         ),
     ],
     place: Annotated[
@@ -83,12 +90,12 @@ def evaluate_command(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity on running text, and accuracy on multiple-choice questions."""
+    """Measure perplexity on running text, accuracy on multiple-choice questions, and answers about images."""
     options = made(EvaluationOptions, **extent)
     names, files = [part.strip() for part in tasks.split(",") if part.strip()], files_by_task(data or [])
     given = [model] if against is None else [model, against]
     sources = [made(SourceOptions, name_or_path=name, **place) for name in given]
-    check_tasks(names, files, options)
+    known = check_tasks(names, files, options)
     for source in sources:
         source.place()
         check_weight_files(resolve(source.name_or_path))
@@ -96,8 +103,10 @@ def evaluate_command(
             "length", options.length, positions_of(read_config(source.name_or_path, source.revision))
         )
     with redirect_stdout(sys.stderr):
-        tokenizer = shared_tokenizer(sources)
-        found = [_evaluate(source, tokenizer, names, files, options) for source in sources]
+        reader = shared_tokenizer(sources)
+        if any(corpus.has_images for corpus in known.values()):
+            reader = shared_processor(sources)
+        found = [_evaluate(source, reader, names, files, options) for source in sources]
     compared = {
         task: compare(found[0].results[task], found[1].results[task]) for task in names if against is not None
     }
@@ -147,13 +156,33 @@ def shared_tokenizer(sources: Sequence[SourceOptions]) -> Any:
     return found[0]
 
 
+def shared_processor(sources: Sequence[SourceOptions]) -> Any:
+    """Return the processor of image-text models; a folder without one takes that of the other.
+
+    Raises:
+        CheckpointError: No model has one.
+        UnsupportedModelError: A model reads no images.
+    """
+    failed: CheckpointError | None = None
+    found: list[Any] = []
+    for source in sources:
+        try:
+            found.append(load_image_processor(source.name_or_path, source.revision))
+        except CheckpointError as error:
+            failed = failed or error
+    if not found:
+        assert failed is not None
+        raise failed
+    return found[0]
+
+
 def evaluation_table(
     found: Sequence[Evaluation], compared: Mapping[str, Sequence[Change]]
 ) -> list[RenderableType]:
     """Return a row per number, with its change over the baseline where there is one; then what it rests on."""
     rows = [["", "value", *(["baseline", "change"] if compared else [])]]
     for task, result in found[0].results.items():
-        for place, (number, value, error) in enumerate(numbers(result)):
+        for place, (number, value, error) in enumerate(numbers_of(result)):
             cells = [f"{task} {number}", f"{value:.4g}{_plus_minus(error)}"]
             rows.append([*cells, *(_changed(compared[task][place]) if compared else ())])
     lines = [f"{task}: {measured_on(result)}" for task, result in found[0].results.items()]
@@ -165,18 +194,10 @@ def evaluation_table(
     return [table(rows, None), *lines]
 
 
-def numbers(result: Result) -> list[tuple[str, float, float | None]]:
-    """Return name, value and standard error of what a result holds."""
-    if isinstance(result, Perplexity):
-        return [("perplexity", result.perplexity, result.stderr)]
-    return [
-        ("acc", result.acc, result.acc_stderr),
-        ("acc_norm", result.acc_norm, result.acc_norm_stderr),
-    ]
-
-
 def measured_on(result: Result) -> str:
     """Return how much data a result rests on."""
+    if isinstance(result, WrittenAnswers):
+        return f"{result.num_questions:,} questions, answered in at most {result.answer_tokens} tokens"
     if isinstance(result, Accuracy):
         return f"{result.num_questions:,} questions"
     return f"{result.num_tokens:,} tokens in windows of {result.length}, stride {result.stride}"
@@ -193,7 +214,7 @@ def _plus_minus(error: float | None) -> str:
 
 def _evaluate(
     source: SourceOptions,
-    tokenizer: Any,
+    reader: Any,
     tasks: Sequence[str],
     files: Mapping[str, str],
     options: EvaluationOptions,
@@ -204,7 +225,7 @@ def _evaluate(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         bars = {task: bar.add_task(task, total=None, visible=False) for task in tasks}
         results = evaluate(
-            model, tokenizer, tasks, files=files, options=options,
+            model, reader, tasks, files=files, options=options,
             tell=lambda task, done, total: bar.update(bars[task], completed=done, total=total, visible=True),
         )  # fmt: skip
     return Evaluation(

@@ -5,11 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, UnsupportedModelError
 from sparse_trainer.files.foreign_code import drop_code_names_of
 from sparse_trainer.files.json_text import read_object
 from sparse_trainer.folders.configs import first_line, read_config, resolve
@@ -66,6 +72,26 @@ def find_processor(name: str, revision: str = "main") -> Any:
     except CheckpointError as error:
         logger.warning("%s is not saved with the result: %s", PREPROCESSOR_CONFIG_NAME, error)
         return None
+
+
+def load_image_processor(name: str, revision: str = "main") -> Any:
+    """Return the processor of an image-text model.
+
+    Raises:
+        CheckpointError: There is none.
+        UnsupportedModelError: The model reads no images with text.
+    """
+    if not is_image_text(name, revision):
+        raise UnsupportedModelError(
+            name, "reads no images with text.", "Give an image-text model, or files without images."
+        )
+    return load_processor("image_text", name, revision)
+
+
+def tokenizer_in(processor: Any) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that a processor is or has; None where it has none."""
+    reader = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+    return reader if isinstance(reader, PreTrainedTokenizerBase) else None
 
 
 def is_image_text(name: str, revision: str = "main") -> bool:

@@ -14,7 +14,7 @@ from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.share import check_sharing, share_by
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
-from sparse_trainer.folders.processors import find_processor
+from sparse_trainer.folders.processors import find_processor, load_image_processor, tokenizer_in
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import spare_folder
 from sparse_trainer.folders.save import Processor
@@ -25,7 +25,7 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import model_lines
-from sparse_trainer.run.prune_folder import prune_model, read_calibration, tokenizer_in
+from sparse_trainer.run.prune_folder import prune_model, read_calibration
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recovery import (
     check_dense,
@@ -36,12 +36,10 @@ from sparse_trainer.run.recovery import (
     recover_model,
 )
 from sparse_trainer.run.recovery_options import DENSE as BEFORE_PRUNING
-from sparse_trainer.run.report import PERPLEXITY
 from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State
 from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
-from sparse_trainer.tasks.language.measure import check_tasks, evaluate
-from sparse_trainer.tasks.language.text import Perplexity
+from sparse_trainer.tasks.language.measure import check_tasks, evaluate, numbers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,22 +144,19 @@ class OneShotJob:
         options, model = self.recipe.evaluation, state.models[name]
         if options is None:
             return None
-        tokenizer = tokenizer_in(self.processor)
-        if tokenizer is None:
+        if tokenizer_in(self.processor) is None:
             raise CheckpointError(
                 str(model.config.name_or_path),
                 "has no tokenizer.",
                 "Save one there, or say evaluation: null.",
             )
         state.tell(f"measuring the {name} model on {', '.join(options.tasks)}")
-        rows: dict[str, float] = {}
-        found = evaluate(model, tokenizer, options.tasks, files=options.files, options=options)
-        for task, result in found.items():
-            if isinstance(result, Perplexity):
-                rows[f"{task} {PERPLEXITY}"] = result.perplexity
-            else:
-                rows |= {f"{task} acc": result.acc, f"{task} acc_norm": result.acc_norm}
-        return rows
+        found = evaluate(model, self.processor, options.tasks, files=options.files, options=options)
+        return {
+            f"{task} {number}": value
+            for task, result in found.items()
+            for number, value, _ in numbers_of(result)
+        }
 
 
 def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> State:
@@ -232,7 +227,9 @@ def check_one_shot(recipe: OneShotRecipe) -> None:
     if recipe.recovery is not None:
         check_recovery(recipe.recovery)
     if recipe.evaluation is not None:
-        check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
+        known = check_tasks(recipe.evaluation.tasks, recipe.evaluation.files, recipe.evaluation)
+        if any(corpus.has_images for corpus in known.values()):
+            load_image_processor(recipe.model.name_or_path, recipe.model.revision)
     _check_positions(recipe)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
@@ -15,10 +15,10 @@ from sparse_trainer.data.image_text.rows import holds_images
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import find_export
-from sparse_trainer.folders.processors import find_processor, is_image_text, load_processor
+from sparse_trainer.folders.processors import find_processor, is_image_text, load_processor, tokenizer_in
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
-from sparse_trainer.folders.save import Processor, least_bytes, save_pruned
+from sparse_trainer.folders.save import least_bytes, save_pruned
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
@@ -97,12 +97,6 @@ def prune_folder(
         )
     files = {"page": PAGE_FILE} | pictures.picture_files(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
-
-
-def tokenizer_in(processor: Processor | None) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that a processor is or has; None where it has none."""
-    reader = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-    return reader if isinstance(reader, PreTrainedTokenizerBase) else None
 
 
 def read_calibration(

@@ -13,11 +13,10 @@ from sparse_trainer.cut.vocabulary.trim import Trimmed, trim_vocabulary
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders.configs import resolve
 from sparse_trainer.folders.exports import find_export
-from sparse_trainer.folders.processors import find_processor
+from sparse_trainer.folders.processors import find_processor, tokenizer_in
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.save import Processor, save_pruned
 from sparse_trainer.run.options import SourceOptions, Tell, VocabularyOptions
-from sparse_trainer.run.prune_folder import tokenizer_in
 from sparse_trainer.run.together import check_alone
 from sparse_trainer.tasks.embeddings.files import read_pooling, read_settings, write_files
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from sparse_trainer.cli.commands import COMMANDS, make_app
 from tests.architectures.tiny import tiny_model
+from tests.fixtures.image_text_models import tiny_image_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -148,6 +149,8 @@ def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     namespace = given()
     if page.name == "with-other-trainers.md":
         namespace["embedder"] = embedder(tmp_path / "tiny")
+    if page.name == "image-text.md":
+        namespace["image_text_model"], namespace["processor"] = tiny_image_text("llava_next")
     for block in blocks(page):
         if block.language == "python":
             code = "\n" * (block.line - 1) + block.text

@@ -53,6 +53,8 @@ class Corpus:
     """Perplexity is measured on so many tokens, unless asked otherwise; None = on all."""
     is_one_text: bool = False
     """Whether the rows in their order are one text, rather than documents that stand by themselves."""
+    has_images: bool = False
+    """Whether rows are questions about images, for image-text models."""
 
     def split(self, part: Part) -> str:
         """Return the name of the hub split of a part."""

@@ -1,6 +1,7 @@
-"""What a causal language model is worth: perplexity on running text, accuracy on questions."""
+"""What a causal language model is worth: perplexity on running text, accuracy on questions, answers about images."""
 
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
+from sparse_trainer.tasks.language.image_text.answers import WrittenAnswers
 from sparse_trainer.tasks.language.measure import (
     Change,
     EvaluationOptions,
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluationOptions",
     "Perplexity",
     "Result",
+    "WrittenAnswers",
     "check_tasks",
     "compare",
     "evaluate",

@@ -81,15 +81,31 @@ def multiple_choice(
     scored = [item for question in asked for item in choices(question, tokenizer, before, room)]
     found = iter(scorer.log_likelihoods(scored, tell))
     logs = [[next(found) for _ in question.endings] for question in asked]
-    right = tuple(likeliest(log) == question.gold for log, question in zip(logs, asked, strict=True))
-    norms = [per_character(log, question) for log, question in zip(logs, asked, strict=True)]
-    right_norm = tuple(likeliest(norm) == question.gold for norm, question in zip(norms, asked, strict=True))
+    lengths = [[max(1, len(ending) - 1) for ending in question.endings] for question in asked]
+    return accuracy_of(known.name, logs, lengths, [question.gold for question in asked])
+
+
+def accuracy_of(
+    corpus: str, logs: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], golds: Sequence[int]
+) -> Accuracy:
+    """Return how many questions the likeliest choices answer rightly.
+
+    Args:
+        logs: Of each question, the log-likelihood of each choice.
+        lengths: Of each question, the characters of each choice, without the space in front.
+        golds: Of each question, the number of the right choice.
+    """
+    right = tuple(likeliest(log) == gold for log, gold in zip(logs, golds, strict=True))
+    norms = [
+        [log / length for log, length in zip(*pair, strict=True)] for pair in zip(logs, lengths, strict=True)
+    ]
+    right_norm = tuple(likeliest(norm) == gold for norm, gold in zip(norms, golds, strict=True))
     return Accuracy(
-        corpus=known.name,
+        corpus=corpus,
         acc=sum(right) / len(right),
-        acc_stderr=share_error(right),
+        acc_stderr=mean_error(right),
         acc_norm=sum(right_norm) / len(right),
-        acc_norm_stderr=share_error(right_norm),
+        acc_norm_stderr=mean_error(right_norm),
         num_questions=len(right),
         right=right,
         right_norm=right_norm,
@@ -126,19 +142,13 @@ def likeliest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def per_character(logs: Sequence[float], question: Question) -> list[float]:
-    """Return log-likelihoods over the characters of their endings, without the space in front."""
-    lengths = [max(1, len(ending) - 1) for ending in question.endings]
-    return [log / length for log, length in zip(logs, lengths, strict=True)]
+def mean_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of a mean; None of a single value.
 
-
-def share_error(right: Sequence[bool]) -> float | None:
-    """Return the standard error of a share.
-
-    >>> share_error([True, False, True, False, True])
-    0.2449489742783178
+    >>> mean_error([True, False, True, False])
+    0.28867513459481287
     """
-    if len(right) < 2:
+    if len(values) < 2:
         return None
-    share = sum(right) / len(right)
-    return math.sqrt(share * (1 - share) / (len(right) - 1))
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))

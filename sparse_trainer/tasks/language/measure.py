@@ -2,20 +2,27 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from sparse_trainer.data.corpora.base import Corpus
 from sparse_trainer.data.corpora.read import check_source, find
+from sparse_trainer.data.image_text.rows import holds_images
 from sparse_trainer.errors import ArgumentError, nearest, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
+from sparse_trainer.tasks.language.image_text.answers import WrittenAnswers
+from sparse_trainer.tasks.language.image_text.measure import (
+    check_image_questions,
+    image_questions,
+    measure_images,
+)
 from sparse_trainer.tasks.language.text import Perplexity, beyond_window, perplexity, ratio_of_sums
 
-Result = Perplexity | Accuracy
+Result = Perplexity | Accuracy | WrittenAnswers
 
 Tell = Callable[[str, int, int], None]
 """Takes a task, the number of its sequences that are done, and of all."""
@@ -34,10 +41,14 @@ class EvaluationOptions:
     stride: int | None = None
     """Tokens from one window of text to the next; None = no overlap."""
     batch_size: int = 8
-    """Sequences per forward pass."""
+    """Sequences per forward pass; questions about images stand alone."""
+    answer_tokens: int | None = None
+    """Tokens of an answer that the model writes to a question about images, at most; None = 16."""
 
     def __post_init__(self) -> None:
-        check_counts(limit=self.limit, stride=self.stride, batch_size=self.batch_size)
+        check_counts(
+            limit=self.limit, stride=self.stride, batch_size=self.batch_size, answer_tokens=self.answer_tokens
+        )
         check_counts(2, max_tokens=self.max_tokens, length=self.length)
         if self.stride is not None and self.length is not None and self.stride > self.length:
             raise ArgumentError("stride", *beyond_window(self.stride, self.length))
@@ -52,10 +63,11 @@ def evaluate(
     options: EvaluationOptions | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Result]:
-    """Measure perplexity on running text and accuracy on questions.
+    """Measure perplexity on running text, accuracy on questions, and how questions about images are answered.
 
     Args:
-        tasks: Names of corpora, or local files of running text.
+        tokenizer: Of the model; or the processor of an image-text model, which questions about images take.
+        tasks: Names of corpora, or local files: of running text, or of rows with images.
         files: Corpus -> local file that stands in for the hub data set.
 
     Raises:
@@ -66,20 +78,27 @@ def evaluate(
     given, wanted = files or {}, options or EvaluationOptions()
     known = check_tasks(tasks, given, wanted)
     found: dict[str, Result] = {}
+    words = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
     for task, corpus in known.items():
 
         def told(done: int, total: int, task: str = task) -> None:
             if tell is not None:
                 tell(task, done, total)
 
-        if corpus.question is None:
+        if corpus.has_images:
+            assert corpus.file is not None
+            found[task] = measure_images(
+                model, tokenizer, image_questions(corpus.file, wanted.limit), corpus.name,
+                answer_tokens=wanted.answer_tokens, tell=told,
+            )  # fmt: skip
+        elif corpus.question is None:
             found[task] = perplexity(
-                model, tokenizer, corpus, length=wanted.length, stride=wanted.stride,
+                model, words, corpus, length=wanted.length, stride=wanted.stride,
                 max_tokens=wanted.max_tokens, file=given.get(task), batch_size=wanted.batch_size, tell=told,
             )  # fmt: skip
         else:
             found[task] = multiple_choice(
-                model, tokenizer, corpus, limit=wanted.limit, length=wanted.length,
+                model, words, corpus, limit=wanted.limit, length=wanted.length,
                 file=given.get(task), batch_size=wanted.batch_size, tell=told,
             )  # fmt: skip
     return found
@@ -102,16 +121,35 @@ def check_tasks(
     known = {task: find(task) for task in tasks}
     for task, corpus in known.items():
         check_source(corpus, "evaluation", files.get(task))
-    has_text = any(corpus.question is None for corpus in known.values())
+        if corpus.file is not None and holds_images(corpus.file):
+            known[task] = replace(corpus, has_images=True)
+    has_images = any(corpus.has_images for corpus in known.values())
+    has_text = any(corpus.question is None and not corpus.has_images for corpus in known.values())
     has_questions = any(corpus.question is not None for corpus in known.values())
-    if options.limit is not None and not has_questions:
+    _check_options(options, has_text=has_text, has_questions=has_questions, has_images=has_images)
+    for corpus in known.values():
+        if corpus.has_images and corpus.file is not None:
+            check_image_questions(corpus.file, options.limit)
+    return known
+
+
+def _check_options(
+    options: EvaluationOptions, *, has_text: bool, has_questions: bool, has_images: bool
+) -> None:
+    """Raise `ArgumentError` for an option that no task reads."""
+    if options.limit is not None and not (has_questions or has_images):
         raise ArgumentError(
             "limit", "counts questions, and no task has any.", "Drop it; of text take `max_tokens`."
         )
     for name, value in (("max_tokens", options.max_tokens), ("stride", options.stride)):
         if value is not None and not has_text:
             raise ArgumentError(name, "is for running text, and the tasks are questions.", "Drop it.")
-    return known
+    if options.length is not None and not (has_text or has_questions):
+        raise ArgumentError("length", "cuts text, and questions about images stay whole.", "Drop it.")
+    if options.answer_tokens is not None and not has_images:
+        raise ArgumentError(
+            "answer_tokens", "is for questions about images, and no task has any.", "Drop it."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +157,7 @@ class Change:
     """One number of a model beside that of a baseline, on the same tokens or questions."""
 
     number: str
-    """perplexity, acc or acc_norm."""
+    """perplexity, acc, acc_norm, exact_match or vqa_acc."""
     value: float
     baseline: float
     change: float
@@ -141,7 +179,27 @@ def compare(result: Result, baseline: Result) -> list[Change]:
             _difference("acc", result.right, baseline.right),
             _difference("acc_norm", result.right_norm, baseline.right_norm),
         ]
-    raise ArgumentError("compare", "a perplexity and an accuracy.", "Compare results of one task.")
+    if isinstance(result, WrittenAnswers) and isinstance(baseline, WrittenAnswers):
+        return [
+            _difference("exact_match", result.exact, baseline.exact),
+            _difference("vqa_acc", result.shares, baseline.shares),
+        ]
+    raise ArgumentError("compare", "results of two kinds.", "Compare results of one task.")
+
+
+def numbers_of(result: Result) -> list[tuple[str, float, float | None]]:
+    """Return name, value and standard error of what a result holds, in the order of `compare`."""
+    if isinstance(result, Perplexity):
+        return [("perplexity", result.perplexity, result.stderr)]
+    if isinstance(result, WrittenAnswers):
+        return [
+            ("exact_match", result.exact_match, result.exact_match_stderr),
+            ("vqa_acc", result.vqa_acc, result.vqa_acc_stderr),
+        ]
+    return [
+        ("acc", result.acc, result.acc_stderr),
+        ("acc_norm", result.acc_norm, result.acc_norm_stderr),
+    ]
 
 
 def _ratio(result: Perplexity, baseline: Perplexity) -> Change:
@@ -162,7 +220,7 @@ def _ratio(result: Perplexity, baseline: Perplexity) -> Change:
     )
 
 
-def _difference(number: str, right: Sequence[bool], baseline: Sequence[bool]) -> Change:
+def _difference(number: str, right: Sequence[float], baseline: Sequence[float]) -> Change:
     if len(right) != len(baseline):
         raise ArgumentError(
             "compare", f"{len(right)} and {len(baseline)} questions.", "Measure both on the same."

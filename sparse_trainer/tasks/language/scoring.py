@@ -1,6 +1,5 @@
 """Log-likelihoods of the last tokens of sequences: the one forward pass behind perplexity and multiple choice."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,32 @@ class Scored:
     """Scored tokens: 1 to one less than there are."""
 
 
+def check_generates(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` for a model that does not go on writing a text."""
+    if is_encoder_decoder(model) or not model.can_generate():
+        raise UnsupportedModelError(
+            type(unwrapped(model)).__name__,
+            "is no causal language model.",
+            "Give a model that predicts the next token (AutoModelForCausalLM, AutoModelForImageTextToText).",
+        )
+
+
+def summed_log_likelihood(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Return the log-likelihood of some tokens, each foretold by one row of logits; scalar, in nats."""
+    # Half precision has too few digits for a sum over the vocabulary.
+    logits_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+    chosen_C = logits_CV.gather(1, target_C.to(logits_CV.device)[:, None]).squeeze(1)
+    return (chosen_C - logits_CV.logsumexp(1)).sum()
+
+
+def refuse_endless(model: PreTrainedModel, is_finite: Tensor) -> None:
+    """Raise `NonFiniteError` unless all that a model said is finite."""
+    if not bool(is_finite.all()):
+        raise NonFiniteError(
+            type(model).__name__, "gives NaN or infinite logits.", "Try dtype float32, or check the weights."
+        )
+
+
 class Scorer:
     """Scores sequences with one model.
 
@@ -44,12 +69,7 @@ class Scorer:
     """
 
     def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
-        if is_encoder_decoder(model) or not model.can_generate():
-            raise UnsupportedModelError(
-                type(unwrapped(model)).__name__,
-                "is no causal language model.",
-                "Give a model that predicts the next token (AutoModelForCausalLM).",
-            )
+        check_generates(model)
         if batch_size < 1:
             raise ArgumentError("batch_size", f"{batch_size} is not positive.", "Give 1 or more.")
         self.model, self.batch_size = model, batch_size
@@ -103,18 +123,11 @@ class Scorer:
         for row, item in items:
             end = len(item.ids) - 1 - first
             logits_CV = logits_BKV[row, end - item.count : end]
-            # Half precision has too few digits for a sum over the vocabulary.
-            logits_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
-            target_C = torch.tensor(item.ids[-item.count :], device=logits_CV.device)
-            chosen_C = logits_CV.gather(1, target_C[:, None]).squeeze(1)
-            sums.append((chosen_C - logits_CV.logsumexp(1)).sum())
-        values: list[float] = torch.stack(sums).tolist()
-        if not all(map(math.isfinite, values)):
-            raise NonFiniteError(
-                type(self.model).__name__,
-                "gives NaN or infinite logits.",
-                "Try dtype float32, or check the weights.",
-            )
+            target_C = torch.tensor(item.ids[-item.count :])
+            sums.append(summed_log_likelihood(logits_CV, target_C))
+        stacked = torch.stack(sums)
+        refuse_endless(self.model, stacked.isfinite())
+        values: list[float] = stacked.tolist()
         return values
 
     def _logits(self, batch: Sequence[Input], first: int) -> Tensor:

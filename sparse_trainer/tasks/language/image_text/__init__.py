@@ -1,0 +1,1 @@
+"""What an image-text model is worth: accuracy on choices, and agreement of its own answers with those of people."""
