@@ -1,8 +1,10 @@
 """The conversions by name; a new one is a file and a line here."""
 
 from sparse_trainer.convert.base import Conversion
+from sparse_trainer.convert.decilm.target import DeciLM
 from sparse_trainer.convert.gguf.target import Gguf
 
 CONVERSIONS: dict[str, Conversion] = {
+    "decilm": DeciLM(),
     "gguf": Gguf(),
 }

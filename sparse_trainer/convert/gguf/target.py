@@ -50,7 +50,7 @@ class Gguf:
             raise ConversionError(
                 origin.place(),
                 f"{numbers} packs rows in blocks of {BLOCK}; {sheet.geometry.hidden} hidden features do not divide.",
-                f"Set `quantize=f16`, or prune hidden features with `multiple_of={BLOCK}`.",
+                f"Set `quantize=f16`, or prune hidden features by multiples of {BLOCK}.",
             )
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:

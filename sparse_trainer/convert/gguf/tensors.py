@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from patchers.modeling_pruned import is_skip
 from sparse_trainer.convert.gguf.families import INTERLEAVED
-from sparse_trainer.convert.gguf.geometry import Geometry, LayerSizes, decoder_layers
+from sparse_trainer.convert.gguf.geometry import Geometry
+from sparse_trainer.convert.layers import LayerSizes, decoder_layers
 from sparse_trainer.errors import ConversionError
 
 # Shape legend: O = output features, I = input features, C = channels.
