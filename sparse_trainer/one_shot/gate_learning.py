@@ -172,7 +172,7 @@ def _train(learner: _Learner, sequences: list[Batch], options: LearnsGates, devi
             max_steps=options.steps,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=options.batch_size,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="linear",
             max_grad_norm=0.0,
             seed=options.seed,
             remove_unused_columns=False,

@@ -89,7 +89,7 @@ class LearnsGates(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Length of a step without momentum."""
+        """Length of the first step, without momentum; falls linearly to 0."""
 
     @property
     def seed(self) -> int:

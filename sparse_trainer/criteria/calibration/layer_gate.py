@@ -42,9 +42,9 @@ class LearnedGate:
     """Optimizer steps."""
     batch_size: int = 1
     """Sequences of the calibration set per step, run one after the other, each with noise of its own."""
-    learning_rate: float = 0.1
-    """Of gradient descent with momentum 0.9, the gradient of all scores normalised to length 1."""
-    temperature: float = 0.3
+    learning_rate: float = 0.2
+    """Of gradient descent with momentum 0.9, the gradient of all scores normalised to length 1; falls linearly to 0."""
+    temperature: float = 0.5
     """Of the gates, beside noise of scale 1: the lower, the fewer are half open in a pass."""
     seed: int = 0
     """Of the order of the sequences and of the noise."""
