@@ -1,5 +1,6 @@
-"""What the site shows beside docs/: the recipe catalogue, a page per recipe, and where links out of docs/ lead."""
+"""What the site shows beside the pages of docs/: recipes, notebooks, and where links out of docs/ lead."""
 
+import json
 import posixpath
 import re
 from collections.abc import Sequence
@@ -77,8 +78,16 @@ def recipe_page(recipe: Recipe) -> str:
     return "\n".join([*lines, "```yaml", recipe.text.rstrip(), "```", ""])
 
 
+def notebook_page(path: Path) -> str:
+    """Return a notebook as Markdown: its text and code, and where the file is."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    texts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in sources]
+    return "\n\n".join([texts[0], f"[The notebook as a file]({path.name})", *texts[1:]]) + "\n"
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the catalogue, the pages of the recipes, and the assets, which lie beside this file."""
+    """Add the catalogue, the pages of recipes and notebooks, and the assets, which lie beside this file."""
     recipes = [read_recipe(path) for path in sorted((ROOT / "recipes").glob("*.yaml"))]
     files.append(File.generated(config, CATALOGUE, content=catalogue(recipes)))
     files.append(File.generated(config, MEASURED, content=(ROOT / README).read_text(encoding="utf-8")))
@@ -86,6 +95,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = f"recipes/{recipe.name}.md"
         text = recipe_page(recipe)
         files.append(File.generated(config, name, content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+    for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     for asset in sorted((Path(__file__).parent / "assets").iterdir()):
         files.append(File.generated(config, f"assets/{asset.name}", abs_src_path=str(asset)))
     return files
@@ -94,6 +105,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links that leave docs/ to the page that stands for their target; a file without a page is only named."""
     folder = posixpath.dirname(page.file.src_uri)
+    if folder == "notebooks":
+        return markdown
     is_readme = page.file.src_uri == MEASURED
     # Where the text lies in the checkout, seen from its root.
     home = "recipes" if is_readme else posixpath.join("docs", folder)
@@ -119,4 +132,5 @@ def site_page(path: str) -> str:
         return named[path]
     if path.startswith("recipes/"):
         return str(Path(path).with_suffix(".md"))
-    return posixpath.relpath(path, "docs")
+    page = posixpath.relpath(path, "docs")
+    return page.replace(".ipynb", ".md")

@@ -182,3 +182,12 @@ def test_commands_exist(page: Path) -> None:
 def test_read_me_holds_the_command_that_ci_runs() -> None:
     commands = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert 'pip install -e ".[dev]" && pytest' in commands
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    """A page that is not cannot be found there, and the site does not build."""
+    menu = (ROOT / "docs/site/mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = [
+        page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")
+    ]
+    assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", menu, re.MULTILINE)] == []
