@@ -25,6 +25,8 @@ class Constraint:
     """What of a unit's cost is proportional to the share of hidden features that stay, by group name."""
     hidden: str | None = None
     """Name of the group of these features."""
+    bends: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Where a group's cost is not proportional to its units: its share at 0, 1/n, 2/n, … of them, by group name."""
 
 
 @final

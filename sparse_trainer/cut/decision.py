@@ -2,15 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from patchers.units import BLOCK_KINDS, HEADS, HIDDEN, KINDS, Group, Kind, Structure
 from sparse_trainer.budget.cost import Target
-from sparse_trainer.plan.document import Density
+from sparse_trainer.plan.document import Density, Speed
 
 # Shape legend: U = units of a group, K = hidden features that stay.
+
+
+class KnowsTime(Protocol):
+    """Knows what the units of a model take (`cut.speed.Timed`)."""
+
+    def unit_of(self, group: Group) -> int:
+        """Return nanoseconds of one unit."""
+
+    def speed(self, keep: Mapping[str, Tensor]) -> Speed:
+        """Return what a plan says of the time with these units; booleans, shape [U], by group name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +33,8 @@ class Request:
     scope: str = "global"
     density: Density = None
     sequence_length: int = 128
-    costs: Mapping[str, int] | None = None
-    """Cost of one unit, by group name, where the name of the target does not say it: of times that were measured."""
+    timing: KnowsTime | None = None
+    """Where a time was asked for: what the units take."""
 
 
 @dataclass(frozen=True, kw_only=True)

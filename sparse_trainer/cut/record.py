@@ -84,8 +84,8 @@ def measures_of(model: nn.Module, structure: Structure, sequence_length: int) ->
 def density_reached(model: nn.Module, decision: Decision) -> float | None:
     """Return the kept share of the cost of all groups that are decided on, each once; None when they cost nothing."""
     groups, request = decision.groups, decision.request
-    if request.costs is not None:
-        nesting = Nesting(groups, request.costs)
+    if request.timing is not None:
+        nesting = Nesting(groups, {g.name: request.timing.unit_of(g) for g in groups})
     else:
         costs = {g.name: unit_cost(model, g, request.target, request.sequence_length) for g in groups}
         nesting = Nesting(groups, costs, feature_costs(model, groups, request.target))
@@ -130,6 +130,7 @@ def make_plan(
         shapes=shapes,
         versions=_versions(),
         untouched_towers=whole_among(towers_of(model), shapes),
+        speed=None if request.timing is None else request.timing.speed(keep),
     )
 
 

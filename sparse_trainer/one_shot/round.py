@@ -14,6 +14,7 @@ from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.criteria.calibration.base import ChoosesRun, Evidence, OwnDensity, Searches
 from sparse_trainer.cut.decision import Decision, Request
+from sparse_trainer.cut.speed import Timed
 from sparse_trainer.one_shot.allocation import comparable
 from sparse_trainer.one_shot.choose import Scores, choose, runs, score, score_by_block, standardize_of
 from sparse_trainer.one_shot.options import PruneOptions
@@ -99,7 +100,7 @@ def run_round(
         scope=asked.scope,
         density=None if timed is not None else budget.density_asked,
         sequence_length=asked.sequence_length,
-        costs=None if timed is None else costs,
+        timing=None if timed is None else Timed(timed.timing),
     )
     standardize = standardize_of(structure, options)
     decision = Decision(
@@ -155,7 +156,7 @@ def _costs(
     """Return the cost of one unit, by group name."""
     budget = options.budget
     if timed is not None:
-        return {g.name: timed.time.unit_of(g) for g in structure.groups}
+        return {g.name: timed.timing.time.unit_of(g) for g in structure.groups}
     return {g.name: unit_cost(model, g, budget.target, budget.sequence_length) for g in structure.groups}
 
 

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from patchers.units import Group, Structure
 from sparse_trainer.budget.latency.calls import narrowed
 from sparse_trainer.budget.latency.clock import LOUD
-from sparse_trainer.budget.latency.conditions import TimingConditions
-from sparse_trainer.budget.latency.model_time import Counts, ModelTime
+from sparse_trainer.budget.latency.model_time import Counts
 from sparse_trainer.budget.latency.selector import TimedSelector
-from sparse_trainer.budget.latency.store import table_for
+from sparse_trainer.budget.latency.store import timing_of
+from sparse_trainer.budget.latency.timing import Timing
 from sparse_trainer.budget.latency.trial import TOLERANCE, Pair, time_pair
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.time_target import TimeTarget
+from sparse_trainer.cut.speed import speed_record
 from sparse_trainer.plan.document import Speed
 
 Choose = Callable[[TimedSelector], dict[str, Tensor]]
@@ -30,14 +31,10 @@ logger = logging.getLogger(__name__)
 class TimedPruning:
     """What a pruning in time knows: what the model takes, what it may take, what it was measured to take."""
 
-    target: TimeTarget
-    time: ModelTime
+    timing: Timing
     """Of the model before the first step."""
     dense: PreTrainedModel
     """That model; it shares its weights with the one that is cut."""
-    conditions: str
-    measures: bool
-    """Whether the result can be timed here: not where the table is another device's."""
     expected: float | None = None
     """Seconds of the finished model by the table."""
     pair: Pair | None = None
@@ -49,15 +46,12 @@ class TimedPruning:
         Args:
             found: All groups of the model.
         """
-        table = table_for(model, found, target)
-        conditions = str(TimingConditions.of(model, target)) if table.conditions else f"by {target.table}"
-        return cls(
-            target=target,
-            time=ModelTime(table, model, found),
-            dense=narrowed(model, found, {}),
-            conditions=conditions,
-            measures=table.conditions is not None,
-        )
+        return cls(timing=timing_of(model, found, target), dense=narrowed(model, found, {}))
+
+    @property
+    def target(self) -> TimeTarget:
+        """How fast the model has to be."""
+        return self.timing.target
 
     def selector(
         self, groups: tuple[Group, ...], budget: Budget, done: float, others: Counts
@@ -68,9 +62,8 @@ class TimedPruning:
             done: Part of the way to the budget that lies behind after this round.
             others: Units that are left of all groups.
         """
-        goal = self.target.seconds(self.time.dense)
-        seconds = self.time.dense + (goal - self.time.dense) * done
-        return TimedSelector(groups, budget, self.time, seconds, others)
+        time, goal = self.timing.time, self.timing.goal
+        return TimedSelector(groups, budget, time, time.dense + (goal - time.dense) * done, others)
 
     def tried(
         self, model: Any, found: Structure, selector: TimedSelector, choose: Choose, *, again: bool = True
@@ -85,7 +78,7 @@ class TimedPruning:
         """
         keep = choose(selector)
         self.expected = selector.seconds(keep)
-        if not self.measures:
+        if not self.timing.measures:
             return keep
         self.pair = self._trial(model, found, keep)
         if again and self.pair.misses(self.target):
@@ -137,18 +130,4 @@ class TimedPruning:
 
     def record(self) -> Speed | None:
         """Return what a plan says of the time; None where nothing could go."""
-        pair = self.pair
-        if self.expected is None:
-            return None
-        return Speed(
-            speedup_asked=self.target.speedup,
-            milliseconds_asked=self.target.milliseconds,
-            speedup_expected=self.time.dense / self.expected,
-            speedup_measured=None if pair is None else pair.speedup,
-            milliseconds={
-                "dense": 1e3 * (self.time.dense if pair is None else pair.dense),
-                "compact": 1e3 * (self.expected if pair is None else pair.pruned),
-            },
-            noise=None if pair is None else pair.noise,
-            conditions=self.conditions,
-        )
+        return None if self.expected is None else speed_record(self.timing, self.expected, self.pair)

@@ -12,8 +12,10 @@ from patchers.patching.patch import patch
 from patchers.patching.shards import whole_weights
 from patchers.units import HIDDEN, Structure
 from sparse_trainer.budget.cost import feature_costs, unit_cost
+from sparse_trainer.budget.latency.selector import TimedSelector
+from sparse_trainer.budget.latency.timing import Timing
 from sparse_trainer.budget.nesting import Nesting
-from sparse_trainer.budget.selectors import make_selector
+from sparse_trainer.budget.selectors import AnySelector, make_selector
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.criteria.scores import check_scores
@@ -28,10 +30,12 @@ from sparse_trainer.criteria.training.base import (
 )
 from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.record import remember_request
+from sparse_trainer.cut.speed import Timed
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.training.options import GateOptions
 from sparse_trainer.training.protect import check_affordable, protected_units, put_first
+from sparse_trainer.training.timed import speedup_of, timed_selector
 
 
 @final
@@ -46,11 +50,17 @@ class GateDriver:
     def __init__(self, model: nn.Module, structure: Structure, options: GateOptions) -> None:
         self.model, self.structure, self.options = model, structure, options
         self.criterion, self.budget, self.schedule = options.criterion, options.budget, options.schedule
-        target, length = self.budget.target, self.budget.sequence_length
-        self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
-        per_feature = feature_costs(model, structure.groups, target)
-        self.nesting = Nesting(structure.groups, self.costs, per_feature)
-        self.selector = make_selector(structure.groups, self.costs, self.budget, per_feature)
+        self.timing: Timing | None = None
+        self.selector: AnySelector | TimedSelector
+        if self.budget.time is not None:
+            self.selector, self.timing = timed_selector(model, structure, self.budget)
+            self.costs, self.nesting = self.selector.costs, self.selector.nesting
+        else:
+            target, length = self.budget.target, self.budget.sequence_length
+            self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
+            per_feature = feature_costs(model, structure.groups, target)
+            self.nesting = Nesting(structure.groups, self.costs, per_feature)
+            self.selector = make_selector(structure.groups, self.costs, self.budget, per_feature)
         self.protected = protected_units(options.protection, model, structure)
         check_affordable(self.protected, structure, lambda scores: self.selector.select(scores).keep)
         self.gates: dict[str, Gate] = patch(model, structure, self.criterion.make_gate)
@@ -91,8 +101,9 @@ class GateDriver:
             method=self.options.method,
             target=self.budget.target,
             scope=self.budget.scope,
-            density=self.budget.density_asked,
+            density=None if self.timing is not None else self.budget.density_asked,
             sequence_length=self.budget.sequence_length,
+            timing=None if self.timing is None else Timed(self.timing),
         )
 
     def score_parameters(self) -> list[nn.Parameter]:
@@ -188,6 +199,8 @@ class GateDriver:
     def density_target(self) -> float:
         """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
         budget, remaining = self.budget, self.schedule.remaining(self.progress)
+        if isinstance(self.selector, TimedSelector):
+            return self.selector.share + (1.0 - self.selector.share) * remaining
         # A single density is of the product already.
         gone = 1.0 - budget.density_of(HIDDEN) if budget.is_per_kind else 0.0
         own, shared = self.nesting.own, self.nesting.shared
@@ -204,8 +217,14 @@ class GateDriver:
 
     def log(self) -> dict[str, float]:
         """Return what to log beside the density."""
-        logged = {"density_target": self.density_target}
+        logged = {"density_target": self.density_target, **self._speedup()}
         return logged if self._threshold is None else logged | {"threshold": float(self._threshold)}
+
+    def _speedup(self) -> dict[str, float]:
+        """Return how many times faster the model would be now, by the table, where a time is asked for."""
+        if self.timing is None or not isinstance(self.selector, TimedSelector):
+            return {}
+        return {"speedup": speedup_of(self.timing, self.selector, self.decided())}
 
     def check_finite(self, step: int) -> None:
         """Raise `NonFiniteError` if a score was NaN or infinite at any selection so far; warn of ties."""
@@ -236,7 +255,8 @@ class GateDriver:
             "scoring": self.options.scoring,
             "target": self.budget.target,
             "scope": self.budget.scope,
-            "density_asked": self.budget.density_asked,
+            "density_asked": None if self.timing is not None else self.budget.density_asked,
             "density_reached": self.density(),
+            **self._speedup(),
             "kept": {name: int(gate.keep_U.sum()) for name, gate in self.gates.items()},
         }

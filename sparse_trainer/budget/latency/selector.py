@@ -12,7 +12,7 @@ from torch import Tensor
 from patchers.units import HIDDEN, Group
 from sparse_trainer.budget.latency.model_time import Counts, ModelTime
 from sparse_trainer.budget.nested import NestedSelector
-from sparse_trainer.budget.nesting import Nesting
+from sparse_trainer.budget.nesting import Constraint, Nesting
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.pool import Kept
 from sparse_trainer.budget.selection import Selector
@@ -20,6 +20,8 @@ from sparse_trainer.errors import BudgetError
 
 # Shape legend: U = units of a group.
 
+BENDS = 32
+"""Straight pieces of which the curve of a group is made for gates that are neither open nor closed."""
 _HALVINGS = 24
 _CLOSE = 1e-4
 """Part of the dense time that is left unspent at most, where units are small enough."""
@@ -64,10 +66,12 @@ class TimedSelector:
             else Selector(self.groups, self.costs, self.budget)
         )
         self.dense = time.seconds(self._others)
+        """Seconds of the model with all units that are left."""
         generator = torch.Generator().manual_seed(0)
-        any_scores = {g.name: torch.rand(g.num_units, generator=generator) for g in self.groups}
-        self._check_reachable(any_scores)
-        self.density = self._density(any_scores, goal)
+        self.any_scores = {g.name: torch.rand(g.num_units, generator=generator) for g in self.groups}
+        """Scores that favour no layer."""
+        self._check_reachable(self.any_scores)
+        self.density = self._density(self.any_scores, goal)
         """Share of the time of these units that may stay, of scores that favour no layer."""
 
     def _check_reachable(self, scores: Mapping[str, Tensor]) -> None:
@@ -90,11 +94,25 @@ class TimedSelector:
 
     @property
     def share(self) -> float:
-        """Share of what the units of all groups add that the goal leaves for them."""
-        added = sum(self.cost_of(group, group.num_units) for group in self.groups)
-        return min(1.0, max(1e-9, 1.0 - (self.dense - self.goal) / added))
+        """Share of the time of all groups that the goal leaves for them."""
+        return min(1.0, max(1e-9, 1.0 - (self.dense - self.goal) * 1e9 / self.nesting.total))
 
-    def cost_of(self, group: Group, count: int) -> float:
+    @property
+    def constraints(self) -> list[Constraint]:
+        """What must hold: one share of the time of all groups, as their curves bend."""
+        bends = {
+            group.name: tuple(self._part(group, step / BENDS) for step in range(BENDS + 1))
+            for group in self.groups
+            if group.kind.is_width
+        }
+        return [replace(self.nesting.constraint(self.share), bends=bends)]
+
+    def _part(self, group: Group, share: float) -> float:
+        """Return the part of a group's time that a share of its units takes."""
+        whole = self.cost_of(group, group.num_units)
+        return self.cost_of(group, share * group.num_units) / whole if whole > 0 else share
+
+    def cost_of(self, group: Group, count: float) -> float:
         """Return the seconds that so many units of a group add; of heads, channels and experts."""
         return self.time.of_group(group.name, count)
 
@@ -102,6 +120,7 @@ class TimedSelector:
         """Return the same selector for another time; where that cannot be met, for the least that can."""
         other = copy.copy(self)
         other.goal = max(goal, self.fastest)
+        other.density = other._density(self.any_scores, other.goal)
         return other
 
     def _counts(self, keep: Mapping[str, Tensor]) -> dict[str, int]:

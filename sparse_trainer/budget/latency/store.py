@@ -14,8 +14,10 @@ from sparse_trainer.budget.latency.clock import LOUD
 from sparse_trainer.budget.latency.conditions import TimingConditions
 from sparse_trainer.budget.latency.foreign import read_csv
 from sparse_trainer.budget.latency.measure import logger, measure_table
+from sparse_trainer.budget.latency.model_time import ModelTime
 from sparse_trainer.budget.latency.sorts import timed_blocks
 from sparse_trainer.budget.latency.table import LatencyTable
+from sparse_trainer.budget.latency.timing import Timing
 from sparse_trainer.budget.time_target import TimeTarget
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files.json_text import read_object
@@ -49,6 +51,18 @@ def table_for(model: PreTrainedModel, structure: Structure, target: TimeTarget) 
     if table.noise <= LOUD:
         _keep(table, file)
     return table
+
+
+def timing_of(model: PreTrainedModel, structure: Structure, target: TimeTarget) -> Timing:
+    """Return what is asked of a model's time, and what the model takes: `table_for`."""
+    table = table_for(model, structure, target)
+    conditions = str(TimingConditions.of(model, target)) if table.conditions else f"by {target.table}"
+    return Timing(
+        target=target,
+        time=ModelTime(table, model, structure),
+        conditions=conditions,
+        measures=table.conditions is not None,
+    )
 
 
 def cache_folder() -> Path:

@@ -47,6 +47,8 @@ class ExpectedSize:
         self.shared_N = torch.tensor(shared, dtype=torch.float64).repeat_interleave(size_G).float()
         self.hidden = next((c.hidden for c in constraints if c.shared), None)
         self.around_DN = self._around({k: v for c in constraints for k, v in c.around.items()}, sizes, size_G)
+        bends = {name: shares for c in constraints for name, shares in c.bends.items()}
+        self.bent = BentCosts(self.names, sizes, bends) if bends else None
 
     def _around(
         self, around: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int], size_G: Tensor
@@ -73,6 +75,8 @@ class ExpectedSize:
             for index_N in self.around_DN:
                 stays_N = stays_N * enclosing_N[index_N]
         cost_N = stays_N * self.share_N
+        if self.bent is not None:
+            cost_N = cost_N * self.bent(present_N)
         if self.hidden is not None:
             gone = 1.0 - presence(alphas[self.hidden]).mean()
             cost_N = cost_N - gone * stays_N * self.shared_N
@@ -86,6 +90,37 @@ class ExpectedSize:
                 if isinstance(value, Tensor):
                     setattr(self, name, value.to(device))
             self.around_DN = [index_N.to(device) for index_N in self.around_DN]
+
+
+@final
+class BentCosts:
+    """What a group costs for what it would if all its units cost the same, at the expected number of them.
+
+    Args:
+        sizes: Units of each group.
+        bends: As in `Constraint`.
+    """
+
+    def __init__(
+        self, names: Sequence[str], sizes: Mapping[str, int], bends: Mapping[str, tuple[float, ...]]
+    ) -> None:
+        most = max(map(len, bends.values())) - 1
+        straight = tuple(step / most for step in range(most + 1))
+        self.share_GK = torch.tensor([bends.get(name, straight) for name in names])
+        self.size_G = torch.tensor([float(sizes[name]) for name in names])
+        self.group_N = torch.arange(len(names)).repeat_interleave(self.size_G.long())
+
+    def __call__(self, present_N: Tensor) -> Tensor:
+        """Return by what the cost of each unit is to be multiplied, shape [N]; differentiable."""
+        if self.size_G.device != present_N.device:
+            for name, value in list(vars(self).items()):
+                setattr(self, name, value.to(present_N.device))
+        part_G = present_N.new_zeros(len(self.size_G)).index_add(0, self.group_N, present_N) / self.size_G
+        place_G = part_G * (self.share_GK.shape[1] - 1)
+        low_G = place_G.detach().long().clamp(0, self.share_GK.shape[1] - 2)
+        left_G, right_G = (self.share_GK.gather(1, (low_G + k).unsqueeze(1)).squeeze(1) for k in (0, 1))
+        share_G = left_G + (place_G - low_G) * (right_G - left_G)
+        return (share_G / part_G.clamp_min(1e-6))[self.group_N]
 
 
 @final

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from patchers.units import KINDS, Kind
 from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.schedule import CubicSchedule, Schedule
+from sparse_trainer.budget.time_target import LATENCY
 from sparse_trainer.criteria.training.base import OwnSchedule, TrainingCriterion
 from sparse_trainer.errors import ArgumentError, nearest
 from sparse_trainer.fields import (
@@ -25,6 +26,7 @@ from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.mask_checks import check_mask_options
 from sparse_trainer.training.arguments.masks import MaskArguments
 from sparse_trainer.training.arguments.scoring import check_scoring, criterion_asked, method_of
+from sparse_trainer.training.arguments.time import TimeArguments
 from sparse_trainer.training.mask_options import MaskOptions
 from sparse_trainer.training.options import DistillationOptions, GateOptions
 
@@ -33,7 +35,7 @@ from sparse_trainer.training.options import DistillationOptions, GateOptions
 # sentence-transformers.
 @understands_old_names(seed="pruning_seed", warmup_ratio="pruning_warmup_ratio")
 @dataclass(kw_only=True)
-class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, CommonArguments):
+class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, TimeArguments, CommonArguments):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
     # What HfArgumentParser writes over these options in the help of a script.
@@ -64,6 +66,8 @@ class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, Comm
         self.check_cheaper()
         check_scoring(self.scoring, vars(self), changed_fields(self))
         self._check_numbers()
+        time = self.time_target(self.target, self.sequence_length)
+        self.check_time(time, changed_fields(self), vars(self))
         options = self.driver_options
         if isinstance(options, GateOptions):
             check_units(options, self.blending)
@@ -105,9 +109,11 @@ class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, Comm
     @property
     def budget(self) -> Budget:
         """What must remain."""
+        time = self.time_target(self.target, self.sequence_length)
         return Budget(
             density=self.density,
-            target=self.target,
+            target=self.target if time is None else LATENCY,
+            time=time,
             scope=self.scope,
             units=None if self.units is None else tuple(self.units),
             default_units=tuple(kind for kind in KINDS if kind in self.criterion.default_units),

@@ -63,7 +63,7 @@ def test_a_decoder_is_timed_token_by_token() -> None:
     calls[1].reset()
     cache = next(value for value in output.values() if isinstance(value, Cache))
     assert cache.get_seq_length() == TARGET.sequence_length
-    assert measured(model, target).rest > 0
+    assert measured(model, target).rest >= 0
     with pytest.raises(ArgumentError, match="prefill"):
         measured(tiny(), target)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from patchers.discovery.discover import discover
+from sparse_trainer.budget.latency import store
 from sparse_trainer.budget.latency.foreign import read_csv
+from sparse_trainer.budget.latency.measure import measure_table
 from sparse_trainer.budget.latency.model_time import ModelTime
 from sparse_trainer.budget.latency.store import CACHE_VARIABLE
-from sparse_trainer.budget.latency.trial import Pair
+from sparse_trainer.budget.latency.trial import Pair, time_pair
 from sparse_trainer.errors import ArgumentError, BudgetError, SparseTrainerError
 from sparse_trainer.one_shot import timed
 from sparse_trainer.one_shot.options import PruneOptions
@@ -139,8 +142,7 @@ class World:
 def here(monkeypatch: pytest.MonkeyPatch, phone: str) -> dict[str, Any]:
     """Let the phone's table pass for one that was measured here."""
     table = read_csv(Path(phone))
-    monkeypatch.setattr(timed, "table_for", lambda *_: table)
-    monkeypatch.setattr(type(table), "conditions", "here", raising=False)
+    monkeypatch.setattr(store, "table_for", lambda *_: table)
     object.__setattr__(table, "conditions", "here")
     return {"criterion": "magnitude", "speedup": 1.6}
 
@@ -180,7 +182,9 @@ def test_what_is_missed_all_the_same_is_said(
 
 
 def test_a_real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With times that are measured: the plan holds them, whatever they are."""
+    """With times that are measured, in a hurry: the plan holds them, whatever they are."""
+    monkeypatch.setattr(store, "measure_table", partial(measure_table, seconds=0.05))
+    monkeypatch.setattr(timed, "time_pair", partial(time_pair, seconds=0.05))
     model = model_of("llama")
     _, plan = prune(
         model, calibration(model), criterion="wanda", speedup=1.02, latency_batch=2, sequence_length=16
