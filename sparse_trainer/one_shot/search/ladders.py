@@ -1,9 +1,12 @@
 """Ladders: the widths that a group may take, what they cost, and what the model loses by them."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from patchers.units import Group
@@ -11,6 +14,8 @@ from sparse_trainer.budget.options import Budget
 
 # Shape legend: G = levels of a ladder, U = units of a group.
 
+_FINE: Final = 32
+"""Widths of a group that the program chooses among."""
 LevelCost = Callable[[Group, int], float]
 """Cost of a group of which so many units are left."""
 
@@ -50,7 +55,7 @@ def level_counts(num_units: int, *, levels: int, floor: int, step: int) -> tuple
     """Return widths in equal steps from all units to the floor, as multiples of `step`.
 
     >>> level_counts(48, levels=3, floor=1, step=8)
-    (48, 40, 24, 8)
+    (48, 32, 24, 8)
     >>> level_counts(3, levels=8, floor=0, step=1)
     (3, 2, 1, 0)
     """
@@ -58,6 +63,30 @@ def level_counts(num_units: int, *, levels: int, floor: int, step: int) -> tuple
     asked = (num_units - (num_units - least) * level / levels for level in range(levels + 1))
     rounded = {num_units, *(max(least, int(count + step / 2) // step * step) for count in asked)}
     return tuple(sorted((count for count in rounded if count <= num_units), reverse=True))
+
+
+def refined(ladder: Ladder) -> Ladder:
+    """Return a ladder with widths between its levels, whose losses are interpolated: through all that is measured, and
+    never falling (PCHIP, Fritsch and Carlson 1980).
+
+    >>> coarse = Ladder(groups=(), counts=(8, 4, 0), step=2, loss_G=torch.tensor([0.0, 1.0, 4.0]).double())
+    >>> refined(coarse).counts
+    (8, 6, 4, 2, 0)
+    >>> refined(coarse).loss_G
+    tensor([0.0000, 0.3125, 1.0000, 2.1875, 4.0000], dtype=torch.float64)
+    """
+    counts = ladder.counts
+    if len(counts) < 2:
+        return ladder
+    parts = max(1, _FINE // (len(counts) - 1))
+    finer = set(counts)
+    for wider, narrower in itertools.pairwise(counts):
+        for part in range(1, parts):
+            between = wider - (wider - narrower) * part / parts
+            finer.add(max(narrower, int(between) // ladder.step * ladder.step))
+    found = tuple(sorted(finer, reverse=True))
+    through = PchipInterpolator(counts[::-1], ladder.loss_G.flip(0).numpy())
+    return replace(ladder, counts=found, loss_G=torch.as_tensor(through(found), dtype=torch.float64))
 
 
 def single_ladders(groups: Sequence[Group], budget: Budget, levels: int) -> list[Ladder]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparse_trainer.one_shot.search.ladders import Allowance, Ladder, LevelCost
+from sparse_trainer.one_shot.search.ladders import Allowance, Ladder, LevelCost, refined
 
 # Shape legend: G = levels of a ladder, B = steps of the budget.
 
@@ -18,7 +18,7 @@ _STEPS: Final = 1 << 16
 
 def best_counts(allowance: Allowance) -> list[int]:
     """Return the units that each ladder's groups keep: the best levels, and what they leave of the budget spent."""
-    ladders, cost_of = allowance.ladders, allowance.cost_of
+    ladders, cost_of = [refined(ladder) for ladder in allowance.ladders], allowance.cost_of
     costs = [ladder.costs_G(cost_of) for ladder in ladders]
     chosen = best_levels(costs, [ladder.loss_G for ladder in ladders], allowance.allowed)
     return spent_whole(ladders, chosen, allowance.allowed, cost_of)
@@ -38,10 +38,10 @@ def best_levels(costs: Sequence[Tensor], losses: Sequence[Tensor], allowed: floa
     """
     whole, size = _in_steps(costs, allowed)
     best_B = np.zeros(size + 1)
-    choices: list[npt.NDArray[np.int8]] = []
+    choices: list[npt.NDArray[np.uint8]] = []
     for cost_G, loss_G in zip(whole, losses, strict=True):
         following_B = np.full(size + 1, np.inf)
-        choice_B = np.full(size + 1, len(cost_G) - 1, dtype=np.int8)
+        choice_B = np.full(size + 1, len(cost_G) - 1, dtype=np.uint8)
         for level, (cost, loss) in enumerate(zip(cost_G, loss_G.tolist(), strict=True)):
             if cost > size:
                 continue

@@ -18,6 +18,7 @@ from sparse_trainer.one_shot.search.ladders import (
     Allowance,
     LevelCost,
     allowances,
+    refined,
     single_ladders,
     with_losses,
 )
@@ -95,7 +96,7 @@ def search_widths(
 
 def _expected(shares: Sequence[Allowance], counts: Sequence[Sequence[int]]) -> float:
     return sum(
-        loss_at(ladder, count)
+        loss_at(refined(ladder), count)
         for share, found in zip(shares, counts, strict=True)
         for ladder, count in zip(share.ladders, found, strict=True)
     )

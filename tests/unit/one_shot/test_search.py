@@ -21,7 +21,7 @@ from sparse_trainer.errors import ArgumentError, DataError, NonFiniteError
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.one_shot.repairs.least_squares import LeastSquares
 from sparse_trainer.one_shot.repairs.refit import refit
-from sparse_trainer.one_shot.search.ladders import level_counts
+from sparse_trainer.one_shot.search.ladders import Ladder, level_counts, refined
 from sparse_trainer.one_shot.search.options import SearchOptions
 from sparse_trainer.one_shot.search.program import best_levels
 from sparse_trainer.one_shot.search.search import search_widths
@@ -30,6 +30,7 @@ from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.moments import Moments
 from tests.fixtures.oneshot_models import calibration, model_of, sequences, widths
+from tests.laws.test_kinds_by_criteria import batches, made
 
 # Shape legend: U = units, G = levels, V = vocabulary.
 
@@ -71,8 +72,8 @@ def test_the_program_finds_what_trying_everything_finds(seed: int, whole: bool) 
 
 
 def test_the_program_is_quick_over_the_layers_of_a_large_model() -> None:
-    costs = [torch.arange(8, -1, -1).double() * unit for unit in (8192 * 3584, 8192 * 160)] * 80
-    losses = [torch.arange(9).double() ** 2 * (1 + number % 7) for number in range(160)]
+    costs = [torch.arange(32, -1, -1).double() * unit for unit in (8192 * 3584, 8192 * 160)] * 80
+    losses = [torch.arange(33).double() ** 2 * (1 + number % 7) for number in range(160)]
     start = time.perf_counter()
     found = best_levels(costs, losses, 0.6 * float(sum(cost_G[0] for cost_G in costs)))
     assert time.perf_counter() - start < 5
@@ -84,6 +85,20 @@ def test_levels_are_multiples_and_keep_floors() -> None:
     assert level_counts(50, levels=2, floor=20, step=16) == (50, 48, 32)
     assert level_counts(3, levels=1, floor=1, step=1) == (3, 1)
     assert level_counts(8, levels=64, floor=8, step=1) == (8,)
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_widths_between_levels_lose_what_lies_between(step: int) -> None:
+    loss_G = torch.tensor([0.0, 0.01, 0.01, 0.4, 3.0], dtype=torch.float64)
+    coarse = Ladder(groups=(), counts=(128, 96, 64, 32, 8), step=step, loss_G=loss_G)
+    fine = refined(coarse)
+    assert len(fine.counts) > 12
+    assert all(count % step == 0 for count in fine.counts)
+    assert list(fine.counts) == sorted(set(fine.counts), reverse=True)
+    assert (fine.loss_G.diff() >= 0).all()
+    for count, loss in zip(coarse.counts, loss_G.tolist(), strict=True):
+        assert fine.loss_G[fine.counts.index(count)] == pytest.approx(loss)
+    assert refined(Ladder(groups=(), counts=(3,), step=1, loss_G=torch.zeros(1))).counts == (3,)
 
 
 @torch.no_grad()
@@ -209,6 +224,26 @@ def test_a_search_whose_time_is_up_returns_the_best_so_far(caplog: pytest.LogCap
         )[1]
     assert "time was up" in caplog.text
     assert plan.density_reached == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("mixtral", "experts"), ("mixtral", "channels"), ("t5", "heads")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_encoder_decoders_and_half_precision(family: str, kind: str, dtype: torch.dtype) -> None:
+    model = made(family).to(dtype)
+    plan = prune(
+        model,
+        batches(family),
+        search="evolve",
+        criterion="fisher",
+        density={kind: 0.6},
+        levels=2,
+        search_tokens=12,
+    )[1]
+    assert plan.density_reached is not None
+    assert 0.4 <= plan.density_reached <= 0.6
+    assert plan.searches[0]["measured"] is not None
 
 
 def test_without_repair_and_for_a_classifier() -> None:
