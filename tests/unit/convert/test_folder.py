@@ -1,11 +1,14 @@
 """What `convert_folder` does for every conversion: checks come first, and the output appears whole or not at all."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from sparse_trainer.cli.commands import make_app
 from sparse_trainer.convert.base import Convertible
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.convert.registry import CONVERSIONS
@@ -101,3 +104,14 @@ def test_mistakes_are_told_by_name(listing: Listing, source: str, tmp_path: Path
     with pytest.raises(CheckpointError, match="no such folder"):
         convert_folder(str(tmp_path / "nowhere"), out, "listing")
     assert listing.calls == []
+
+
+def test_the_command_says_what_lies_there(listing: Listing, source: str, tmp_path: Path) -> None:
+    run = CliRunner()
+    out = str(tmp_path / "out")
+    done = run.invoke(make_app({"convert"}), ["convert", source, out, "--to", "listing", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"out": out, "tensors": 21}
+    again = run.invoke(make_app({"convert"}), ["convert", source, out, "--to", "listing"])
+    assert again.exit_code != 0
+    assert listing.calls == ["refuse short", "write short"]
