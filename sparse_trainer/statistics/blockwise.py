@@ -97,7 +97,13 @@ class Blockwise:
             )  # fmt: skip
 
     def outputs(self, group: Group) -> list[Any]:
-        """Return what the block of a group returns, one entry per forward pass, on the CPU, and go on behind it.
+        """Return what the block of a group returns, one entry per forward pass, on the CPU, and go on behind it."""
+        replay = self.reach(group)
+        self._advance()
+        return replay.before
+
+    def reach(self, group: Group) -> "_Replay":
+        """Make the block of a group the current one; it is not moved to the device.
 
         Args:
             group: Of the current block or one that comes later.
@@ -110,9 +116,9 @@ class Blockwise:
             raise UnsupportedModelError(
                 group.block, "lies outside of blocks that run once each, in order.", "Set no reconstruct."
             )
-        while self._replay.reached <= group.layer:
+        while self._replay.reached < group.layer:
             self._advance()
-        return self._replay.before
+        return self._replay
 
     def _advance(self) -> None:
         """Leave the current block, running it once more if its outputs are not known."""

@@ -1,4 +1,4 @@
-"""What the last linear of a block reads, beside what its output lacks for the block to return given hidden states."""
+"""What a linear of a block reads, beside what the hidden states behind it lack to be given ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchers.units import CHANNELS, Group, Kind
+from patchers.units import CHANNELS, HEADS, Group, Kind
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.statistics.block_states import state_in
 from sparse_trainer.statistics.calibration_pass import CalibrationPass, precise
@@ -21,13 +21,15 @@ from sparse_trainer.statistics.requests import Statistic
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StateTargets:
-    """What is missing at the block of one group of channels, by path of the linear that reads them."""
+    """What is missing behind the linear that reads one group's units, by its path."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = (CHANNELS,)
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     in_stacked_experts: ClassVar[bool] = False
     loss: ClassVar[None] = None
     states: Sequence[Any]
     """What the block is to return: one entry per forward pass, a hidden state first."""
+    last: str | None = None
+    """Path of the block's last linear, where the group's stands before it: `states` are without what that one adds."""
 
     def key(self, group: Group) -> str:
         """Return the path of the group's consumer."""
@@ -66,6 +68,7 @@ class TargetCollector:
         self.request, self.run = request, run
         self.path, self.linear = group.block, group.consumer
         self.paths = (self.path, self.linear)
+        self._added: Tensor | None = None
         self._pass = 0
         self._probing = False
         self._x: Tensor | None = None
@@ -74,12 +77,21 @@ class TargetCollector:
         self._tokens: Tensor | int = 0
 
     def attach(self) -> list[RemovableHandle]:
-        """Register a hook behind the linear and one behind the block."""
+        """Register hooks behind the linear, the block's last one and the block."""
         linear, block = (self.run.model.get_submodule(path) for path in (self.linear, self.path))
+        last = None if self.request.last is None else self.run.model.get_submodule(self.request.last)
         return [
+            *([] if last is None else [last.register_forward_hook(self._note)]),
             linear.register_forward_hook(self._read),
             block.register_forward_hook(self._leave, with_kwargs=True, prepend=True),
         ]
+
+    def _note(self, last: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._added = output.detach()
+
+    def _state(self, output: Any) -> Tensor:
+        """Return the hidden state that a block returns, without what its last linear added where that counts apart."""
+        return state_in(output) if self._added is None else without_added(state_in(output), self._added)
 
     def _read(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._probing:
@@ -89,7 +101,7 @@ class TargetCollector:
 
     @torch.no_grad()
     def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        state, x = state_in(output), self._x
+        state, x = self._state(output), self._x
         assert x is not None
         if self._moments is None:
             self._check(block, args, kwargs, state)
@@ -116,11 +128,14 @@ class TargetCollector:
         """Run the block again with something added behind the linear: the block must add just that to its output."""
         self._probing = True
         try:
-            moved = precise(state_in(block.forward(*args, **kwargs)) - state)
+            moved = precise(self._state(block.forward(*args, **kwargs)) - state)
         finally:
             self._probing = False
         added = _probe(precise(state))
-        tolerance = 0.02 + 8 * torch.finfo(state.dtype).eps * float(state.abs().amax())
+        largest = float(state.abs().amax()) + (
+            0.0 if self._added is None else float(self._added.abs().amax())
+        )
+        tolerance = 0.02 + 8 * torch.finfo(state.dtype).eps * largest
         if moved.shape != added.shape or float((moved - added).abs().amax()) > tolerance:
             raise UnsupportedModelError(
                 self.path,
@@ -140,6 +155,63 @@ class TargetCollector:
             mean_H=self._sums[1] / weight,
         )
         return {self.request: {self.linear: target}}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StatesBetween:
+    """Hidden states of a block without what its last linear adds, by path of that linear."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = (CHANNELS,)
+    in_stacked_experts: ClassVar[bool] = False
+    loss: ClassVar[None] = None
+
+    def key(self, group: Group) -> str:
+        """Return the path of the group's consumer."""
+        return group.consumer
+
+    @classmethod
+    def collector(cls, requests: Sequence["StatesBetween"], run: CalibrationPass) -> "BetweenCollector":
+        """Return a collector for one block."""
+        (group,) = run.structure.groups
+        return BetweenCollector(requests[0], group, run)
+
+
+@final
+class BetweenCollector:
+    """Keeps the states of one block on the CPU, one entry per forward pass."""
+
+    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, request: StatesBetween, group: Group, run: CalibrationPass) -> None:
+        self.request, self.run, self.linear, self.block = request, run, group.consumer, group.block
+        self.paths = (self.linear, self.block)
+        self._added: Tensor | None = None
+        self._states: list[Tensor] = []
+
+    def attach(self) -> list[RemovableHandle]:
+        """Register a hook behind the linear and one behind the block."""
+        linear, block = (self.run.model.get_submodule(path) for path in self.paths)
+        return [
+            linear.register_forward_hook(self._note),
+            block.register_forward_hook(self._leave, prepend=True),
+        ]
+
+    def _note(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._added = output.detach()
+
+    def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        assert self._added is not None
+        self._states.append(without_added(state_in(output).detach(), self._added).cpu())
+
+    def results(self) -> Mapping[Statistic[Any], Mapping[str, list[Tensor]]]:
+        """Return the states; nothing where no batch came by."""
+        return {self.request: {self.linear: self._states} if self._states else {}}
+
+
+def without_added(state: Tensor, added: Tensor) -> Tensor:
+    """Return a hidden state without what a linear added to it, whatever shape the linear saw it in."""
+    return state - added.reshape(state.shape)
 
 
 def _weights(state_BTH: Tensor, real_BT: Tensor | None) -> Tensor:

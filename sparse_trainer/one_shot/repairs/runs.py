@@ -6,7 +6,8 @@ to be what the whole model had behind the run, W becomes W + E[t x^T] (E[x x^T] 
 d pulls towards W. With a bias moments are centred, and the bias takes the rest. No parameter is added.
 
 Inputs come from the model as it is cut and repaired so far, so a second run mends what the first one left. The blocks
-behind the runs can be refitted in the same way, each to what the whole model had at its place.
+behind the runs can be refitted in the same way, each to what the whole model had at its place: first the last linear of
+the attention, to the states in front of what the feed-forward part adds, then that of the feed-forward part.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from patchers.layers import bare_linear_at, weight_OI
-from patchers.units import CHANNELS, LAYERS, Group, Structure
+from patchers.units import CHANNELS, HEADS, LAYERS, Group, Structure
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
@@ -25,24 +26,26 @@ from sparse_trainer.one_shot.repairs.refit import prepare_biases
 from sparse_trainer.one_shot.repairs.solve import check_tokens, solve
 from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.targets import StateTargets, Target
+from sparse_trainer.statistics.targets import StatesBetween, StateTargets, Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heir:
     """A block that stays, and how far it has to bring the hidden states."""
 
-    channels: Group
-    """Those that its last linear reads."""
+    group: Group
+    """What the linear to refit reads."""
     until: Group
-    """A group of the last removed block behind it; of itself where none is removed."""
+    """A group of the last removed block behind it; of its own block where none is removed, or `last` is given."""
+    last: str | None = None
+    """Path of the block's last linear, where another is to be refitted."""
 
 
 def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list[Heir]:
-    """Return the blocks to refit, in model order: those in front of removed runs.
+    """Return what to refit, in model order: the last linears of the blocks in front of removed runs.
 
     Args:
-        behind: Also all others behind the first run of their stack that have a last linear of their own.
+        behind: Also those of all others behind the first run of their stack, and the last linear of their attention.
 
     Raises:
         UnsupportedModelError: no layer stands in front of a run, or its feed-forward part has no last linear.
@@ -64,11 +67,15 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
                 "Protect it, or set no reconstruct.",
             )
     first = {stack: min(front for other, front in fronts if other == stack) for stack, _ in fronts}
-    return [
-        Heir(channels=channels, until=fronts.get(place, channels))
-        for place, channels in linears.items()
-        if place in fronts or (behind and place not in gone and place[1] > first.get(place[0], place[1]))
-    ]
+    attention = {(g.stack, g.layer): g for g in found.of((HEADS,))}
+    chosen = []
+    for place, channels in linears.items():
+        follows = behind and place not in gone and place[1] > first.get(place[0], place[1])
+        if follows and place in attention:
+            chosen.append(Heir(group=attention[place], until=channels, last=channels.consumer))
+        if follows or place in fronts:
+            chosen.append(Heir(group=channels, until=fronts.get(place, channels)))
+    return chosen
 
 
 def _goes(block: Group, keep: Mapping[str, Tensor]) -> bool:
@@ -105,16 +112,27 @@ def take_over(
     chosen = heirs(found, decision.keep, behind=behind)
     if not chosen:
         return
-    blocks = replace(found, groups=tuple(heir.channels for heir in chosen))
+    blocks = replace(found, groups=tuple(heir.group for heir in chosen))
     prepare_biases(model, blocks, repair)
     ends = replace(found, groups=tuple(heir.until for heir in chosen))
     gone = {g.block for g in found.of((LAYERS,)) if _goes(g, decision.keep)}
     whole = Blockwise(model, ends, batches, changing=False, device=device)
     cut = Blockwise(model, blocks, batches, changing=True, device=device, without=gone)
-    for heir, groups in zip(chosen, cut, strict=True):
-        request = StateTargets(states=whole.outputs(heir.until))
-        linear = heir.channels.consumer
-        _refit(model, linear, cut.collect(groups, [request]).of(request)[linear], damping, bias)
+    by_group = {heir.group.name: heir for heir in chosen}
+    for group in (group for groups in cut for group in groups):
+        request = _wanted(whole, by_group[group.name])
+        target = cut.collect([group], [request]).of(request)[group.consumer]
+        _refit(model, group.consumer, target, damping, bias)
+
+
+def _wanted(whole: Blockwise, heir: Heir) -> StateTargets:
+    """Return what the whole model has at a place: a pass over one of its blocks."""
+    if heir.last is None:
+        return StateTargets(states=whole.outputs(heir.until))
+    whole.reach(heir.until)
+    between = StatesBetween()
+    states = whole.collect([heir.until], [between]).of(between)[heir.last]
+    return StateTargets(states=states, last=heir.last)
 
 
 @torch.no_grad()

@@ -141,29 +141,47 @@ def test_layers_behind_follow_the_whole_model() -> None:
     behind, plan = prune(model, batches, refit_behind=True, **options)
     assert plan.method.endswith("repaired by least_squares (damping=0.001, refit_behind=True)")
     assert error(model, behind) < error(model, front)
-    states: dict[str, list[Tensor]] = {"x": [], "y": [], "wanted": []}
-    block = front.get_submodule("model.layers.1")
-    linear: Any = block.get_submodule("mlp.down_proj")
+    place, wanted = "model.layers.1", observe(model, "model.layers.2", batches)
+    for linear, name in (("self_attn.o_proj", "between"), ("mlp.down_proj", "behind")):
+        seen, old = observe(front, place, batches), front.get_parameter(f"{place}.{linear}.weight")
+        x_NI, weight_N1 = seen[linear], 1 / wanted[name].square().mean(-1, keepdim=True)
+        second_II = (x_NI * weight_N1).T @ x_NI / weight_N1.sum()
+        second_II += 1e-3 * second_II.diagonal().mean() * torch.eye(len(second_II), dtype=x_NI.dtype)
+        missing_NH = wanted[name] - seen[name]
+        update_IH = torch.linalg.solve(second_II, (x_NI * weight_N1).T @ missing_NH / weight_N1.sum())
+        found = behind.get_parameter(f"{place}.{linear}.weight")
+        torch.testing.assert_close(found - old, update_IH.T, rtol=1e-5, atol=1e-7)
+        with torch.no_grad():
+            old.copy_(found)
+
+
+def observe(model: Any, path: str, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what the last linears of a block read, and its states before and behind its feed-forward part."""
+    seen: dict[str, list[Tensor]] = {
+        name: [] for name in ("self_attn.o_proj", "mlp.down_proj", "behind", "added")
+    }
+    block = model.get_submodule(path)
+
+    def read(name: str) -> Any:
+        return lambda _, args, output: seen[name].append(args[0].flatten(0, 1))
+
+    def write(name: str) -> Any:
+        return lambda _, args, output: seen[name].append(output.flatten(0, 1))
+
+    down = block.get_submodule("mlp.down_proj")
     handles = [
-        linear.register_forward_hook(lambda _, a, o: states["x"].append(a[0].flatten(0, 1))),
-        block.register_forward_hook(lambda _, a, o: states["y"].append(o.flatten(0, 1))),
-        model.get_submodule("model.layers.2").register_forward_hook(
-            lambda _, a, o: states["wanted"].append(o.flatten(0, 1))
-        ),
+        block.get_submodule("self_attn.o_proj").register_forward_hook(read("self_attn.o_proj")),
+        down.register_forward_hook(read("mlp.down_proj")),
+        down.register_forward_hook(write("added")),
+        block.register_forward_hook(write("behind")),
     ]
     with torch.no_grad():
         for batch in batches:
-            front(**batch)
             model(**batch)
     for handle in handles:
         handle.remove()
-    x_NI, y_NH, wanted_NH = (torch.cat(states[name]) for name in ("x", "y", "wanted"))
-    weight_N1 = 1 / wanted_NH.square().mean(-1, keepdim=True)
-    second_II = (x_NI * weight_N1).T @ x_NI / weight_N1.sum()
-    second_II += 1e-3 * second_II.diagonal().mean() * torch.eye(len(second_II), dtype=x_NI.dtype)
-    update_IH = torch.linalg.solve(second_II, (x_NI * weight_N1).T @ (wanted_NH - y_NH) / weight_N1.sum())
-    found: Any = behind.get_submodule("model.layers.1.mlp.down_proj")
-    torch.testing.assert_close(found.weight - linear.weight, update_IH.T, rtol=1e-5, atol=1e-7)
+    found = {name: torch.cat(values) for name, values in seen.items()}
+    return found | {"between": found["behind"] - found["added"]}
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
@@ -223,7 +241,7 @@ def test_runs_are_found_side_by_side() -> None:
     groups = found.of((LAYERS,))
     keep = {g.name: torch.tensor([g.layer == 0]) for g in groups}
     (heir,) = heirs(found, keep, behind=True)
-    assert heir.channels.consumer == "model.layers.0.mlp.down_proj"
+    assert heir.group.consumer == "model.layers.0.mlp.down_proj"
     assert heir.until.block == "model.layers.2"
 
 
