@@ -29,8 +29,8 @@ class Recipe:
     comment: Sequence[str]
     """The lines under the command: references and variants."""
     description: str
-    section: str
-    """The part of the catalogue it stands in."""
+    task: str
+    """What it trains; "" where it trains nothing."""
     text: str
 
 
@@ -40,13 +40,12 @@ def read_recipe(path: Path) -> Recipe:
     head = text.split("\ndescription:")[0].splitlines()
     sections = yaml.safe_load(text)
     command, *comment = [line.removeprefix("#").strip() for line in head]
-    kind = sections["task"]["name"] if "task" in sections else "one shot"
     return Recipe(
         name=path.stem,
         command=command,
         comment=comment,
         description=sections["description"],
-        section=kind,
+        task=sections["task"]["name"] if "task" in sections else "",
         text=text,
     )
 
@@ -60,12 +59,16 @@ def catalogue(recipes: Sequence[Recipe]) -> str:
         "[How recipes are written, and what was measured](measured.md).",
         "",
     ]
-    for section in sorted({recipe.section for recipe in recipes}):
-        lines += [f"## {section.capitalize()}", "", "| recipe | what it does | papers |", "|---|---|---|"]
-        for recipe in recipes:
-            if recipe.section == section:
-                papers = ", ".join(dict.fromkeys(ARXIV.findall(" ".join(recipe.comment))))
-                lines.append(f"| [{recipe.name}]({recipe.name}.md) | {recipe.description} | {papers} |")
+    parts = {
+        "Recipes that train": [recipe for recipe in recipes if recipe.task],
+        "One shot": [recipe for recipe in recipes if not recipe.task],
+    }
+    for title, found in parts.items():
+        lines += [f"## {title}", "", "| recipe | task | what it does | papers (arXiv) |", "|---|---|---|---|"]
+        for recipe in sorted(found, key=lambda recipe: (recipe.task, recipe.name)):
+            papers = ", ".join(dict.fromkeys(ARXIV.findall(" ".join(recipe.comment))))
+            task = f"[{recipe.task}](../tasks/{recipe.task}.md)" if recipe.task else "none"
+            lines.append(f"| [{recipe.name}]({recipe.name}.md) | {task} | {recipe.description} | {papers} |")
         lines.append("")
     return "\n".join(lines)
 
