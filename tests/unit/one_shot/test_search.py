@@ -74,9 +74,9 @@ def test_the_program_finds_what_trying_everything_finds(seed: int, whole: bool) 
 def test_the_program_is_quick_over_the_layers_of_a_large_model() -> None:
     costs = [torch.arange(32, -1, -1).double() * unit for unit in (8192 * 3584, 8192 * 160)] * 80
     losses = [torch.arange(33).double() ** 2 * (1 + number % 7) for number in range(160)]
-    start = time.perf_counter()
+    start = time.process_time()
     found = best_levels(costs, losses, 0.6 * float(sum(cost_G[0] for cost_G in costs)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(found) == 160
 
 
