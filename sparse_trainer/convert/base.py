@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from sparse_trainer.folders.configs import refusing
 from sparse_trainer.folders.load import load_model
 
 
@@ -66,13 +65,3 @@ class Conversion(Protocol):
         Raises:
             ConversionError: What was written does not compute what the model does.
         """
-
-
-def skeleton_of(cls: type[PreTrainedModel], config: Any, place: str) -> PreTrainedModel:
-    """Return a model of this class and config on the meta device.
-
-    Raises:
-        CheckpointError: the class cannot be built.
-    """
-    with refusing(place, cls.__name__), torch.device("meta"):
-        return cls(config)

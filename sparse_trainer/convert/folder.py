@@ -6,14 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from sparse_trainer.convert.base import Conversion, Convertible, skeleton_of
+from sparse_trainer.convert.base import Conversion, Convertible
 from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, CheckpointError, one_of
 from sparse_trainer.files.writing import check_file, new_file, place_of
-from sparse_trainer.folders.configs import CONFIG_FILE, config_values, refusing, resolve
-from sparse_trainer.folders.load import class_of, refuse_adapter_alone, refuse_patched
+from sparse_trainer.folders.configs import config_values, resolve
+from sparse_trainer.folders.load import refuse_adapter_alone, refuse_patched
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.replace import check_target, new_folder
 
 
@@ -69,11 +68,9 @@ def find_origin(source: str) -> Convertible:
     if os.path.isdir(where):
         refuse_patched(where)
         refuse_adapter_alone(where)
-    values = config_values(where, {})
-    place = f"{where}: {CONFIG_FILE}"
-    with refusing(place, "a config"):
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    return Convertible(name=source, skeleton=skeleton_of(class_of(where, values, None), config, place))
+    if config_values(where, {}).get("quantization_config"):
+        raise CheckpointError(source, "is quantized.", "Convert the folder that it was made of.")
+    return Convertible(name=source, skeleton=load_shape(source))
 
 
 def _free_place(out: str | os.PathLike[str], form: Conversion) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import house
+from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.criteria.training.registry import TRAINING_CRITERIA
 from sparse_trainer.one_shot.repairs.registry import REPAIRS
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 REGISTRIES: Mapping[str, Mapping[str, object]] = {
     "criteria/calibration": WIDTH_CRITERIA,
     "criteria/training": TRAINING_CRITERIA,
+    "convert": CONVERSIONS,
     "one_shot/repairs": REPAIRS,
     "tasks": TASKS,
 }

@@ -82,7 +82,7 @@ def _sheet(origin: Convertible, numbers: str) -> _Sheet:
     keys = {f"{prefix}.{key}": value for key, value in keys_of(model, geometry, widths, place).items()}
     general = {
         "type": "model",
-        "name": Path(origin.name).name,
+        "name": Path(origin.name).resolve().name,
         "file_type": FORMATS[numbers].file_type,
         "quantization_version": 2,
     }

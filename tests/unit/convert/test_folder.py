@@ -103,6 +103,11 @@ def test_mistakes_are_told_by_name(listing: Listing, source: str, tmp_path: Path
     listing.packages = {}
     with pytest.raises(CheckpointError, match="no such folder"):
         convert_folder(str(tmp_path / "nowhere"), out, "listing")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "config.json").write_text('{"model_type": "llama", "quantization_config": {"bits": 4}}')
+    with pytest.raises(CheckpointError, match="is quantized"):
+        convert_folder(str(packed), out, "listing")
     assert listing.calls == []
 
 
