@@ -87,7 +87,7 @@ class TargetCollector:
         ]
 
     def _note(self, last: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._added = output.detach()
+        self._added = output.detach().clone()  # Falcon writes into it
 
     def _state(self, output: Any) -> Tensor:
         """Return the hidden state that a block returns, without what its last linear added where that counts apart."""
@@ -198,7 +198,7 @@ class BetweenCollector:
         ]
 
     def _note(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._added = output.detach()
+        self._added = output.detach().clone()  # Falcon writes into it
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert self._added is not None

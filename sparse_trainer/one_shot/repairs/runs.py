@@ -45,7 +45,8 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
     """Return what to refit, in model order: the last linears of the blocks in front of removed runs.
 
     Args:
-        behind: Also those of all others behind the first run of their stack, and the last linear of their attention.
+        behind: Also those of all others behind the first run of their stack, and the last linear of their attention
+            where they have one.
 
     Raises:
         UnsupportedModelError: no layer stands in front of a run, or its feed-forward part has no last linear.
@@ -67,7 +68,7 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
                 "Protect it, or set no reconstruct.",
             )
     first = {stack: min(front for other, front in fronts if other == stack) for stack, _ in fronts}
-    attention = {(g.stack, g.layer): g for g in found.of((HEADS,))}
+    attention = _only_attention(found)
     chosen = []
     for place, channels in linears.items():
         follows = behind and place not in gone and place[1] > first.get(place[0], place[1])
@@ -76,6 +77,14 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
         if follows or place in fronts:
             chosen.append(Heir(group=channels, until=fronts.get(place, channels)))
     return chosen
+
+
+def _only_attention(found: Structure) -> dict[tuple[str, int], Group]:
+    """Return the heads of each block with one attention: of two, the second need not run, and reads the first."""
+    of_block: dict[tuple[str, int], list[Group]] = {}
+    for group in found.of((HEADS,)):
+        of_block.setdefault((group.stack, group.layer), []).append(group)
+    return {place: groups[0] for place, groups in of_block.items() if len(groups) == 1}
 
 
 def _goes(block: Group, keep: Mapping[str, Tensor]) -> bool:

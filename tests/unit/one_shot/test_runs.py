@@ -10,8 +10,9 @@ from patchers.discovery.discover import discover
 from patchers.units import LAYERS
 from sparse_trainer import prune
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
+from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.one_shot.repairs.runs import heirs
-from sparse_trainer.statistics.block_states import BlockStates
+from sparse_trainer.statistics.block_states import BlockStates, state_in
 from sparse_trainer.statistics.collect import collect
 from tests.fixtures.oneshot_models import calibration, model_of
 
@@ -92,6 +93,15 @@ def test_it_brings_the_outputs_back(family: str, dtype: torch.dtype) -> None:
         whole, text(0), criterion="last", density={"layers": 0.7}, reconstruct="least_squares"
     )
     assert error(model, repaired) < 0.8 * error(model, plain)
+    behind, _ = prune(
+        whole,
+        text(0),
+        criterion="last",
+        density={"layers": 0.7},
+        reconstruct="least_squares",
+        refit_behind=True,
+    )
+    assert error(model, behind) < error(model, repaired)
     assert plan.method == "last, repaired by least_squares"
     assert plan.params["compact"] == sum(p.numel() for p in plain.parameters())
 
@@ -182,6 +192,28 @@ def observe(model: Any, path: str, batches: list[dict[str, Tensor]]) -> dict[str
         handle.remove()
     found = {name: torch.cat(values) for name, values in seen.items()}
     return found | {"between": found["behind"] - found["added"]}
+
+
+@pytest.mark.parametrize("family", ["falcon", "phi", "whisper", "opt", "vit"])
+def test_every_family_comes_closer_with_every_refit(family: str) -> None:
+    """One writes into what a linear returned, some run attention beside the rest, one has attention that never runs."""
+    model = model_of(family)
+    batches = [
+        {name: value for name, value in inputs_for(model, rows=8, seed=seed).items() if name != "labels"}
+        for seed in range(12)
+    ]
+    left = []
+    for options in (
+        {},
+        {"reconstruct": "least_squares"},
+        {"reconstruct": "least_squares", "refit_behind": True},
+    ):
+        pruned: Any = prune(model, batches[1:], criterion="last", density={"layers": 0.7}, **options)[0]
+        with torch.no_grad():
+            left.append(
+                float((state_in(model(**batches[0])) - state_in(pruned(**batches[0]))).square().mean())
+            )
+    assert left[2] < left[1] < left[0]
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
