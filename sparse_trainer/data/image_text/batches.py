@@ -17,8 +17,8 @@ def image_text_batches(
 ) -> list[dict[str, Tensor]]:
     """Return calibration batches for `prune(model, batches)` from rows of images with text.
 
-    Each row is a batch, and nothing is padded. Labels are the text tokens; what stands for an image has none, but
-    counts as tokens for statistics over activations, for the model computes with it.
+    Each row is a batch, and nothing is padded. Labels are the answer of a row, else its text; what stands for an image
+    has none, but counts as tokens for statistics over activations, for the model computes with it.
 
     Args:
         file: JSON lines, CSV or Parquet. Columns: `image`, a path relative to the file, or a list `images`; and `text`

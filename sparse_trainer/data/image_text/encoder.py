@@ -54,10 +54,11 @@ class RowEncoder:
         self._templated = getattr(processor, "chat_template", None) is not None
 
     def calibration(self, row: ImageRow) -> dict[str, Tensor]:
-        """Return a row with its answer, and labels on its text: [1, T].
+        """Return a row with its answer, and labels: [1, T].
 
-        What the processor puts in place of an image has no label. Where it wants the answer apart, the answer alone
-        has: the prompt is read in both directions. Of a row without an answer the text is the answer then.
+        Those of a row with an answer are the answer, and what ends it; else its text. What the processor puts in place
+        of an image has none. Where it wants the answer apart, the prompt is read in both directions, and the text of a
+        row without an answer is the answer.
 
         Raises:
             DataError: The processor makes no inputs of it; its text has an image's token.
@@ -68,7 +69,11 @@ class RowEncoder:
             return {name: value.long() if name == "labels" else value for name, value in inputs.items()}
         text = self._text(row, row.answer)
         inputs = self._processed(row, text)
-        return inputs | {"labels": self._labels(inputs["input_ids"], text)}
+        labels_1T = self._labels(inputs["input_ids"], text)
+        before = self._before(row)
+        if row.answer is not None and text.startswith(before):
+            labels_1T[:, : -self._tokens_behind(before, text)] = IGNORED
+        return inputs | {"labels": labels_1T}
 
     def prompt(self, row: ImageRow) -> dict[str, Tensor]:
         """Return a row up to where the answer begins.
@@ -79,11 +84,8 @@ class RowEncoder:
         text = self._front(row) if self._apart else self._before(row)
         return {name: value for name, value in self._processed(row, text).items() if name != "labels"}
 
-    def answered(self, row: ImageRow, answer: str, prompt_length: int) -> AnsweredInputs:
-        """Return a row with an answer.
-
-        Args:
-            prompt_length: Tokens of `prompt(row)`: those beyond are the answer's.
+    def answered(self, row: ImageRow, answer: str) -> AnsweredInputs:
+        """Return a row with an answer: the tokens beyond those of `prompt(row)`.
 
         Raises:
             DataError: The processor makes no inputs of it.
@@ -94,9 +96,10 @@ class RowEncoder:
             # The last token says that the answer ends.
             first = int(counts_T.long().argmax())
             return AnsweredInputs(inputs=inputs, first=first, count=max(1, int(counts_T.sum()) - 1))
-        inputs = self._processed(row, self._until_answer(row, answer))
-        length = inputs["input_ids"].shape[1]
-        count = min(max(1, length - prompt_length), length - 1)
+        before = self._before(row)
+        text = self._until_answer(row, before, answer)
+        inputs = self._processed(row, text)
+        length, count = inputs["input_ids"].shape[1], self._tokens_behind(before, text)
         return AnsweredInputs(inputs=inputs, first=length - count, count=count)
 
     def decoded(self, ids_T: Tensor) -> str:
@@ -121,9 +124,8 @@ class RowEncoder:
         turns = row.turns if answer is None else (*row.turns, Turn(role="assistant", parts=(answer,)))
         return self._filled(row, turns)
 
-    def _until_answer(self, row: ImageRow, answer: str) -> str:
+    def _until_answer(self, row: ImageRow, before: str, answer: str) -> str:
         """Return a row with an answer, and nothing behind it."""
-        before = self._before(row)
         whole = self._text(row, answer) if self._templated else ""
         # Templates know what stands between the two; some rewrite the prompt, or trim the answer.
         end = whole.find(answer, len(before)) if whole.startswith(before) else -1
@@ -154,9 +156,8 @@ class RowEncoder:
     def _processed(self, row: ImageRow, text: str, answer: str | None = None) -> dict[str, Tensor]:
         self._check_places(row, text, answer)
         options: dict[str, Any] = {} if answer is None else {"suffix": [answer]}
-        begin = self.processor.tokenizer.bos_token
-        if self._templated and begin and text.startswith(begin):
-            options["add_special_tokens"] = False  # the template wrote the first token itself
+        if self._wrote_first_token(text):
+            options["add_special_tokens"] = False
         images = [opened(path, row.where) for path in row.images]
         try:
             made = self.processor(images=images, text=[text], return_tensors="pt", **options)
@@ -182,12 +183,25 @@ class RowEncoder:
                 "Give as many images as its chat template takes, or drop the row.",
             )  # fmt: skip
 
+    def _wrote_first_token(self, text: str) -> bool:
+        """Tell whether the template wrote the token with which a text begins: then no other is wanted."""
+        begin = self.processor.tokenizer.bos_token
+        return self._templated and bool(begin) and text.startswith(begin)
+
+    def _tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text, with one for each image."""
+        special = not self._wrote_first_token(text)
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def _tokens_behind(self, before: str, text: str) -> int:
+        """Return how many tokens a text has beyond its beginning, at least one."""
+        return max(1, len(self._tokens(text)) - len(self._tokens(before)))
+
     def _labels(self, ids_1T: Tensor, text: str) -> Tensor:
         """Return the labels of a row, [1, T]: its tokens, but for those that the processor puts in place of images."""
-        tokenizer = self.processor.tokenizer
-        written = set(tokenizer(text, add_special_tokens=True)["input_ids"])
-        image = {tokenizer.convert_tokens_to_ids(self.processor.image_token)}
-        unseen = torch.tensor(sorted((set(ids_1T[0].tolist()) - written) | image))
+        image = {self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)}
+        unseen = torch.tensor(sorted((set(ids_1T[0].tolist()) - set(self._tokens(text))) | image))
         return ids_1T.masked_fill(torch.isin(ids_1T, unseen), IGNORED)
 
 

@@ -237,6 +237,22 @@ def test_the_recipe_prunes_with_images_and_saves_the_processor(
     assert pipe.model.config.text_config.intermediate_size == 32
 
 
+def test_the_recipe_with_towers_prunes_both(
+    model: LlavaForConditionalGeneration, rows: Path, processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    folder, out = _saved(model, processor, tmp_path / "dense"), tmp_path / "pruned"
+    overrides = [
+        f"model.name_or_path={folder}", "model.device=cpu", f"calibration.source={rows}", "calibration.samples=3",
+        "stages.0.reconstruct=bias", "stages.1.reconstruct=bias",
+        f"export.output_dir={out}", "export.latency_rounds=1",
+    ]  # fmt: skip
+    result = run(load_recipe("llava-afr-towers", overrides), lambda line: None)
+    assert result.plan is not None
+    assert result.plan.untouched_towers == ()
+    config = AutoModelForImageTextToText.from_pretrained(out).config
+    assert (config.text_config.intermediate_size, config.vision_config.intermediate_size) == (51, 38)
+
+
 def test_the_command_names_a_missing_image_processor(
     model: LlavaForConditionalGeneration, rows: Path, processor: LlavaProcessor, tmp_path: Path
 ) -> None:

@@ -50,12 +50,11 @@ def log_likelihoods_of(model: PreTrainedModel, encoder: RowEncoder, row: ImageRo
 
     Choices that differ in nothing but their last token share a forward pass.
     """
-    length = encoder.prompt(row)["input_ids"].shape[1]
     passes: dict[tuple[int, ...], Tensor] = {}
     sums = []
     with evaluating(model):
         for choice in row.choices:
-            made = encoder.answered(row, choice, length)
+            made = encoder.answered(row, choice)
             ids_T = made.inputs["input_ids"][0]
             read = tuple(ids_T[: made.first + made.count - 1].tolist())
             if read not in passes:

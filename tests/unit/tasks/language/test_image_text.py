@@ -52,7 +52,7 @@ def choices(folder: Path) -> Path:
 
 def by_hand(model: PreTrainedModel, encoder: RowEncoder, row: ImageRow, choice: str) -> float:
     """One whole pass, every logit: the sum over the tokens of the choice."""
-    made = encoder.answered(row, choice, encoder.prompt(row)["input_ids"].shape[1])
+    made = encoder.answered(row, choice)
     with torch.no_grad():
         logs_TV = model(**made.inputs).logits[0].double().log_softmax(-1)
     ids_T = made.inputs["input_ids"][0]
