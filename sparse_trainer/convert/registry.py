@@ -3,8 +3,10 @@
 from sparse_trainer.convert.base import Conversion
 from sparse_trainer.convert.decilm.target import DeciLM
 from sparse_trainer.convert.gguf.target import Gguf
+from sparse_trainer.convert.onnx import Onnx
 
 CONVERSIONS: dict[str, Conversion] = {
     "decilm": DeciLM(),
     "gguf": Gguf(),
+    "onnx": Onnx(),
 }
