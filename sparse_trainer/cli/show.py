@@ -50,13 +50,13 @@ def pruned_lines(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[Re
 
 
 def bench_table(result: Bench, baseline: str | None) -> list[RenderableType]:
-    """Return latencies, and the speed-up over the baseline where there is one."""
+    """Return latencies, and the speed-up over the baseline, with its quartiles, where there is one."""
     rows = [["model", "batch", "median", "interquartile range", *(["speed-up"] if baseline else [])]]
     for name, sizes in result.latencies.items():
         speedups = result.speedups(name, baseline) if baseline else {}
         for batch, latency in sizes.items():
             spread = f"{latency.low * 1e3:.2f} to {latency.high * 1e3:.2f} ms"
-            faster = [f"{speedups[batch]:.2f}x"] if baseline else []
+            faster = [str(speedups[batch])] if baseline else []
             rows.append([name, str(batch), f"{latency.median * 1e3:.2f} ms", spread, *faster])
     return [table(rows, None), _conditions(result.conditions)]
 

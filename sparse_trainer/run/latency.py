@@ -1,11 +1,13 @@
 """Measure latency, models side by side, so that a slow moment of the machine hits all of them alike."""
 
+from __future__ import annotations
+
 import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +39,25 @@ class Conditions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """A ratio of two latencies, round by round: its middle half."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+
+    def __str__(self) -> str:
+        """Return it as tables show it.
+
+        >>> str(Spread(median=1.5, low=1.25, high=2.0))
+        '1.50x (1.25 to 2.00)'
+        """
+        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
     """Seconds per call: the middle half of the timed rounds."""
 
@@ -45,6 +66,18 @@ class Latency:
     """First quartile."""
     high: float
     """Third quartile."""
+    rounds: tuple[float, ...] = field(default=(), compare=False)
+    """All of them, in order: round for round beside those of the other models."""
+
+    def over(self, other: Latency) -> Spread:
+        """Return this latency over that of another model in the same rounds: what slows both down falls out of it."""
+        pairs = zip(self.rounds or (self.median,), other.rounds or (other.median,), strict=True)
+        low, median, high = _quartiles([own / theirs for own, theirs in pairs])
+        return Spread(median=median, low=low, high=high)
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain types for JSON, without the rounds."""
+        return {"median": self.median, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +88,10 @@ class Bench:
     latencies: dict[str, dict[int, Latency]]
     """Model name -> batch size -> latency."""
 
-    def speedups(self, name: str, baseline: str) -> dict[int, float]:
-        """Return how many times faster `name` is than `baseline`, per batch size."""
+    def speedups(self, name: str, baseline: str) -> dict[int, Spread]:
+        """Return how many times faster `name` is than `baseline`, per batch size, over the rounds."""
         return {
-            batch: self.latencies[baseline][batch].median / latency.median
+            batch: self.latencies[baseline][batch].over(latency)
             for batch, latency in self.latencies[name].items()
         }
 
@@ -66,7 +99,7 @@ class Bench:
         """Return plain types for JSON; batch sizes become text."""
         return asdict(self) | {
             "latencies": {
-                name: {str(batch): asdict(latency) for batch, latency in sizes.items()}
+                name: {str(batch): latency.to_json() for batch, latency in sizes.items()}
                 for name, sizes in self.latencies.items()
             }
         }
@@ -127,13 +160,18 @@ def check_bench(
 def summarize(seconds: Sequence[float]) -> Latency:
     """Return median and quartiles.
 
-    >>> summarize([4.0, 1.0, 2.0, 3.0, 5.0])
-    Latency(median=3.0, low=2.0, high=4.0)
+    >>> summarize([4.0, 1.0, 2.0, 3.0, 5.0]).to_json()
+    {'median': 3.0, 'low': 2.0, 'high': 4.0}
     """
-    if len(seconds) == 1:
-        return Latency(median=seconds[0], low=seconds[0], high=seconds[0])
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Latency(median=median, low=low, high=high)
+    low, median, high = _quartiles(seconds)
+    return Latency(median=median, low=low, high=high, rounds=tuple(seconds))
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
 
 
 def device_name(device: torch.device) -> str:

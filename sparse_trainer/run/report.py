@@ -10,6 +10,7 @@ from sparse_trainer.run.latency import Conditions, Latency
 MISSING = "-"
 """Shown where a number was not measured."""
 PERPLEXITY = "perplexity"
+_LATENCY = "latency"
 NO_SHARES = (PERPLEXITY, "loss", "error")
 """Ends of names of metrics that are not shown as percentages."""
 
@@ -57,15 +58,29 @@ class Comparison:
         rows.append(_row("parameters", [m.parameters for m in measured], "{:,.0f}"))
         rows.append(_row("file size", [m.file_bytes / 1e6 for m in measured], "{:.1f} MB"))
         for batch in measured[0].latencies:
-            medians = [m.latencies[batch].median * 1e3 for m in measured]
-            rows.append(_row(f"latency, batch {batch}", medians, "{:.1f} ms"))
+            first, *rest = (m.latencies[batch] for m in measured)
+            spelled = (f"{latency.median * 1e3:.1f} ms" for latency in (first, *rest))
+            rows.append(
+                [f"latency, batch {batch}", *spelled, *(str(latency.over(first)) for latency in rest)]
+            )
         return rows
 
     def card_rows(self) -> dict[str, dict[str, str]]:
-        """Return the table as rows of a model card, less the parameters, which every card has."""
-        header, *rows = self.rows()
-        names = header[1 : 1 + len(self.models)]
-        return {row[0]: dict(zip(names, row[1:], strict=False)) for row in rows if row[0] != "parameters"}
+        """Return the table as rows of a model card, less the parameters, which every card has.
+
+        A latency says how it compares with that of the baseline, round by round, with quartiles.
+        """
+        baseline, *others = self.models
+        found = {}
+        for title, first, *cells in self.rows()[1:]:
+            values, ratios = cells[: len(others)], cells[len(others) :]
+            if title.startswith(_LATENCY):
+                values = [
+                    f"{value}, {ratio} of {baseline}" for value, ratio in zip(values, ratios, strict=True)
+                ]
+            if title != "parameters":
+                found[title] = {baseline: first, **dict(zip(others, values, strict=True))}
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -147,5 +162,5 @@ def _ratio(value: float | None, baseline: float | None) -> str:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    latencies = {str(batch): asdict(latency) for batch, latency in measured.latencies.items()}
+    latencies = {str(batch): latency.to_json() for batch, latency in measured.latencies.items()}
     return {**asdict(measured), "latencies": latencies}

@@ -10,7 +10,16 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.run import latency as module
-from sparse_trainer.run.latency import Bench, Conditions, Latency, bench, find_device, find_dtype, summarize
+from sparse_trainer.run.latency import (
+    Bench,
+    Conditions,
+    Latency,
+    Spread,
+    bench,
+    find_device,
+    find_dtype,
+    summarize,
+)
 from tests.fixtures.pictures import write_tiny_vit
 
 
@@ -35,7 +44,14 @@ def test_models_take_turns_and_each_starts_some_rounds(monkeypatch: pytest.Monke
     pairs = [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
     assert set(pairs) == {("first", "second"), ("second", "first")}
     assert all(a != b for a, b in pairwise(pairs))
-    assert result.speedups("second", "first") == {1: 0.5}
+    assert result.speedups("second", "first") == {1: Spread(median=0.5, low=0.5, high=0.5)}
+
+
+def test_a_moment_that_slows_both_models_down_does_not_spread_the_ratio() -> None:
+    slow = [1.0, 1.0, 5.0, 2.0, 1.0]
+    first, second = (summarize([factor * seconds for seconds in slow]) for factor in (1.0, 0.5))
+    assert second.over(first) == Spread(median=0.5, low=0.5, high=0.5)
+    assert str(second.over(summarize([1.0] * 5))) == "0.50x (0.50 to 1.00)"
 
 
 def test_every_batch_size_gets_a_positive_median_within_its_quartiles() -> None:

@@ -48,7 +48,7 @@ def test_the_comparison_shows_values_and_ratios_to_the_first_model() -> None:
         ["accuracy", "90.0 %", "88.5 %", "-1.5 points"],
         ["parameters", "1,000", "500", "0.50x"],
         ["file size", "40.0 MB", "20.0 MB", "0.50x"],
-        ["latency, batch 1", "20.0 ms", "10.0 ms", "0.50x"],
+        ["latency, batch 1", "20.0 ms", "10.0 ms", "0.50x (0.50 to 0.50)"],
     ]
 
 
@@ -63,6 +63,10 @@ def test_card_rows_leave_out_what_every_card_has() -> None:
     models = {"dense": measured(0.9, 1000, 0.02), "pruned": measured(0.8, 500, 0.01)}
     rows = Comparison(models=models, conditions=CONDITIONS).card_rows()
     assert rows["accuracy"] == {"dense": "90.0 %", "pruned": "80.0 %"}
+    assert rows["latency, batch 1"] == {
+        "dense": "20.0 ms",
+        "pruned": "10.0 ms, 0.50x (0.50 to 0.50) of dense",
+    }
     assert "parameters" not in rows
 
 
