@@ -13,6 +13,8 @@ PREFILL: Final = "prefill"
 DECODE: Final = "decode"
 EAGER: Final = "eager"
 COMPILE: Final = "compile"
+FOREIGN: Final = ".csv"
+"""How the name of a file ends that has the times of another device."""
 PHASES: Final = (PREFILL, DECODE)
 RUNTIMES: Final = (EAGER, COMPILE)
 _MOST: Final = 1000.0
@@ -62,6 +64,11 @@ class TimeTarget:
         check_counts(latency_batch=self.batch, sequence_length=self.sequence_length)
         one_of("latency_phase", self.phase, PHASES)
         one_of("latency_runtime", self.runtime, RUNTIMES)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the times are those of another device, so that nothing can be timed here."""
+        return self.table is not None and self.table.endswith(FOREIGN)
 
     @property
     def asked(self) -> str:

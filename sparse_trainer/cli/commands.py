@@ -101,6 +101,11 @@ COMMANDS = {
         "bench_command",
         "Measure latency: median and interquartile range, models in turn.",
     ),
+    "timing": Command(
+        "sparse_trainer.cli.timing",
+        "timing_command",
+        "Measure what heads, channels, blocks and the rest of a model take: the table behind --speedup.",
+    ),
     "architectures": Command(
         "sparse_trainer.cli.architectures",
         "architectures_command",

@@ -37,7 +37,7 @@ BUDGET = Fields(
     PruneSection,
     "Budget",
     density="What stays: 0.8, or per kind channels=0.7 (may be repeated).",
-    target="params, macs or units.",
+    target="params, macs or units; latency with --speedup or --milliseconds.",
     scope="global, layer or uniform.",
     standardize="How scores compare across layers; default: by criterion.",
     units="heads, channels, ...; may be repeated. weights: zeros in dense matrices, not smaller.",
@@ -49,6 +49,17 @@ BUDGET = Fields(
     min_keep="Least units per layer: 8, or heads=1.",
     max_prune="Share of its units that any layer may lose.",
     steps="Rounds of scoring and cutting on the way.",
+)
+TIME = Fields(
+    PruneSection,
+    "Budget in time",
+    speedup="How many times faster, instead of --density: 1.5.",
+    milliseconds="What one forward pass may take, instead of --speedup.",
+    latency_batch="Sequences per forward pass.",
+    sequence_length="Tokens per sequence; also for the target macs.",
+    latency_phase="prefill, or decode: one more token, with a cache.",
+    latency_runtime="eager or compile.",
+    latency_table="Times in a file: of `sparse-trainer timing`, or .csv of another device; default: measured.",
 )
 CALIBRATION = Fields(
     CalibrationOptions,
@@ -86,7 +97,7 @@ def prune_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pruned model.")],
     *,
-    pruning: Annotated[Values, CRITERIA, BUDGET, SEARCH, BY_BLOCK, REPAIR],
+    pruning: Annotated[Values, CRITERIA, BUDGET, TIME, SEARCH, BY_BLOCK, REPAIR],
     calibration: Annotated[Values, CALIBRATION],
     place: Annotated[Values, PLACE],
     export: Annotated[
@@ -114,6 +125,7 @@ def prune_command(
         "method": plan.method,
         "density_asked": plan.density_asked,
         "density_reached": plan.density_reached,
+        "speed": plan.speed,
         "params": plan.params,
         "macs": plan.macs,
         "files": {what: str(path) for what, path in files.items()},

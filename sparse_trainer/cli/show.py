@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from sparse_trainer.cli.tables import table
+from sparse_trainer.folders.card import speed_text
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.latency import Bench, Conditions
 from sparse_trainer.run.outcome import RunResult
@@ -63,10 +64,11 @@ def bench_table(result: Bench, baseline: str | None) -> list[RenderableType]:
 
 def _densities(plan: Plan) -> list[str]:
     """Return what was asked and what was reached, where somebody asked."""
+    speed = [] if plan.speed is None else [speed_text(plan.speed)]
     if plan.density_reached is None:
-        return []
+        return speed
     asked = "" if plan.density_asked is None else f"asked {plan.density_asked}, "
-    return [f"density {asked}reached {plan.density_reached:.4f}"]
+    return [f"density {asked}reached {plan.density_reached:.4f}", *speed]
 
 
 def _files(files: Mapping[str, Path]) -> list[str]:

@@ -35,6 +35,7 @@ from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.rehearsal import check_options, find_model, rehearse, rehearse_training
 from sparse_trainer.run.resume import RunFolder
+from sparse_trainer.run.speed import measure_speed
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import from_first, is_first, together
@@ -131,7 +132,11 @@ class FinePruningJob:
                 trainer.state = TrainerState.load_from_json(str(kept / TRAINER_STATE_NAME))
         try:
             log = tuple(trainer.state.log_history)
-            return dataclasses.replace(state.having(PRUNED, optimize_model(student)), log=log)
+            pruned = optimize_model(student)
+            if pruning.budget.time is not None and is_first():
+                state.tell("timing the pruned model beside the dense one")
+                measure_speed(state.models[DENSE], pruned, pruning.budget.time)
+            return dataclasses.replace(state.having(PRUNED, pruned), log=log)
         except SparseTrainerError as error:
             remedy = f"{error.remedy} The trained model, with its gates, is in {self.folder.uncut}."
             raise type(error)(error.where, error.what, remedy) from error
@@ -283,7 +288,9 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
     with job.tried(model) as trained:
         rehearse_training(recipe, trained, job.trainer_options())
     if recipe.pruning is not None and is_first():
-        folder.check_room(least_bytes(model, recipe.pruning.density))
+        folder.check_room(
+            least_bytes(model, recipe.pruning.density if recipe.pruning.budget.time is None else 0.0)
+        )
     completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
     job = dataclasses.replace(job, data=completed)
     if is_first():

@@ -77,6 +77,7 @@ def prune_folder(
     tell(f"loading {source.name_or_path}")
     model = source.load(by_block=options.by_block)
     density = options.density if options.elements is None else 1.0
+    density = density if options.time is None else 0.0
     check_target(folder, overwrite=overwrite, need=least_bytes(model, density))
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
     page = Page(name=source.name_or_path, plan=pruned.plan, decisions=pruned.decisions)

@@ -40,7 +40,7 @@ def table_for(model: PreTrainedModel, structure: Structure, target: TimeTarget) 
     conditions = TimingConditions.of(model, target)
     if target.table is not None:
         file = Path(target.table)
-        return read_csv(file) if file.suffix == ".csv" else _given(file, conditions)
+        return read_csv(file) if target.is_foreign else _given(file, conditions)
     file = cache_file(model, structure, conditions)
     kept = _kept(file, conditions)
     if kept is not None:

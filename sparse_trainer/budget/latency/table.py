@@ -41,9 +41,13 @@ class LatencyTable:
         """Return what a block takes without units."""
         return _found(self.blocks, block.sort, "layers")
 
+    def values(self) -> dict[str, Any]:
+        """Return the table as JSON values."""
+        return {"format": FORMAT, **asdict(self)}
+
     def to_json(self) -> str:
         """Return the table as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        return json.dumps(self.values(), indent=1) + "\n"
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], where: str, remedy: str = _REMEDY) -> Self:
