@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from transformers import (
-    AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -24,7 +23,6 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.share import share_layers
 from sparse_trainer.errors import ConversionError
 from sparse_trainer.folders.save import save_pruned
-from tests.fixtures import real_weights
 from tests.fixtures.character_tokenizer import character_tokenizer
 from tests.fixtures.compact_models import patched
 from tests.fixtures.language_models import language_model
@@ -180,20 +178,6 @@ def test_layers_that_share_weights_have_a_copy_each(tmp_path: Path) -> None:
     out, facts = converted(shared, tmp_path)
     assert facts["architecture"] == "llama"
     assert difference(shared, out, exact=True)[0] < 1e-4
-
-
-def test_a_pruned_smollm2(tmp_path: Path) -> None:
-    """Real weights, other widths in each of 30 layers; only where they are at hand."""
-    dense = real_weights.load("smollm2")
-    cut = optimize_model(patched(dense, real_weights.uneven_keep(discover(dense, ("heads", "channels")))))
-    save_pruned(
-        cut, tmp_path / "one", processor=AutoTokenizer.from_pretrained(real_weights.folder_of("smollm2"))
-    )
-    out, facts = convert_folder(str(tmp_path / "one"), tmp_path / "model.gguf", "gguf", quantize="f32")
-    assert facts["architecture"] == "deci"
-    largest, short = difference(cut, out, exact=True, best=200)
-    assert largest < 0.01
-    assert short == 0
 
 
 def refused(model: PreTrainedModel, folder: Path, numbers: str = "f16") -> str:
