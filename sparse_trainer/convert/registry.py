@@ -3,7 +3,7 @@
 from sparse_trainer.convert.base import Conversion
 from sparse_trainer.convert.decilm.target import DeciLM
 from sparse_trainer.convert.gguf.target import Gguf
-from sparse_trainer.convert.onnx import Onnx
+from sparse_trainer.convert.onnx.target import Onnx
 
 CONVERSIONS: dict[str, Conversion] = {
     "decilm": DeciLM(),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparse_trainer.budget.latency.clock import synchronize
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.evaluating import evaluating
@@ -112,6 +113,7 @@ def bench(
     sequence_length: int = 128,
     rounds: int = 20,
     threads: int | None = None,
+    runtimes: Mapping[str, Callable[[PreTrainedModel], Callable[..., Any]]] | None = None,
 ) -> Bench:
     """Time a forward pass of every model, in turn within each round.
 
@@ -120,6 +122,8 @@ def bench(
         sequence_length: Tokens per sequence, of encoder and decoder each, none of them padding, or those that a
             wave becomes; models of pictures have their own size.
         threads: CPU threads; None = as torch is set.
+        runtimes: Name -> what makes a model ready to be called; each model is timed in each, under `run_name`. None =
+            models are called as they are, and keep their names.
 
     Raises:
         ArgumentError: Models on different devices or of different dtypes, a count below 1, or sequences beyond the
@@ -128,11 +132,12 @@ def bench(
     check_bench(batch_sizes=batch_sizes, sequence_length=sequence_length, rounds=rounds, threads=threads)
     for model in models.values():
         check_positions("sequence_length", sequence_length, positions_of(model.config))
-    device, dtype = _common_place(models)
-    with _threads(threads), evaluating(*models.values()):
-        latencies: dict[str, dict[int, Latency]] = {name: {} for name in models}
+    device, dtype = common_place(models)
+    with cpu_threads(threads), evaluating(*models.values()):
+        calls = _calls(models, runtimes)
+        latencies: dict[str, dict[int, Latency]] = {name: {} for name in calls}
         for batch_size in batch_sizes:
-            seconds = _timed(models, batch_size, sequence_length, rounds, device)
+            seconds = _timed(calls, batch_size, sequence_length, rounds, device)
             for name, values in seconds.items():
                 latencies[name][batch_size] = summarize(values)
         conditions = Conditions(
@@ -144,6 +149,25 @@ def bench(
             torch=torch.__version__,
         )
     return Bench(conditions=conditions, latencies=latencies)
+
+
+def run_name(model: str, runtime: str) -> str:
+    """Return what the latencies of a model in one of several runtimes are called."""
+    return f"{model} ({runtime})"
+
+
+def _calls(
+    models: Mapping[str, PreTrainedModel],
+    runtimes: Mapping[str, Callable[[PreTrainedModel], Callable[..., Any]]] | None,
+) -> dict[str, tuple[PreTrainedModel, Callable[..., Any]]]:
+    """Return what is timed, by name: each model, and how it is called."""
+    if runtimes is None:
+        return {name: (model, model) for name, model in models.items()}
+    return {
+        run_name(name, runtime): (model, ready(model))
+        for runtime, ready in runtimes.items()
+        for name, model in models.items()
+    }
 
 
 def check_bench(
@@ -211,7 +235,7 @@ def find_dtype(name: str) -> torch.dtype:
     return DTYPES[one_of("dtype", name, DTYPES)]
 
 
-def _common_place(models: Mapping[str, PreTrainedModel]) -> tuple[torch.device, torch.dtype]:
+def common_place(models: Mapping[str, PreTrainedModel]) -> tuple[torch.device, torch.dtype]:
     """Return the one device and dtype of all models, or refuse to compare them."""
     places = {name: (model.device, model.dtype) for name, model in models.items()}
     if len(set(places.values())) != 1:
@@ -223,41 +247,37 @@ def _common_place(models: Mapping[str, PreTrainedModel]) -> tuple[torch.device, 
 
 
 def _timed(
-    models: Mapping[str, PreTrainedModel],
+    calls: Mapping[str, tuple[PreTrainedModel, Callable[..., Any]]],
     batch_size: int,
     sequence_length: int,
     rounds: int,
     device: torch.device,
 ) -> dict[str, list[float]]:
     """Return the seconds of every timed call; each round starts with another model."""
-    inputs = {name: timed_inputs(model, batch_size, sequence_length) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    names = list(models)
+    inputs = {name: timed_inputs(model, batch_size, sequence_length) for name, (model, _) in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for number in range(WARMUP_ROUNDS + rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            elapsed = _call_seconds(models[name], inputs[name], device)
+            elapsed = _call_seconds(calls[name][1], inputs[name], device)
             if number >= WARMUP_ROUNDS:
                 seconds[name].append(elapsed)
     return seconds
 
 
 @torch.inference_mode()
-def _call_seconds(model: nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> float:
-    _synchronize(device)
+def _call_seconds(call: Callable[..., Any], inputs: Mapping[str, Tensor], device: torch.device) -> float:
+    synchronize(device)
     start = time.perf_counter()
-    model(**inputs)
-    _synchronize(device)
+    call(**inputs)
+    synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 @contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Set the threads of torch for the time of a `with` block; None = leave them."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:

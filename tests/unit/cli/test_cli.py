@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from sparse_trainer import cli
 from sparse_trainer.run.recipes.shipped import shipped
-from tests.fixtures.recipe_files import write_tiny_model
+from tests.fixtures.recipe_files import write_tiny_llama, write_tiny_model
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -163,11 +163,27 @@ def test_optimize_cuts_zeros_and_bench_compares(
     options = ("--batch-size", "1", "--sequence-length", "8", "--rounds", "2", "--threads", "1")
     names = str(tmp_path / "out"), str(tmp_path / "zeros")
     timed = answer(monkeypatch, capsys, "bench", names[0], "--against", names[1], *options)
-    assert set(timed["latencies"]) == set(names)
+    assert set(timed["latencies"]) == set(timed["weights"]) == set(names)
     assert call(monkeypatch, "bench", names[0], "--against", names[1], *options) == 0
     shown = capsys.readouterr().out
     assert "speed-up" in shown
     assert "float32, 1 threads, sequences of 8 tokens" in shown
+
+
+def test_bench_times_runtimes_and_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = str(write_tiny_llama(tmp_path / "llama"))
+    options = ("--batch-size", "2", "--sequence-length", "8", "--rounds", "2", "--runtimes", "eager")
+    timed = answer(monkeypatch, capsys, "bench", name, "--against", name, *options, "--generate", "3")
+    assert set(timed["latencies"]) == {f"{name} (eager)"}
+    assert timed["generation"][name]["2"]["decode"]["median"] > 0
+    assert call(monkeypatch, "bench", name, "--against", name, *options, "--generate", "3") == 0
+    assert "tokens per" in capsys.readouterr().out
+    # The model has 64 positions.
+    assert call(monkeypatch, "bench", name, *options, "--generate", "60") == 2
+    assert call(monkeypatch, "bench", name, *options, "--runtimes", "tvm") == 2
+    assert "tvm" in capsys.readouterr().err
 
 
 def test_optimize_refuses_what_has_nothing_to_cut(

@@ -10,13 +10,15 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from sparse_trainer import load_pruned, prune, save_pruned
 from sparse_trainer.convert.folder import convert_folder
-from sparse_trainer.convert.onnx import Onnx
+from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, ConversionError
+from sparse_trainer.run.latency import bench
+from sparse_trainer.run.runtimes import find_runtimes
 from tests.fixtures.character_tokenizer import character_tokenizer
 from tests.fixtures.oneshot_models import model_of
 from tests.unit.test_docs import ROOT, blocks
 
-for _package in Onnx.packages:
+for _package in CONVERSIONS["onnx"].packages:
     pytest.importorskip(_package)
 
 # Exporters speak of releases, and of parts of torch that are to go.
@@ -94,3 +96,11 @@ def test_releases_without_these_exporters_are_refused(
 def test_an_unknown_format_is_refused(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="q4_0"):
         convert_folder(str(made[0] / "llama"), tmp_path / "out", "onnx", quantize="q4_0")
+
+
+def test_bench_times_the_graphs_beside_the_models(made: tuple[Path, dict[str, Any]]) -> None:
+    models = {"llama": load_pruned(made[0] / "llama")}
+    found = bench(
+        models, batch_sizes=(1, 2), sequence_length=6, rounds=2, runtimes=find_runtimes("eager,onnx")
+    )
+    assert list(found.latencies) == ["llama (eager)", "llama (onnx)"]

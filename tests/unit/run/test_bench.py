@@ -1,15 +1,17 @@
 """Latency: measured side by side, never across devices."""
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertForSequenceClassification
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.run import latency as module
+from sparse_trainer.run.generation_speed import time_generation
 from sparse_trainer.run.latency import (
     Bench,
     Conditions,
@@ -20,6 +22,9 @@ from sparse_trainer.run.latency import (
     find_dtype,
     summarize,
 )
+from sparse_trainer.run.runtimes import find_runtimes
+from sparse_trainer.run.weights import load_weighed
+from tests.architectures.tiny import tiny_model
 from tests.fixtures.pictures import write_tiny_vit
 
 
@@ -113,3 +118,51 @@ def test_json_holds_every_number() -> None:
     result = Bench(conditions=conditions, latencies={"m": {1: Latency(median=1.0, low=0.5, high=2.0)}})
     assert result.to_json()["latencies"] == {"m": {"1": {"median": 1.0, "low": 0.5, "high": 2.0}}}
     assert result.to_json()["conditions"]["device"] == "cpu"
+
+
+def test_each_model_is_timed_in_each_runtime_in_the_same_rounds() -> None:
+    models = {"a": tiny(), "b": tiny()}
+    made: list[object] = []
+
+    def ready(model: PreTrainedModel) -> Callable[..., object]:
+        made.append(model)
+        return model
+
+    found = bench(
+        models, batch_sizes=(1,), sequence_length=4, rounds=2, runtimes={"eager": ready, "other": ready}
+    )
+    assert list(found.latencies) == ["a (eager)", "b (eager)", "a (other)", "b (other)"]
+    assert made == [*models.values(), *models.values()]
+    assert all(len(sizes[1].rounds) == 2 for sizes in found.latencies.values())
+
+
+def test_an_unknown_runtime_is_told() -> None:
+    with pytest.raises(ArgumentError, match="Did you mean 'eager'"):
+        find_runtimes("eagr")
+
+
+def test_generation_is_timed_for_prompt_and_new_tokens() -> None:
+    models = {"a": tiny_model("llama", dtype=torch.float32), "b": tiny_model("llama", dtype=torch.float32)}
+    found = time_generation(models, new_tokens=3, prompt_length=5, batch_sizes=(1, 2), rounds=2)
+    for sizes in found.values():
+        assert set(sizes) == {1, 2}
+        assert all(each.prefill.low > 0 and each.decode.low > 0 for each in sizes.values())
+
+
+def test_what_does_not_generate_is_refused_before_it_is_timed() -> None:
+    with pytest.raises(ArgumentError, match="m is no decoder that stands alone"):
+        time_generation({"m": tiny()}, new_tokens=1, prompt_length=1, batch_sizes=(1,), rounds=1)
+    with pytest.raises(ArgumentError, match="generate"):
+        time_generation(
+            {"m": tiny_model("llama")}, new_tokens=10**6, prompt_length=1, batch_sizes=(1,), rounds=1
+        )
+
+
+def test_a_model_is_weighed_as_it_lies_on_the_disk(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    model, weight = load_weighed(
+        str(tmp_path), device=torch.device("cpu"), dtype=torch.float32, sequence_length=8
+    )
+    assert weight.parameters == model.num_parameters()
+    assert weight.file_bytes == (tmp_path / "model.safetensors").stat().st_size
+    assert min(weight.load_cold, weight.load_warm, weight.macs) > 0

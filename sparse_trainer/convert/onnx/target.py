@@ -1,9 +1,7 @@
-"""The conversion to ONNX, by the exporters of transformers: one graph, whose answers are compared before it is kept."""
+"""The conversion to ONNX: one graph, whose answers are compared before it is kept."""
 
 import importlib.util
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.convert.base import Convertible
-from sparse_trainer.errors import ConversionError, UnsupportedModelError
+from sparse_trainer.convert.onnx.graph import (
+    GRAPH,
+    NEXT,
+    PAST,
+    export_graph,
+    open_session,
+    quiet,
+    step_inputs,
+    without_cache,
+)
+from sparse_trainer.errors import ConversionError
 from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.inputs.evaluating import evaluating, plain_outputs
 from sparse_trainer.inputs.limits import positions_of
 from sparse_trainer.inputs.sample import reads_tokens_only, sample_batch, tokens_for
 
-# Shape legend: B = rows, T = tokens, V = vocabulary.
+# Shape legend: B = rows, T = tokens.
 
-GRAPH = "model.onnx"
 _INT8 = "int8"
 _TOLERANCE = 1e-5
 """Of the largest output: as far as float32 of ONNX Runtime may be from that of torch."""
-_PAST, _NEXT = "input.cache.", "output.cache."
-"""How the names of a cache's tensors begin: what a graph reads, and what it returns."""
 
 
 class Onnx:
@@ -57,8 +62,8 @@ class Onnx:
         """
         model = origin.load(torch.float32)
         place = origin.place()
-        with evaluating(model), plain_outputs(model), _without_cache(model), _quiet():
-            _export(model, out, place)
+        with evaluating(model), plain_outputs(model), without_cache(model), quiet():
+            export_graph(model, out, place)
             facts = _checked(model, out / GRAPH, place)
             if numbers == _INT8:
                 facts = {**facts, **_quantized(model, out / GRAPH)}
@@ -66,35 +71,6 @@ class Onnx:
         if processor is not None:
             processor.save_pretrained(out)
         return {**facts, "bytes": sum(file.stat().st_size for file in out.glob(f"{GRAPH}*"))}
-
-
-def reads_cache(model: PreTrainedModel) -> bool:
-    """Tell whether the graph of a model reads a cache: that of a decoder that stands alone and reads tokens."""
-    return model.can_generate() and reads_tokens_only(model)
-
-
-def _export(model: PreTrainedModel, out: Path, place: str) -> None:
-    """Write the graph with its weights and config."""
-    from transformers.exporters.configs import OnnxConfig  # not in all releases
-    from transformers.exporters.exporter_onnx import OnnxExporter
-    from transformers.exporters.utils import decompose_for_generation
-
-    part: Any = model
-    try:
-        if reads_cache(model):
-            asked = {**tokens_for(model, rows=2, length=7), "do_sample": False}
-            part, inputs = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
-        else:
-            inputs = sample_batch(model)
-        exported = OnnxExporter().export(part, inputs, OnnxConfig(dynamic=True))
-    except UnsupportedModelError as error:
-        raise ConversionError(place, error.what, "Export it yourself, with inputs of your own.") from error
-    except Exception as error:  # an exporter may fail with any error
-        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConversionError(
-            place, f"cannot be exported ({told}).", "Upgrade transformers and onnxscript; or choose gguf."
-        ) from error
-    exported.save_pretrained(out)
 
 
 def _checked(model: PreTrainedModel, file: Path, place: str) -> dict[str, Any]:
@@ -106,11 +82,11 @@ def _checked(model: PreTrainedModel, file: Path, place: str) -> dict[str, Any]:
             f"the graph differs by {difference:.2g}, at outputs up to {largest:.2g}.",
             "Please report this model; or choose gguf.",
         )
-    session = _session(file)
+    session = open_session(file)
     return {
-        "inputs": [each.name for each in session.get_inputs() if not each.name.startswith(_PAST)],
-        "outputs": [each.name for each in session.get_outputs() if not each.name.startswith(_NEXT)],
-        "reads_a_cache": any(each.name.startswith(_PAST) for each in session.get_inputs()),
+        "inputs": [each.name for each in session.get_inputs() if not each.name.startswith(PAST)],
+        "outputs": [each.name for each in session.get_outputs() if not each.name.startswith(NEXT)],
+        "reads_a_cache": any(each.name.startswith(PAST) for each in session.get_inputs()),
         "largest_output": largest,
         "difference": difference,
     }
@@ -150,10 +126,10 @@ def _answers(
     model: PreTrainedModel, file: Path, batch: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the outputs of the model and of the graph; of a decoder for the tokens in two parts, with a cache."""
-    session = _session(file)
+    session = open_session(file)
     with torch.no_grad():
         expected = model(**batch)
-    if not any(each.name.startswith(_PAST) for each in session.get_inputs()):
+    if not any(each.name.startswith(PAST) for each in session.get_inputs()):
         found = _run(session, {name: tensor.numpy() for name, tensor in batch.items()})
         yield from ((expected[name], value) for name, value in found.items() if name in expected)
         return
@@ -162,42 +138,8 @@ def _answers(
     past: dict[str, Any] = {}
     for start, stop in ((0, first), (first, ids_BT.shape[1])):
         found = _run(session, step_inputs(session, ids_BT[:, start:stop].numpy(), past))
-        past = {name.replace(_NEXT, _PAST): value for name, value in found.items() if name.startswith(_NEXT)}
+        past = {name.replace(NEXT, PAST): value for name, value in found.items() if name.startswith(NEXT)}
         yield expected["logits"][:, start:stop], found["logits"]
-
-
-def step_inputs(session: Any, ids_BT: Any, past: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the graph of a decoder reads for new tokens after a cache, as arrays by name.
-
-    Args:
-        session: An `onnxruntime.InferenceSession`.
-        ids_BT: Ids of the new tokens.
-        past: The cache that the last step returned; {} = none.
-    """
-    import numpy as np
-
-    rows, count = ids_BT.shape
-    named = {each.name: each for each in session.get_inputs()}
-    caches = [name for name in named if name.startswith(_PAST)]
-    seen = past[caches[0]].shape[2] if past else 0
-    given: dict[str, Any] = {"input_ids": ids_BT}
-    if "position_ids" in named:
-        given["position_ids"] = np.broadcast_to(np.arange(seen, seen + count), ids_BT.shape)
-    if "attention_mask" in named:
-        given["attention_mask"] = np.ones((rows, seen + count), dtype=np.int64)
-    for name in caches:
-        _, heads, _, width = named[name].shape  # exporters write some sizes as text
-        none = (rows, int(heads), 0, int(width))
-        given[name] = past[name] if past else np.zeros(none, dtype=np.float32)
-    return given
-
-
-def _session(file: Path) -> Any:
-    import onnxruntime  # an extra
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,28 +148,6 @@ def _run(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     names = [each.name for each in session.get_outputs()]
     values = session.run(names, {name: value for name, value in inputs.items() if name in known})
     return {
-        name: value if name.startswith(_NEXT) else torch.from_numpy(value)
+        name: value if name.startswith(NEXT) else torch.from_numpy(value)
         for name, value in zip(names, values, strict=True)
     }
-
-
-@contextmanager
-def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Let no cache be an output, but of a decoder whose graph reads one."""
-    configs = [vars(module.config) for module in model.modules() if isinstance(module, PreTrainedModel)]
-    asked = [] if reads_cache(model) else [fields for fields in configs if fields.get("use_cache")]
-    for fields in asked:
-        fields["use_cache"] = False
-    try:
-        yield
-    finally:
-        for fields in asked:
-            fields["use_cache"] = True
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back warnings of exporters about themselves: what they made is compared."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
