@@ -169,3 +169,14 @@ def test_a_time_that_cannot_be_met_is_told_before_training(phone: str) -> None:
 def test_options_that_cannot_be_meant(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ArgumentError, match=named):
         SparseTrainingArguments(**options)
+
+
+def test_a_model_with_adapters_is_timed_as_it_will_be_when_they_are_merged(phone: str) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(large(), peft.LoraConfig(target_modules="all-linear", r=2))
+    coordinator = ModelPatchingCoordinator(SparseTrainingArguments(speedup=2.0, latency_table=phone))
+    coordinator.patch_model(model)
+    names = {g.name for g in coordinator.structure.groups}
+    assert names == set(coordinator.pruner.selector.costs)
+    keep = coordinator.pruner.selector.select(coordinator.pruner.selector.any_scores).keep
+    assert DENSE / 2 - 0.8 <= 1e3 * coordinator.pruner.selector.seconds(keep) <= DENSE / 2 + 1e-6
