@@ -346,7 +346,7 @@ def test_prune_writes_model_plan_tables_and_pictures(files: Path, tmp_path: Path
     assert found["params"] == plan.params
     assert found["method"] == "wifv, repaired by least_squares"
     assert found["density_asked"] == 0.8
-    assert sorted(Path(path).name for path in found["files"].values()) == sorted(PICTURES)
+    assert sorted(Path(path).name for path in found["files"].values()) == sorted(("report.html", *PICTURES))
     assert all(Path(path).stat().st_size for path in found["files"].values())
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("it is")["input_ids"][0] == 1
     assert load_pruned(tmp_path / "out").num_parameters() == plan.params["compact"]
