@@ -30,6 +30,8 @@ ROWS = (
         ],
     },
 )
+MASKED: dict[str, dict[str, Any]] = {"zeros": {"density": 0.5}, "zeros-2-4": {"pattern": "2:4"}}
+"""Options of masks over single weights."""
 READER = """
 import pathlib, sys
 
@@ -79,7 +81,7 @@ def cut(model_type: str, root: Path, name: str, **options: Any) -> tuple[torch.n
     """Prune, save under a name, and leave inputs for the fresh process."""
     model, processor = tiny_image_text(model_type)
     batches = image_text_batches(root / "rows.jsonl", processor, samples=len(ROWS))
-    pruned, plan = prune(model, batches, density={"channels": 0.5, "heads": 0.5}, scope="layer", **options)
+    pruned, plan = prune(model, batches, **options)
     can_load = model_type not in READ_VIDEOS or is_torchvision_available()
     save_pruned(pruned, root / name, processor=processor if can_load else None)
     save_file(unlabelled(batches[0]), root / f"{name}.inputs")
@@ -94,9 +96,10 @@ def test_every_family_is_pruned_and_says_the_same_in_a_fresh_process(root: Path)
         dense, _ = tiny_image_text(model_type)
         tower = TOWERS.get(model_type, "vision_tower")
         text = "text_model" if model_type == "idefics3" else "language_model"
+        half: dict[str, Any] = {"density": {"channels": 0.5, "heads": 0.5}, "scope": "layer"}
         for name, options in {
-            model_type: {"criterion": "afr"},
-            f"{model_type}-both": {"criterion": "wifv", "include": [tower, text]},
+            model_type: {"criterion": "afr", **half},
+            f"{model_type}-both": {"criterion": "wifv", "include": [tower, text], **half},
         }.items():
             pruned, plan = cut(model_type, root, name, **options)
             shrunk = [part for part in (tower, text) if widths(pruned, part) != widths(dense, part)]
@@ -111,6 +114,13 @@ def test_every_family_is_pruned_and_says_the_same_in_a_fresh_process(root: Path)
                     **inputs, max_new_tokens=3, do_sample=False, suppress_tokens=[3, 4, 5, 6]
                 )
             expected[name] = {"logits": logits, "ids": ids}
+    for name, options in MASKED.items():
+        masked, plan = cut("llava", root, name, criterion="wanda", units=["weights"], **options)
+        assert plan.untouched_towers == ("model.vision_tower",)
+        inputs = load_file(root / f"{name}.inputs")
+        with torch.no_grad():
+            ids = masked.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=[3, 4, 5, 6])
+            expected[name] = {"logits": masked(**inputs).logits, "ids": ids}
     command = [sys.executable, "-c", READER, str(root), *expected]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
