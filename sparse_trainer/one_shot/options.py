@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
+from patchers.units import CHANNELS, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
 from sparse_trainer.budget.time_target import EAGER, LATENCY, PREFILL, TimeTarget
@@ -99,7 +99,7 @@ class PruneOptions:
     sequential: bool = False
     """Repair layer by layer against inputs from the already pruned layers before."""
     refit_behind: bool = False
-    """Of removed layers: refit also those behind them, each to the hidden states that the whole model had there."""
+    """Of removed layers and branches: refit also the layers behind, each to the states of the whole model there."""
     by_block: bool = False
     """Run block after block, hidden states in between on the CPU: the statistics of one block at a time are in memory.
     For criteria that need no gradients."""
@@ -255,7 +255,7 @@ class PruneOptions:
         if self.refit_behind and not self.repairs_runs:
             raise ArgumentError(
                 "refit_behind",
-                "no removed layer is repaired.",
+                "no removed layer or branch is repaired.",
                 "Prune layers with `reconstruct='least_squares'`, or drop it.",
             )
         if self.reconstruct_bias and self.repair is not None and not self.repair.adds_bias:
@@ -268,12 +268,12 @@ class PruneOptions:
         kinds = self.budget.kinds
         if self.repair is None or all(kind.is_width for kind in kinds):
             return
-        branches = [kind for kind in kinds if kind in (ATTENTION, FFN)]
-        if branches or not self.repair.repairs_runs:
+        if not self.repair.repairs_runs:
+            whole = next(kind for kind in kinds if not kind.is_width)
             raise ArgumentError(
                 "reconstruct",
-                f"{self.reconstruct!r} repairs no removed {branches[0] if branches else LAYERS}.",
-                "Set none." if branches else "Use 'least_squares', or set none.",
+                f"{self.reconstruct!r} repairs no removed {whole}.",
+                "Use 'least_squares', or set none.",
             )
         if self.sequential:
             raise ArgumentError(
@@ -408,8 +408,8 @@ class PruneOptions:
 
     @property
     def repairs_runs(self) -> bool:
-        """Whether the layers in front of removed ones take over what these did."""
-        return self.repair is not None and LAYERS in self.budget.kinds
+        """Whether the linears that stay take over what removed layers and branches did."""
+        return self.repair is not None and any(kind.is_whole for kind in self.budget.kinds)
 
     @property
     def asked(self) -> dict[str, CriterionLike]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
-from patchers.units import CHANNELS, HEADS, WIDTH_KINDS, Structure
+from patchers.units import CHANNELS, HEADS, LAYERS, WIDTH_KINDS, Structure
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.budget.time_target import EAGER, PREFILL
 from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, name_of
@@ -284,7 +284,7 @@ def _check_structure(structure: Structure, options: PruneOptions) -> None:
 
 def _check_runs(model: Any, found: Structure, options: PruneOptions) -> None:
     """Refuse a repair of removed layers where nothing can take over what they did."""
-    if options.repairs_runs and not last_linears(found):
+    if options.repairs_runs and LAYERS in options.budget.kinds and not last_linears(found):
         raise UnsupportedModelError(
             type(model).__name__,
             "its layers end in no linear of their own that could take over what removed layers did.",

@@ -8,9 +8,12 @@ d pulls towards W. With a bias moments are centred, and the bias takes the rest.
 Inputs come from the model as it is cut and repaired so far, so a second run mends what the first one left. The blocks
 behind the runs can be refitted in the same way, each to what the whole model had at its place: first the last linear of
 the attention, to the states in front of what the feed-forward part adds, then that of the feed-forward part.
+
+Where a branch of a layer goes, the last linear of the other one is refitted to what the whole layer returned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +21,8 @@ import torch
 from torch import Tensor
 
 from patchers.layers import bare_linear_at, weight_OI
-from patchers.units import CHANNELS, HEADS, LAYERS, Group, Structure
+from patchers.patching.patch import gated
+from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, LAYERS, Group, Structure
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
@@ -42,41 +46,65 @@ class Heir:
 
 
 def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list[Heir]:
-    """Return what to refit, in model order: the last linears of the blocks in front of removed runs.
+    """Return what to refit, in model order: the last linears of blocks that lost a branch, or stand in front of a run.
 
     Args:
-        behind: Also those of all others behind the first run of their stack, and the last linear of their attention
-            where they have one.
+        behind: Also those of all others behind the first of these in their stack, and the last linear of their
+            attention where they have one.
 
     Raises:
-        UnsupportedModelError: no layer stands in front of a run, or its feed-forward part has no last linear.
+        UnsupportedModelError: no layer stands in front of a run, or no last linear of its own is left in one.
     """
     gone = {(g.stack, g.layer): g for g in found.of((LAYERS,)) if _goes(g, keep)}
+    cut = {(g.stack, g.layer): g for g in found.of((ATTENTION, FFN)) if _goes(g, keep)}
+    fronts = _fronts(gone)
+    linears = _linears_left(found, keep)
+    lost = cut | {place: gone[place[0], place[1] + 1] for place in fronts}
+    for place, group in lost.items():
+        if place not in linears and place not in gone:
+            reason = "it is the first" if place[1] < 0 else "the layer at hand has no last linear of its own"
+            raise UnsupportedModelError(
+                group.name,
+                f"nothing can take over what it did: {reason}.",
+                "Protect it, or set no reconstruct.",
+            )
+    attention, chosen = _only_attention(found), []
+    for stack in found.stacks:
+        first = min((layer for path, layer in lost if path == stack.path), default=stack.size)
+        for place in ((stack.path, layer) for layer in range(first, stack.size)):
+            follows = behind and place[1] > first
+            if place not in linears or place in gone or not (follows or place in lost):
+                continue
+            last = linears[place]
+            if follows and place in attention and place not in cut:
+                chosen.append(Heir(group=attention[place], until=last, last=last.consumer))
+            chosen.append(Heir(group=last, until=fronts.get(place, last)))
+    return chosen
+
+
+def _fronts(gone: Mapping[tuple[str, int], Group]) -> dict[tuple[str, int], Group]:
+    """Return the last layer of each run, by the place in front of the run."""
     fronts: dict[tuple[str, int], Group] = {}
     for (stack, layer), group in sorted(gone.items()):
         front = layer - 1
         while (stack, front) in gone:
             front -= 1
         fronts[stack, front] = group
+    return fronts
+
+
+def _linears_left(found: Structure, keep: Mapping[str, Tensor]) -> dict[tuple[str, int], Group]:
+    """Return what the last linear of each block reads: in one without feed-forward part, that of its attention."""
     linears = {(g.stack, g.layer): g for g in last_linears(found)}
-    for stack, front in fronts:
-        if (stack, front) not in linears:
-            reason = "it is the first" if front < 0 else "the layer in front has no last linear of its own"
-            raise UnsupportedModelError(
-                gone[stack, front + 1].name,
-                f"nothing can take over what it did: {reason}.",
-                "Protect it, or set no reconstruct.",
-            )
-    first = {stack: min(front for other, front in fronts if other == stack) for stack, _ in fronts}
-    attention = _only_attention(found)
-    chosen = []
-    for place, channels in linears.items():
-        follows = behind and place not in gone and place[1] > first.get(place[0], place[1])
-        if follows and place in attention:
-            chosen.append(Heir(group=attention[place], until=channels, last=channels.consumer))
-        if follows or place in fronts:
-            chosen.append(Heir(group=channels, until=fronts.get(place, channels)))
-    return chosen
+    heads = _only_attention(found)
+    closed = {(g.stack, g.layer) for g in found.of((ATTENTION,)) if _goes(g, keep)}
+    for group in found.of((FFN,)):
+        place = group.stack, group.layer
+        if _goes(group, keep):
+            linears.pop(place, None)
+            if place in heads and place not in closed:
+                linears[place] = heads[place]
+    return linears
 
 
 def _only_attention(found: Structure) -> dict[tuple[str, int], Group]:
@@ -107,7 +135,7 @@ def take_over(
     bias: bool | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Refit the linears in front of removed runs, one after the other, in place.
+    """Refit linears in front of removed runs, and those left beside removed branches, one after the other, in place.
 
     Two streams of hidden states go through the blocks: those of the whole model, always a step ahead, and those of the
     model as it is cut and repaired so far.
@@ -128,10 +156,28 @@ def take_over(
     whole = Blockwise(model, ends, batches, changing=False, device=device)
     cut = Blockwise(model, blocks, batches, changing=True, device=device, without=gone)
     by_group = {heir.group.name: heir for heir in chosen}
-    for group in (group for groups in cut for group in groups):
-        request = _wanted(whole, by_group[group.name])
-        target = cut.collect([group], [request]).of(request)[group.consumer]
-        _refit(model, group.consumer, target, damping, bias)
+    walk = iter(cut)
+    while groups := _next(model, walk, decision):
+        for group in groups:
+            request = _wanted(whole, by_group[group.name])
+            with _closed(model, decision):
+                target = cut.collect([group], [request]).of(request)[group.consumer]
+            _refit(model, group.consumer, target, damping, bias)
+
+
+def _next(model: Any, walk: Iterator[tuple[Group, ...]], decision: Decision) -> tuple[Group, ...] | None:
+    """Go on to the next block of the cut model."""
+    with _closed(model, decision):
+        return next(walk, None)
+
+
+@contextmanager
+def _closed(model: Any, decision: Decision) -> Iterator[None]:
+    """Close the branches that go for the time of a `with` block; layers are passed by anyway."""
+    found = decision.structure
+    branches = tuple(g for g in found.of((ATTENTION, FFN)) if _goes(g, decision.keep))
+    with gated(model, replace(found, groups=branches), decision.keep) if branches else nullcontext():
+        yield
 
 
 def _wanted(whole: Blockwise, heir: Heir) -> StateTargets:

@@ -194,6 +194,19 @@ def observe(model: Any, path: str, batches: list[dict[str, Tensor]]) -> dict[str
     return found | {"between": found["behind"] - found["added"]}
 
 
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_branch_that_stays_takes_over(family: str, kind: str) -> None:
+    model, batches = model_of(family), text(0)
+    options: dict[str, Any] = {"criterion": "fisher", "density": {kind: 0.4}}
+    plain, _ = prune(model, batches, **options)
+    repaired, plan = prune(model, batches, reconstruct="least_squares", **options)
+    behind, _ = prune(model, batches, reconstruct="least_squares", refit_behind=True, **options)
+    assert [len(group["keep"]) for group in plan.by_kind()[kind]].count(0) == 2
+    assert error(model, behind) <= error(model, repaired) < error(model, plain)
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in behind.parameters()]
+
+
 @pytest.mark.parametrize("family", ["falcon", "phi", "whisper", "opt", "vit"])
 def test_every_family_comes_closer_with_every_refit(family: str) -> None:
     """One writes into what a linear returned, some run attention beside the rest, one has attention that never runs."""
@@ -283,8 +296,8 @@ def test_runs_are_found_side_by_side() -> None:
         ("llama", {"reconstruct": "bias"}, ArgumentError, "'bias' repairs no removed layers"),
         ("llama", {"reconstruct": "scale"}, ArgumentError, "'scale' repairs no removed layers"),
         ("llama", {"sequential": True}, ArgumentError, "is for widths"),
-        ("llama", {"reconstruct": None, "refit_behind": True}, ArgumentError, "no removed layer is repaired"),
-        ("llama", {"criterion": "fisher", "units": ["ffn"], "density": 0.5}, ArgumentError, "no removed ffn"),
+        ("llama", {"reconstruct": None, "refit_behind": True}, ArgumentError, "no removed layer or branch"),
+        ("llama", {"reconstruct": "bias", "units": ["ffn"], "density": 0.5}, ArgumentError, "no removed ffn"),
         ("bert", {}, UnsupportedModelError, "a norm stands behind it"),
         ("olmo2", {"refit_behind": True}, UnsupportedModelError, "a norm stands behind it"),
         ("mixtral", {}, UnsupportedModelError, "end in no linear of their own"),
