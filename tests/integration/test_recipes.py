@@ -54,7 +54,7 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
     name: str, files: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    recipe = small(name, files, tmp_path / "run", "export.verify=false")
+    recipe = small(name, files, tmp_path / "run", "export.verify=false", "training.logging_steps=1")
     assert isinstance(recipe, FinePruningRecipe)
     result = run(recipe, said.append)
 
@@ -75,7 +75,7 @@ def test_a_shipped_recipe_trains_and_leaves_a_model_that_loads(
         PLAN_FILE,
     ):
         assert (result.folder / file).stat().st_size > 0, file
-    assert "density_target" in (result.folder / "report.html").read_text()
+    assert "<h2>Training</h2>" in (result.folder / "report.html").read_text()
     assert said[0] == "loading data and model"
     assert load_recipe(result.folder / "recipe.yaml").sections == recipe.sections
 
