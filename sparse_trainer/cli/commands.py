@@ -94,7 +94,7 @@ COMMANDS = {
     "evaluate": Command(
         "sparse_trainer.cli.evaluate",
         "evaluate_command",
-        "Measure perplexity on running text, and accuracy on multiple-choice questions.",
+        "Measure perplexity on running text, accuracy on multiple-choice questions, and answers about images.",
     ),
     "bench": Command(
         "sparse_trainer.cli.bench",

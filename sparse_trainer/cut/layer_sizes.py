@@ -13,20 +13,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from patchers.discovery.discover import discover
 from patchers.discovery.tables.names import HEAD_DIM
 from patchers.modeling_pruned import OWN_SIZES
-from patchers.units import CHANNELS, HEADS, Group
+from patchers.units import CHANNELS, HEADS, Group, Structure
 
 _SPEC = OWN_SIZES[0]
 
 
-def write_layer_sizes(model: PreTrainedModel) -> None:
+def write_layer_sizes(model: PreTrainedModel, found: Structure) -> None:
     """Say in the config of a cut model what its layers have, where it counts heads and channels by the usual names.
 
     Of a branch that is gone nothing is said: there is nothing to be sized.
+
+    Args:
+        found: What there is to prune in the cut model; looked for anew where it knows no heads or no channels.
     """
+    if not {HEADS, CHANNELS} <= set(found.kinds.values()):
+        found = discover(model, (HEADS, CHANNELS))
     config = model.config
     part = config.get_text_config(decoder=True)
     path = next((n for n, value in [("", config), *vars(config).items()] if value is part), None)
-    sizes = _sizes(model, part)
+    sizes = _sizes(model, part, found)
     if path is None or _SPEC in vars(part) or not any(sizes.values()):
         return
     config.pruning["per_layer"] = path
@@ -43,9 +48,10 @@ def drop_layer_sizes(config: PreTrainedConfig) -> None:
             vars(part).pop(name, None)
 
 
-def _sizes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int | str, dict[str, Any]]:
+def _sizes(
+    model: PreTrainedModel, config: PreTrainedConfig, structure: Structure
+) -> dict[int | str, dict[str, Any]]:
     """Return by layer what differs from the fields of the config, empty where they do not count this model's blocks."""
-    structure = discover(model, (HEADS, CHANNELS))
     stacks = [stack for stack in structure.stacks if stack.size == vars(config).get("num_hidden_layers")]
     if len(stacks) != 1:
         return {}

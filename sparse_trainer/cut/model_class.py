@@ -84,7 +84,7 @@ def take_class(model: Any, done: Cut) -> None:
     else:
         mark_skips(model, fit.built)
         model.config.pruning = {"format": FORMAT, "layout": dict(layout)}
-        write_layer_sizes(model)
+        write_layer_sizes(model, done.after)
         model.__class__ = pruned_class(stock_class_of(model))
         # Conversions of names that `from_pretrained` applied are those of the stock class, and not undone by this one.
         vars(model).pop("_weight_conversions", None)

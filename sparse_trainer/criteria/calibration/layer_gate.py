@@ -81,8 +81,8 @@ def _within(score_U: Tensor, cost_U: Tensor, kept: float, temperature: float) ->
     t is found by bisection; its gradient is that of the implicit function.
 
     >>> score_U = torch.tensor([0.0, 1.0, 2.0])
-    >>> _within(score_U, torch.ones(3), 2.0, 0.1)
-    tensor([6.6929e-03, 9.9331e-01, 1.0000e+00])
+    >>> _within(score_U, torch.ones(3), 2.0, 0.1).mul(1000).round().tolist()
+    [7.0, 993.0, 1000.0]
     """
     known_U = score_U.detach()
     low, high = known_U.min() - _REACH * temperature, known_U.max() + _REACH * temperature

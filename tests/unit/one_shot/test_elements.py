@@ -121,8 +121,9 @@ def test_masks_after_a_cut_and_a_cut_after_masks_compose(tmp_path: Any) -> None:
     assert "cut down to" in text
     assert f"{plan.zeros_in_all[0]:,} zeros among" in text
     assert Plan.load(folder) == plan
-    # Of what is cut afterwards nobody has counted the zeros.
-    assert prune(masked, criterion="random", density={"heads": 0.5})[1].zeros == {}
+    later = prune(masked, criterion="random", density={"heads": 0.5})[1]
+    assert later.zeros.keys() == plan.zeros.keys()
+    assert 0 < later.zeros_in_all[0] < plan.zeros_in_all[0]
 
 
 def test_plans_without_zeros_read_as_before() -> None:
