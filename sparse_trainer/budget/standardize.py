@@ -1,5 +1,6 @@
 """Named ways to make scores comparable across layers and kinds of unit."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -15,6 +16,33 @@ Costs = Mapping[str, int]
 Kinds = Mapping[str, Kind]
 """Kind of unit, by group name."""
 Standardizer = Callable[[Scores, Costs, Kinds], dict[str, Tensor]]
+
+
+def _by_layer(way: Standardizer) -> Standardizer:
+    """Let a way that looks at one layer at a time look at whole branches and layers of a kind together.
+
+    Each of those is the only unit of its layer, beside which there is nothing to compare it with.
+
+    >>> from patchers.units import LAYERS
+    >>> found = rank_layer({"0": torch.tensor([5.0]), "1": torch.tensor([7.0])}, {}, {"0": LAYERS, "1": LAYERS})
+    >>> [score_U.tolist() for score_U in found.values()]
+    [[0.25], [0.75]]
+    """
+
+    @functools.wraps(way)
+    def together(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
+        whole: dict[Kind, list[str]] = {}
+        for name in scores:
+            if name in kinds and kinds[name].is_whole:
+                whole.setdefault(kinds[name], []).append(name)
+        alone = set().union(*whole.values())
+        found = way({name: score_U for name, score_U in scores.items() if name not in alone}, costs, kinds)
+        for names in whole.values():
+            pooled_U = way({"": torch.cat([scores[name] for name in names])}, {"": 1}, {})[""]
+            found |= dict(zip(names, pooled_U.split([len(scores[name]) for name in names]), strict=True))
+        return {name: found[name] for name in scores}
+
+    return together
 
 
 def as_they_are(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
@@ -47,6 +75,7 @@ def _over_sum(score_U: Tensor) -> Tensor:
     return score_U / score_U.sum().clamp_min(torch.finfo(score_U.dtype).tiny)
 
 
+@_by_layer
 def zscore_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Give the scores of every group mean 0 and standard deviation 1, outliers aside; equal scores become 0.
 
@@ -70,6 +99,7 @@ def zscore_global(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tenso
     return {name: _zscore(score_U, pooled[kinds[name]]) for name, score_U in scores.items()}
 
 
+@_by_layer
 def median_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Measure the scores of every group from their median, in median deviations: outliers have no say at all.
 
@@ -85,6 +115,7 @@ def median_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor
     return found
 
 
+@_by_layer
 def log_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Give the logarithms of the scores of every group mean 0 and standard deviation 1, for scores over many decades.
 
@@ -101,6 +132,7 @@ def log_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     return zscore_layer(logs, costs, kinds)
 
 
+@_by_layer
 def rank_layer(scores: Scores, costs: Costs, kinds: Kinds) -> dict[str, Tensor]:
     """Put the place in the order of its group, in (0, 1), for every score: all groups lose equal shares of their units.
 

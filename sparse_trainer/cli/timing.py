@@ -15,6 +15,7 @@ from sparse_trainer.budget.time_target import EAGER, PREFILL, TimeTarget
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.tables import table as shown_table
 from sparse_trainer.cut.decide import found_in
+from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import check_file
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.run.latency import find_device, find_dtype
@@ -39,6 +40,8 @@ def timing_command(
     target = TimeTarget(
         speedup=2.0, batch=batch, sequence_length=sequence_length, phase=phase, runtime=runtime
     )
+    if out is not None and out.exists():
+        raise CheckpointError(str(out), "is there already.", "Name another file, or move it away.")
     if out is not None:
         check_file(out)
     with redirect_stdout(sys.stderr):

@@ -76,10 +76,10 @@ def find_origin(source: str) -> Convertible:
 def _free_place(out: str | os.PathLike[str], form: Conversion) -> Path:
     """Return where the output goes, and raise `CheckpointError` where something is, or nothing can be written."""
     target = place_of(out)
+    if (target.is_dir() and any(target.iterdir())) or (form.is_file and target.exists()):
+        raise CheckpointError(str(target), "is there already.", "Name another place, or move it away.")
     if not form.is_file:
         check_target(target, overwrite=False)
-    elif target.exists():
-        raise CheckpointError(str(target), "is there already.", "Name another file, or move it away.")
     else:
         check_file(target)
     return target

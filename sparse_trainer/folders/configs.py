@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from patchers.discovery.tables.names import NUM_LAYERS
 from patchers.modeling_pruned import LayoutError, pruned_class
 from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_folder
 from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
@@ -19,6 +20,7 @@ from sparse_trainer.files.names import ADAPTER_CONFIG
 
 CONFIG_FILE = "config.json"
 DAMAGED = "Save the model again, or restore the folder."
+_MOST_LAYERS = 10_000
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
@@ -94,6 +96,14 @@ def _check_types(place: str, values: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{place}: model_type", f"{shown(model_type)} is no text.", DAMAGED)
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise CheckpointError(f"{place}: architectures", f"{shown(named)} is no list of names.", DAMAGED)
+    for part in (values, *(value for value in values.values() if isinstance(value, Mapping))):
+        # transformers visits every layer of a config that sizes them one by one, before any model is built.
+        for name in NUM_LAYERS:
+            count = part.get(name)
+            if isinstance(count, int | float) and count > _MOST_LAYERS:
+                raise CheckpointError(
+                    f"{place}: {name}", f"{count} layers are more than any model has.", DAMAGED
+                )
     for name in _IMPLEMENTATIONS:
         if "/" in str(values.get(name)):  # the name of a kernel on the hub
             raise CheckpointError(f"{place}: {name}", f"{shown(values[name])} names code.", "Take it out.")

@@ -75,7 +75,7 @@ def recover_folder(
             "teacher", "'dense' is of recipes that prune.", "Name the folder of the dense model."
         )
     _check_source(source)
-    training = _training(options, checkpoints, save_steps, resume=resume, overwrite=overwrite)
+    training = _training(options, folder, checkpoints, save_steps, resume=resume, overwrite=overwrite)
     config = read_config(source.name_or_path, source.revision)
     check_positions("length", options.length, positions_of(config))
     check_targets(options, load_shape(source.name_or_path))
@@ -88,6 +88,9 @@ def recover_folder(
     teacher = load_dense(options, source, tell)
     if training.folder is not None:
         training.folder.mkdir(parents=True, exist_ok=True)
+        if training.checkpoint is None:
+            for old in training.folder.glob("checkpoint-*"):
+                shutil.rmtree(old)
         write_text(training.folder / OPTIONS_FILE, _written(options))
     done = recover_model(model, data, options, teacher=teacher, training=training, tell=tell)
     tell(f"saving to {folder}")
@@ -136,12 +139,18 @@ def _check_not_padded(model: PreTrainedModel) -> None:
 
 
 def _training(
-    options: RecoveryOptions, folder: Path | None, save_steps: int, *, resume: bool, overwrite: bool
+    options: RecoveryOptions,
+    result: Path,
+    folder: Path | None,
+    save_steps: int,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> Training:
-    """Return where checkpoints go, and the one to go on from.
+    """Return where checkpoints go, and the one to go on from. Nothing is deleted yet.
 
     Raises:
-        ArgumentError: Nothing is kept to go on from.
+        ArgumentError: Nothing is kept to go on from, or it would lie in the result.
         CheckpointError: There is no checkpoint, one of other options, or one that nobody asked to go on from.
     """
     if folder is None:
@@ -150,6 +159,11 @@ def _training(
                 "resume", "no checkpoints are kept.", "Set `checkpoints`, the folder of those of then."
             )
         return Training()
+    if result.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ArgumentError(
+            "checkpoints", f"{folder} lies in the folder of the result, which appears at the end, whole.",
+            "Name a folder beside it.",
+        )  # fmt: skip
     found = last_checkpoint(folder)
     if resume and found is None:
         raise CheckpointError(str(folder), "holds no complete checkpoint.", "Start it without `resume=True`.")
@@ -161,9 +175,10 @@ def _training(
         )
     if resume:
         _check_same(folder / OPTIONS_FILE, options)
-    elif found is not None:
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
+    elif found is not None and not (folder / OPTIONS_FILE).is_file():
+        raise CheckpointError(
+            str(found), "is no checkpoint of a recovery: not ours to replace.", "Name another folder."
+        )
     return Training(folder=folder, save_steps=save_steps, checkpoint=found if resume else None)
 
 

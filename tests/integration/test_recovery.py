@@ -274,3 +274,21 @@ def test_a_recipe_prunes_in_stages_and_recovers(
     assert "## Recovered" in (tmp_path / "out" / "README.md").read_text()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert loaded.config.num_hidden_layers == 2
+
+
+def test_checkpoints_of_others_stay_and_none_lie_in_the_result(files: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "steps" / "checkpoint-5"
+    foreign.mkdir(parents=True)
+    (foreign / "trainer_state.json").write_text("{}")
+    source = SourceOptions(name_or_path=str(files / "cut"), device="cpu")
+    options = RecoveryOptions(**small(files))
+    for place, message in (
+        (tmp_path / "steps", "not ours"),
+        (tmp_path / "out" / "steps", "Name a folder beside"),
+    ):
+        with pytest.raises(SparseTrainerError, match=message):
+            recover_folder(
+                source, tmp_path / "out", options, checkpoints=place, overwrite=True, tell=lambda line: None
+            )
+    assert foreign.is_dir()
+    assert not (tmp_path / "out").exists()

@@ -198,3 +198,30 @@ def test_depth_and_widths_share_one_budget(name: str, units: list[str]) -> None:
     pruned, plan = prune(model, calibration(model), criterion=name, units=units, density=0.6)
     assert set(units) <= set(plan.by_kind())
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("units", ["layers", "ffn"])
+@pytest.mark.parametrize(
+    "normalize", ["zscore_layer", "median_layer", "log_layer", "rank_layer", "zscore_global"]
+)
+def test_mixtures_compare_layers_with_each_other(units: str, normalize: str) -> None:
+    """Each is the only unit of its group, so that a score among its group would say nothing."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for layer in (1, 2):
+            for weight in model.model.layers[layer].parameters():
+                if weight.ndim == 2:
+                    weight.mul_(1e-3)
+    parts = {
+        "layers": {"block_influence": 1.0, "relative_norm": 1.0},
+        "ffn": {"magnitude": 1.0, "fisher": 1.0},
+    }
+    rows = [{"input_ids": torch.randint(0, 64, (2, 16))}]
+    plan = prune(model, rows, criterion=parts[units], density={units: 0.67}, normalize=normalize)[1]
+    assert [
+        group["layer"] for group in plan.groups.values() if group["kind"] == units and not group["keep"]
+    ] == [1, 2]
