@@ -157,6 +157,7 @@ class PruneOptions:
             raise ArgumentError(
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
             )
+        self._check_floors()
         self._check_search()
         self._check_time()
         self._check_repair()
@@ -180,6 +181,24 @@ class PruneOptions:
                 "density",
                 f"{asked.density:g}, but {asked.pattern} keeps {asked.ask.density:g}.",
                 "Drop one of the two.",
+            )
+
+    def _check_floors(self) -> None:
+        """Refuse floors of layers and branches: each is the only unit of its place, and would never reach one."""
+        kinds = self.budget.kinds
+        floors = self.min_keep if isinstance(self.min_keep, Mapping) else {}
+        for kind in kinds:
+            if kind.is_whole and floors.get(kind, 1) > 1:
+                raise ArgumentError(
+                    "min_keep",
+                    f"{kind} are whole: each has one unit.",
+                    f"Say by `density` how many {kind} stay.",
+                )
+        if self.max_prune < 1 and all(kind.is_whole for kind in kinds):
+            raise ArgumentError(
+                "max_prune",
+                f"{kinds[0]} are whole: each goes or stays.",
+                "Drop it; `density` says how many stay.",
             )
 
     def _check_search(self) -> None:

@@ -37,6 +37,7 @@ from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.requests import Statistics, unsupported_reason
 
 M = TypeVar("M", bound=PreTrainedModel)
+T = TypeVar("T")
 Calibration = Iterable[Mapping[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,9 @@ def prune(
     levels: int = LEVELS,
     search_tokens: int = SEARCH_TOKENS,
     time_limit: float | None = None,
-    units: Sequence[str] | None = None,
-    protect: Sequence[Protect] = (),
-    include: Sequence[str] = (),
+    units: str | Sequence[str] | None = None,
+    protect: str | Sequence[Protect] = (),
+    include: str | Sequence[str] = (),
     multiple_of: int | Mapping[str, int] | None = None,
     min_keep: int | Mapping[str, int] = 1,
     max_prune: float = 1.0,
@@ -118,9 +119,9 @@ def prune(
         levels=levels,
         search_tokens=search_tokens,
         time_limit=time_limit,
-        units=None if units is None else tuple(units),
-        protect=tuple(protect),
-        include=tuple(include),
+        units=None if units is None else _listed(units),
+        protect=_listed(protect),
+        include=_listed(include),
         multiple_of=multiple_of,
         min_keep=min_keep,
         max_prune=max_prune,
@@ -143,6 +144,11 @@ def prune(
         options, model, calibration,
         device=device, statistics=statistics, watch=watch, inplace=inplace, check=check,
     )  # fmt: skip
+
+
+def _listed(asked: str | Sequence[T]) -> tuple[str | T, ...]:
+    """Return one name, or several, as several."""
+    return (asked,) if isinstance(asked, str) else tuple(asked)
 
 
 @torch.inference_mode(False)

@@ -16,7 +16,13 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from patchers.patching.merging import has_adapters
 from sparse_trainer.cut.record import attach_plan, plan_of
-from sparse_trainer.errors import ArgumentError, CheckpointError, DataError, RecipeError
+from sparse_trainer.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    RecipeError,
+    UnsupportedModelError,
+)
 from sparse_trainer.folders.configs import first_line
 from sparse_trainer.plan.document import Plan, Recovered
 from sparse_trainer.run.lora import check_peft, merged
@@ -24,7 +30,7 @@ from sparse_trainer.run.options import SourceOptions, Tell
 from sparse_trainer.run.recovery_options import RecoveryOptions
 from sparse_trainer.run.trainings import bare_model, dense_trainer
 from sparse_trainer.tasks.base import Prepared
-from sparse_trainer.tasks.language.causal_model import check_causal
+from sparse_trainer.tasks.language.causal_model import check_causal, check_foretells
 from sparse_trainer.tasks.language.token_losses import PERPLEXITY
 from sparse_trainer.tasks.registry import TASKS
 from sparse_trainer.training.distillation.comparable import check_teacher
@@ -111,7 +117,11 @@ def read_data(options: RecoveryOptions, tokenizer: Any) -> Prepared:
 
 
 def check_dense(model: PreTrainedModel, teacher: PreTrainedModel, options: RecoveryOptions) -> None:
-    """Raise `ArgumentError` for a teacher of another vocabulary."""
+    """Raise `ArgumentError` for a teacher of another vocabulary, or one that is no causal language model."""
+    try:
+        check_foretells(teacher)
+    except UnsupportedModelError as error:
+        raise ArgumentError("teacher", f"{error.where} {error.what}", "Give the dense model.") from error
     try:
         check_teacher(model, teacher, options.distillation)
     except ArgumentError as error:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +85,10 @@ class RecoveryOptions:
         check_share("teacher_weight", self.teacher_weight, "(0, 1]", "Give e.g. 0.9.")
         if not self.targets:
             raise ArgumentError("targets", "names no module.", f"Give e.g. {ALL_LINEAR}.")
+        for field in fields(self):
+            asked = field.name in ("rank", "alpha", "targets") and getattr(self, field.name) != field.default
+            if asked and self.train != "lora":
+                raise ArgumentError(field.name, "is of adapters.", "Set `train='lora'`, or drop it.")
         if self.answers is not None and not self.instructions:
             raise ArgumentError("answers", "belongs to instructions.", "Set `instructions=True`, or drop it.")
 

@@ -292,3 +292,9 @@ def test_checkpoints_of_others_stay_and_none_lie_in_the_result(files: Path, tmp_
             )
     assert foreign.is_dir()
     assert not (tmp_path / "out").exists()
+
+
+def test_options_of_adapters_are_refused_without_them(files: Path) -> None:
+    for option in ({"targets": ("q_proj",)}, {"rank": 4}, {"alpha": 1.0}):
+        with pytest.raises(ArgumentError, match="is of adapters"):
+            RecoveryOptions(**{**small(files), "train": "all", **option})

@@ -15,6 +15,12 @@ def check_causal(model: PreTrainedModel, data: Prepared) -> None:
         UnsupportedModelError: It looks ahead, or its loss does not shift the labels.
         RecipeError: A sequence of the data is longer than the model has positions for.
     """
+    check_foretells(model)
+    _check_positions(model, data)
+
+
+def check_foretells(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` for a model that looks ahead, or whose loss does not shift the labels."""
     # Encoders have the field and say False: every token sees what it is to foretell.
     looks_ahead = model.config.to_dict().get("is_decoder") is False
     if looks_ahead or not shifts_labels(model):
@@ -24,7 +30,6 @@ def check_causal(model: PreTrainedModel, data: Prepared) -> None:
             f"{why}, and is no causal language model here.",
             "Give a decoder, such as Llama.",
         )
-    _check_positions(model, data)
 
 
 def _check_positions(model: PreTrainedModel, data: Prepared) -> None:

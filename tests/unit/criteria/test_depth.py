@@ -225,3 +225,20 @@ def test_mixtures_compare_layers_with_each_other(units: str, normalize: str) -> 
     assert [
         group["layer"] for group in plan.groups.values() if group["kind"] == units and not group["keep"]
     ] == [1, 2]
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    model, rows = model_of("llama"), calibration(model_of("llama"))
+    one = prune(model, rows, criterion="block_influence", units="layers", density=0.5, protect="first")[1]
+    assert (
+        one
+        == prune(model, rows, criterion="block_influence", units=["layers"], density=0.5, protect=["first"])[
+            1
+        ]
+    )
+
+
+@pytest.mark.parametrize("options", [{"min_keep": {"layers": 3}}, {"max_prune": 0.2}])
+def test_floors_of_whole_layers_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="layers are whole"):
+        prune(model_of("llama"), criterion="magnitude", density={"layers": 0.5}, **options)
