@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from sparse_trainer.statistics.collect import collect
 from sparse_trainer.training.options import GateOptions
 from sparse_trainer.training.protect import check_affordable, protected_units, put_first
 from sparse_trainer.training.timed import speedup_of, timed_selector
+
+_ON_THE_WAY: Final = 1e-9
+"""Part of the way to a time that counts as not yet there."""
 
 
 @final
@@ -179,6 +182,9 @@ class GateDriver:
         self._finite = finite if self._finite is None else self._finite & finite
         remaining = self.schedule.remaining(self.progress)
         self._tied_G = tied(raw, self.structure.kinds) if remaining < 1.0 and not self._warned else None
+        if isinstance(self.selector, TimedSelector) and not self.finished:
+            # L0 waits at its budget before it ends: the time itself is looked up once, when the structure is final.
+            remaining = max(remaining, _ON_THE_WAY)
         selection = self.selector.select(scores, remaining)
         self._threshold = selection.threshold
         for name, gate in self.gates.items():

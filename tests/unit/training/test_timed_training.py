@@ -14,7 +14,7 @@ from sparse_trainer.budget.latency import store
 from sparse_trainer.budget.latency.conditions import TimingConditions
 from sparse_trainer.budget.latency.foreign import read_csv
 from sparse_trainer.budget.latency.model_time import ModelTime
-from sparse_trainer.budget.latency.selector import BENDS
+from sparse_trainer.budget.latency.selector import BENDS, TimedSelector
 from sparse_trainer.budget.latency.store import CACHE_VARIABLE
 from sparse_trainer.budget.latency.trial import Pair
 from sparse_trainer.budget.time_target import TimeTarget
@@ -86,6 +86,31 @@ def test_the_time_is_met(phone: str, scoring: str, asked: dict[str, float]) -> N
     assert plan.speed["speedup_expected"] == pytest.approx(DENSE / reached)
     assert (plan.target, plan.density_asked, plan.speed["speedup_measured"]) == ("latency", None, None)
     assert coordinator.pruner.log()["speedup"] == pytest.approx(DENSE / reached)
+
+
+@pytest.mark.parametrize("scoring", ["movement", "l0"])
+def test_times_are_looked_up_once_in_a_training(
+    phone: str, scoring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look-up waits for the device: on the way, and while L0 waits at its budget, there is none."""
+    steps: list[int] = []
+    look = TimedSelector._with_free
+
+    def counted(self: TimedSelector, *args: Any) -> Any:
+        steps.append(1)
+        return look(self, *args)
+
+    coordinators: list[int] = []
+    begin = ModelPatchingCoordinator.begin
+
+    def begun(self: ModelPatchingCoordinator, *args: Any, **options: Any) -> None:
+        coordinators.append(len(steps))
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(TimedSelector, "_with_free", counted)
+    monkeypatch.setattr(ModelPatchingCoordinator, "begin", begun)
+    trained(large(), scoring=scoring, latency_table=phone, speedup=1.5)
+    assert len(steps) - coordinators[0] == 1
 
 
 def test_depth_and_width_share_a_time_under_l0(phone: str) -> None:
