@@ -81,7 +81,7 @@ REPAIR = Fields(
     reconstruct_bias="Whether least squares may move biases.",
     damping="Of least squares.",
     sequential="Repair layer by layer.",
-    refit_behind="Of removed layers: refit the layers behind them, too.",
+    refit_behind="Refit layer after layer to the states of the whole model.",
 )
 RESULT = "Result"
 PLACE = Fields(

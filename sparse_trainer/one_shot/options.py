@@ -99,7 +99,8 @@ class PruneOptions:
     sequential: bool = False
     """Repair layer by layer against inputs from the already pruned layers before."""
     refit_behind: bool = False
-    """Of removed layers and branches: refit also the layers behind, each to the states of the whole model there."""
+    """Refit what stays of every layer from the first one that lost something on, each to the states that the whole
+    model has there: what they make up for is all that went wrong so far."""
     by_block: bool = False
     """Run block after block, hidden states in between on the CPU: the statistics of one block at a time are in memory.
     For criteria that need no gradients."""
@@ -271,11 +272,17 @@ class PruneOptions:
             )
         if self.sequential and self.repair is None:
             raise ArgumentError("sequential", "there is nothing to repair.", "Set `reconstruct`.")
-        if self.refit_behind and not self.repairs_runs:
+        if self.refit_behind and not (self.repair is not None and self.repair.repairs_runs):
             raise ArgumentError(
                 "refit_behind",
-                "no removed layer or branch is repaired.",
-                "Prune layers with `reconstruct='least_squares'`, or drop it.",
+                "nothing is refitted to states of the whole model.",
+                "Set `reconstruct='least_squares'`, or drop it.",
+            )
+        if self.refit_behind and self.sequential:
+            raise ArgumentError(
+                "sequential",
+                "`refit_behind` repairs one layer after the other anyway.",
+                "Drop one of the two.",
             )
         if self.reconstruct_bias and self.repair is not None and not self.repair.adds_bias:
             raise ArgumentError(
@@ -427,8 +434,9 @@ class PruneOptions:
 
     @property
     def repairs_runs(self) -> bool:
-        """Whether the linears that stay take over what removed layers and branches did."""
-        return self.repair is not None and any(kind.is_whole for kind in self.budget.kinds)
+        """Whether linears are refitted to states of the whole model."""
+        whole = any(kind.is_whole for kind in self.budget.kinds)
+        return self.repair is not None and (whole or self.refit_behind)
 
     @property
     def asked(self) -> dict[str, CriterionLike]:

@@ -28,7 +28,7 @@ from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.protect import Protect, prunable
 from sparse_trainer.one_shot.repairs.base import DAMPING
-from sparse_trainer.one_shot.repairs.runs import last_linears
+from sparse_trainer.one_shot.repairs.runs import check_followed, last_linears
 from sparse_trainer.one_shot.round import Source, Watch, run_round
 from sparse_trainer.one_shot.search.options import LEVELS, SEARCH_TOKENS
 from sparse_trainer.one_shot.timed import TimedPruning
@@ -222,6 +222,8 @@ def check_prunable(options: PruneOptions, model: Any) -> tuple[Structure, Struct
     structure = prunable(model, found, options.budget.kinds, options.protect, options.include)
     _check_structure(structure, options)
     _check_runs(model, found, options)
+    if options.refit_behind:
+        check_followed(found, structure.of(WIDTH_KINDS))
     return found, structure
 
 

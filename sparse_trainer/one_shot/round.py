@@ -166,9 +166,9 @@ def _statistics(model: Any, structure: Structure, source: Source, options: Prune
         return source.statistics
     if source.batches is None or options.by_block:
         return Statistics()
-    only_criteria = options.sequential and options.search is None
+    only_criteria = (options.sequential or options.refit_behind) and options.search is None
     requests = options.criteria_requests if only_criteria else options.requests
-    if not options.repairs_runs:
+    if only_criteria or not options.repairs_runs:
         return collect(model, structure, source.batches, requests)
     # Moments exist for what widths feed only.
     widths = replace(structure, groups=structure.of(WIDTH_KINDS))
@@ -225,6 +225,8 @@ def _repair(
             bias=options.reconstruct_bias,
             device=source.device,
         )
+        if options.refit_behind:
+            return
         structure = replace(structure, groups=structure.of(WIDTH_KINDS))
     prepare_biases(model, structure, repair)
     if options.sequential or options.by_block:

@@ -104,9 +104,8 @@ def refitted(
         keep_U: Units of the group that stay.
     """
     weight = stored_OI.to(moments.mean_I.dtype)
+    keep_I = kept_features(group, keep_U, weight)
     index_UW = group.consumer_slice.index_UW.to(weight.device)
-    keep_I = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-    keep_I[index_UW[~keep_U.to(weight.device)].flatten()] = False
     repaired = repair.refit(
         Consumer(
             name=group.consumer,
@@ -123,6 +122,15 @@ def refitted(
         return found_OI, bias
     assert bias is not None
     return found_OI, bias.detach() + repaired.shift_O.to(bias.dtype)
+
+
+def kept_features(group: Group, keep_U: Tensor | None, stored_OI: Tensor) -> Tensor:
+    """Return which inputs of a consumer stay, shape [I]: those of units that do, and of no unit; None keeps all."""
+    keep_I = torch.ones(stored_OI.shape[1], dtype=torch.bool, device=stored_OI.device)
+    if keep_U is not None:
+        index_UW = group.consumer_slice.index_UW.to(stored_OI.device)
+        keep_I[index_UW[~keep_U.to(stored_OI.device)].flatten()] = False
+    return keep_I
 
 
 def _units_of(index_UW: Tensor, features: int) -> Tensor:

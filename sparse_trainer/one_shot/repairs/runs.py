@@ -10,9 +10,12 @@ behind the runs can be refitted in the same way, each to what the whole model ha
 the attention, to the states in front of what the feed-forward part adds, then that of the feed-forward part.
 
 Where a branch of a layer goes, the last linear of the other one is refitted to what the whole layer returned.
+
+Where heads or channels go, the same refits follow that of what read them, from the first layer that lost some on: what
+each linear is to make up for is all that went wrong so far, not the loss of its own inputs alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,11 +25,11 @@ from torch import Tensor
 
 from patchers.layers import bare_linear_at, weight_OI
 from patchers.patching.patch import gated
-from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, LAYERS, Group, Structure
+from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, LAYERS, WIDTH_KINDS, Group, Structure
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
-from sparse_trainer.one_shot.repairs.refit import prepare_biases
+from sparse_trainer.one_shot.repairs.refit import kept_features, prepare_biases
 from sparse_trainer.one_shot.repairs.solve import check_tokens, solve
 from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
@@ -49,8 +52,8 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
     """Return what to refit, in model order: the last linears of blocks that lost a branch, or stand in front of a run.
 
     Args:
-        behind: Also those of all others behind the first of these in their stack, and the last linear of their
-            attention where they have one.
+        behind: Also those of all others from the first of these on, or the first that lost units, and the last linear
+            of their attention where they have one.
 
     Raises:
         UnsupportedModelError: no layer stands in front of a run, or no last linear of its own is left in one.
@@ -69,10 +72,11 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
                 "Protect it, or set no reconstruct.",
             )
     attention, chosen = _only_attention(found), []
+    narrower = {(g.stack, g.layer) for g in found.of(WIDTH_KINDS) if behind and _goes(g, keep)}
     for stack in found.stacks:
-        first = min((layer for path, layer in lost if path == stack.path), default=stack.size)
+        first = min((layer for path, layer in {*lost, *narrower} if path == stack.path), default=stack.size)
         for place in ((stack.path, layer) for layer in range(first, stack.size)):
-            follows = behind and place[1] > first
+            follows = behind and (place[1] > first or place in narrower)
             if place not in linears or place in gone or not (follows or place in lost):
                 continue
             last = linears[place]
@@ -119,6 +123,25 @@ def _goes(block: Group, keep: Mapping[str, Tensor]) -> bool:
     return block.name in keep and not bool(keep[block.name].all())
 
 
+def check_followed(found: Structure, widths: Iterable[Group]) -> None:
+    """Refuse units whose readers are not among what is refitted to states of the whole model.
+
+    Raises:
+        UnsupportedModelError: they feed stacked experts or the second attention of a block, or stand in front of none.
+    """
+    ends = {(g.stack, g.layer): g for g in last_linears(found)}
+    attentions = _only_attention(found)
+    for group in widths:
+        place = group.stack, group.layer
+        if place not in ends or group not in (ends[place], attentions.get(place)):
+            raise UnsupportedModelError(
+                group.name,
+                "what reads it cannot be refitted to the states of the whole model: its layer has no last linear of "
+                "its own, or several attentions.",
+                "Drop `refit_behind`, or protect it.",
+            )
+
+
 def last_linears(found: Structure) -> tuple[Group, ...]:
     """Return the groups whose consumer is the last linear of a layer: of feed-forward channels, but in no experts."""
     return tuple(g for g in found.of((CHANNELS,)) if g.consumer_tensor is None)
@@ -162,7 +185,7 @@ def take_over(
             request = _wanted(whole, by_group[group.name])
             with _closed(model, decision):
                 target = cut.collect([group], [request]).of(request)[group.consumer]
-            _refit(model, group.consumer, target, damping, bias)
+            _refit(model, group, decision.keep, target, damping, bias)
 
 
 def _next(model: Any, walk: Iterator[tuple[Group, ...]], decision: Decision) -> tuple[Group, ...] | None:
@@ -173,10 +196,10 @@ def _next(model: Any, walk: Iterator[tuple[Group, ...]], decision: Decision) -> 
 
 @contextmanager
 def _closed(model: Any, decision: Decision) -> Iterator[None]:
-    """Close the branches that go for the time of a `with` block; layers are passed by anyway."""
+    """Close the branches and units that go for the time of a `with` block; layers are passed by anyway."""
     found = decision.structure
-    branches = tuple(g for g in found.of((ATTENTION, FFN)) if _goes(g, decision.keep))
-    with gated(model, replace(found, groups=branches), decision.keep) if branches else nullcontext():
+    parts = tuple(g for g in found.of((ATTENTION, FFN, *WIDTH_KINDS)) if _goes(g, decision.keep))
+    with gated(model, replace(found, groups=parts), decision.keep) if parts else nullcontext():
         yield
 
 
@@ -191,20 +214,29 @@ def _wanted(whole: Blockwise, heir: Heir) -> StateTargets:
 
 
 @torch.no_grad()
-def _refit(model: Any, path: str, target: Target, damping: float, bias: bool | None) -> None:
-    linear = bare_linear_at(model, path)
+def _refit(
+    model: Any,
+    group: Group,
+    keep: Mapping[str, Tensor],
+    target: Target,
+    damping: float,
+    bias: bool | None,
+) -> None:
+    """Refit the columns that stay of what reads a group."""
+    linear, path = bare_linear_at(model, group.consumer), group.consumer
     stored_OI, stored_O = weight_OI(linear), linear.bias
     moves_bias = stored_O is not None if bias is None else bias
     moments = target.moments
-    check_tokens(moments, stored_OI.shape[1], path)
+    keep_I = kept_features(group, keep.get(group.name), stored_OI)
+    check_tokens(moments, int(keep_I.sum()), path)
     assert moments.centred_II is not None
-    mean_I = moments.mean_I.double()
-    second_II, cross_IH = moments.second_II, target.cross_IH
+    mean_K = moments.mean_I[keep_I].double()
+    second_II, cross_KH = moments.second_II, target.cross_IH[keep_I]
     if moves_bias:
         second_II = moments.centred_II.double()
-        cross_IH = cross_IH - torch.outer(mean_I, target.mean_H)
-    update_OI = solve(second_II, cross_IH, damping, path).T
-    stored_OI.add_(update_OI.to(stored_OI.dtype))
+        cross_KH = cross_KH - torch.outer(mean_K, target.mean_H)
+    update_OK = solve(second_II[keep_I][:, keep_I], cross_KH, damping, path).T
+    stored_OI[:, keep_I] += update_OK.to(stored_OI.dtype)
     if moves_bias:
         assert stored_O is not None
-        stored_O.add_((target.mean_H - update_OI @ mean_I).to(stored_O.dtype))
+        stored_O.add_((target.mean_H - update_OK @ mean_K).to(stored_O.dtype))

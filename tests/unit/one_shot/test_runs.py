@@ -296,7 +296,7 @@ def test_runs_are_found_side_by_side() -> None:
         ("llama", {"reconstruct": "bias"}, ArgumentError, "'bias' repairs no removed layers"),
         ("llama", {"reconstruct": "scale"}, ArgumentError, "'scale' repairs no removed layers"),
         ("llama", {"sequential": True}, ArgumentError, "is for widths"),
-        ("llama", {"reconstruct": None, "refit_behind": True}, ArgumentError, "no removed layer or branch"),
+        ("llama", {"reconstruct": None, "refit_behind": True}, ArgumentError, "nothing is refitted"),
         ("llama", {"reconstruct": "bias", "units": ["ffn"], "density": 0.5}, ArgumentError, "no removed ffn"),
         ("bert", {}, UnsupportedModelError, "a norm stands behind it"),
         ("olmo2", {"refit_behind": True}, UnsupportedModelError, "a norm stands behind it"),
