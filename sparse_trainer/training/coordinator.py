@@ -280,14 +280,14 @@ class ModelPatchingCoordinator:
 
     def extra_losses(self, inputs: Mapping[str, Any], outputs: Any) -> ExtraLosses:
         """Return what fine-pruning adds for one batch."""
-        distillation = None
+        distilled = None
         if self.distiller is not None:
             opened = open_layers(self.structure, self.gates)
-            distillation = self.distiller.loss(inputs, outputs, opened, context=self.teacher_context)
-        penalty = self.pruner.penalty()
-        self._averages.add("distillation_loss", distillation)
-        self._averages.add("penalty", penalty)
-        return ExtraLosses(distillation=distillation, penalty=penalty)
+            distilled = self.distiller.losses(inputs, outputs, opened, context=self.teacher_context)
+        extra = ExtraLosses(distilled=distilled, penalty=self.pruner.penalty())
+        self._averages.add("distillation_loss", extra.distillation)
+        self._averages.add("penalty", extra.penalty)
+        return extra
 
     @property
     def needs_hidden_states(self) -> bool:

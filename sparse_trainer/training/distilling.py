@@ -30,9 +30,9 @@ class Lesson:
 
     def extra_losses(self, inputs: Mapping[str, Any], outputs: Any) -> ExtraLosses:
         """Return how far the answers to one batch are from the teacher's."""
-        distillation = self.distiller.loss(inputs, outputs, context=self._context)
-        self.averages.add("distillation_loss", distillation)
-        return ExtraLosses(distillation=distillation, penalty=None)
+        distilled = self.distiller.losses(inputs, outputs, context=self._context)
+        self.averages.add("distillation_loss", distilled.total)
+        return ExtraLosses(distilled=distilled, penalty=None)
 
 
 def distilling_trainer(
@@ -55,6 +55,12 @@ def distilling_trainer(
             loss = PruningLoss(self)
             loss.check_returns_outputs()
             self.compute_loss = loss  # in its place, whoever wrote it
+
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            """Return the batches of the next step, of which the loss counts the tokens."""
+            batches, count = super().get_batch_samples(*args, **kwargs)
+            self.compute_loss.begin_step(batches)
+            return batches, count
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             """Add the distillation loss to what training logs."""

@@ -3,18 +3,39 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationLosses:
+    """How far a student is from its teacher, each part times its weight; None = that part is not compared."""
+
+    logits: Tensor | None
+    """A mean over what labels are counted of: answers, or labelled tokens."""
+    hidden: Tensor | None
+    """A mean over real tokens, labelled or not."""
+
+    @property
+    def total(self) -> Tensor:
+        """Return the sum; one part at least is compared."""
+        return torch.stack([part for part in (self.logits, self.hidden) if part is not None]).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraLosses:
     """What fine-pruning adds to a task loss."""
 
-    distillation: Tensor | None
+    distilled: DistillationLosses | None
     penalty: Tensor | None
 
+    @property
+    def distillation(self) -> Tensor | None:
+        """Return the sum of what is compared with a teacher; None without one."""
+        return None if self.distilled is None else self.distilled.total
+
     def added_to(self, task_loss: Tensor) -> Tensor:
-        """Return the sum."""
+        """Return the sum, for a batch that is a whole optimizer step."""
         parts = (part for part in (self.distillation, self.penalty) if part is not None)
         return sum(parts, start=task_loss)
 

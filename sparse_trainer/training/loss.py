@@ -2,9 +2,10 @@
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -12,6 +13,7 @@ from patchers.discovery.source_code import calls_super, raises_if
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.labels import IGNORED, unwrapped
 from sparse_trainer.training.distillation.teacher import carries_gradient
+from sparse_trainer.training.distillation.tokens import real_tokens
 
 _COUNT = "num_items_in_batch"
 logger = logging.getLogger(__name__)
@@ -32,11 +34,24 @@ class PruningLoss:
         known = inspect.signature(self.written).parameters
         forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()) and not of_nn_pruning
         self.takes_count = _COUNT in known or forwards
+        self._step_tokens: Tensor | None = None
         self.runs_again = False
         """Whether the teacher is compared with a forward pass of its own: the loss returns nothing to learn from."""
         if not self.takes_count:
             # Such a loss is an average over its batch: Trainer then has to divide it by the accumulation count.
             trainer.model_accepts_loss_kwargs = False
+
+    def begin_step(self, batches: Sequence[Any]) -> None:
+        """Count the real tokens of the batches that make up an optimizer step, in all processes, without a wait."""
+        distiller, accelerator = self.trainer.coordinator.distiller, self.trainer.accelerator
+        self._step_tokens = None
+        if distiller is None or not distiller.needs_hidden_states or not batches:
+            return
+        counts = [real_tokens(batch) if isinstance(batch, Mapping) else None for batch in batches]
+        known = [count for count in counts if count is not None]
+        if len(known) == len(counts):
+            here = torch.stack(known).sum().to(accelerator.device)
+            self._step_tokens = accelerator.reduce(here) if accelerator.num_processes > 1 else here
 
     def __call__(
         self,
@@ -74,11 +89,29 @@ class PruningLoss:
         even = 1.0 if divides(self.trainer, num_items_in_batch) else 1.0 / _steps(self.trainer)
         share = share_of_step(self.trainer, inputs, num_items_in_batch)
         loss = coordinator.task_weight * task_loss
-        if extra.distillation is not None:
-            loss = loss + extra.distillation * (even if share is None else share)
+        if extra.distilled is not None:
+            part = even if share is None else share
+            for distilled, weight in (
+                (extra.distilled.logits, part),
+                (extra.distilled.hidden, self._token_share(inputs, num_items_in_batch, part)),
+            ):
+                loss = loss if distilled is None else loss + distilled * weight
         if extra.penalty is not None:
             loss = loss + extra.penalty * even
         return (loss, outputs) if return_outputs else loss
+
+    def _token_share(self, inputs: Mapping[str, Any], num_items: Any, part: Tensor | float) -> Tensor | float:
+        """Return the weight of this batch's mean over real tokens in its optimizer step, whoever divides by steps.
+
+        Args:
+            part: The weight of a mean over labels, for batches of which the tokens cannot be counted.
+        """
+        tokens = None if self._step_tokens is None else real_tokens(inputs)
+        if tokens is None or self._step_tokens is None:
+            return part
+        steps = _steps(self.trainer) if divides(self.trainer, num_items) else 1
+        share: Tensor = tokens / self._step_tokens * (steps * self.trainer.accelerator.num_processes)
+        return share
 
     def _outputs_again(self, model: nn.Module, asked: Mapping[str, Any], outputs: Any) -> Any:
         """Return outputs that carry gradient, if the batch is one that the model reads (SFT of trl); else those given.

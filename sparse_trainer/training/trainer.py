@@ -221,7 +221,9 @@ class SparseTrainer:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of the next step: none where all steps are taken, as in a checkpoint of the last one."""
         over = is_over(self.state, self.callback_handler.callbacks)  # type: ignore[attr-defined]
-        return ([], None) if over else super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        batches, count = ([], None) if over else super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        vars(self)["compute_loss"].begin_step(batches)
+        return batches, count
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train on one batch; read the mask gradients after the last batch of an optimizer step, before clipping."""

@@ -8,51 +8,30 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.units import LAYERS, Structure
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.inputs.labels import IGNORED, shifts_labels, unwrapped, without_labels
+from sparse_trainer.inputs.labels import shifts_labels, unwrapped, without_labels
 from sparse_trainer.training.distillation.comparable import check_distillation, check_teacher
 from sparse_trainer.training.distillation.divergences import Divergence, divergence_for
 from sparse_trainer.training.distillation.layer_map import LayerMap
+from sparse_trainer.training.distillation.tokens import token_mask, valid_distributions
+from sparse_trainer.training.extra_losses import DistillationLosses
 from sparse_trainer.training.options import DistillationOptions
 
 # Shape legend: B = batch, T = tokens, D = hidden features, C = classes or vocabulary, L = layers.
 
 
-def valid_distributions(logits: Tensor, inputs: Mapping[str, Any], *, shifted: bool) -> Tensor:
-    """Return the mask of the distributions in [..., C] logits that count, shape [...].
-
-    Those with an ignored label, or, of tokens without labels of their own, padding, do not count. A causal model's
-    position t is judged by the label at t + 1, so its last position never counts.
-    """
-    each = logits.shape[:-1]
-    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-    if isinstance(labels, Tensor) and labels.shape == each:
-        counts: Tensor = labels != IGNORED
-    elif isinstance(mask, Tensor) and mask.shape == each:
-        counts = mask.bool()
-    elif isinstance(mask, Tensor) and {"input_values", "input_features"} & set(inputs) and len(each) == 2:
-        # The mask is over the samples of a sound; a frame of logits stands for a run of them.
-        counts = F.interpolate(mask[:, None].float(), size=each[1])[:, 0].bool()
-    else:
-        counts = torch.ones(each, dtype=torch.bool, device=logits.device)
-    if shifted and len(each) > 1:
-        counts = F.pad(counts[..., 1:], (0, 1), value=False)
-    return counts
-
-
 def hidden_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """Return the mean squared error over the real tokens of each sequence, averaged over sequences."""
+    """Return the mean squared error over the real tokens of the batch: token-wise, as ZipLM (arXiv 2302.04089)."""
     error_BT = (student_BTD.float() - teacher_BTD.float()).square().mean(-1)
     if mask_BT is None:
         return error_BT.mean()
     mask_BT = mask_BT.to(error_BT.dtype)
-    return ((error_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp_min(1)).mean()
+    return (error_BT * mask_BT).sum() / mask_BT.sum().clamp_min(1)
 
 
 @final
@@ -78,15 +57,15 @@ class Distiller:
         """Whether the student has to return its hidden states."""
         return self.options.alpha_hidden > 0
 
-    def loss(
+    def losses(
         self,
         inputs: Mapping[str, Any],
         outputs: Any,
         open_L: Tensor | None = None,
         *,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> Tensor:
-        """Return the weighted sum of logit and hidden-state losses.
+    ) -> DistillationLosses:
+        """Return the losses of logits and hidden states, each times its weight.
 
         Args:
             inputs: The student's batch; labels are withheld from the teacher.
@@ -104,12 +83,12 @@ class Distiller:
             taught = self.teacher(
                 **without_labels(self.teacher, inputs), output_hidden_states=self.needs_hidden_states
             )
-        parts = []
+        logits = hidden = None
         if self.options.alpha_logits > 0:
-            parts.append(self.options.alpha_logits * self._logits(inputs, outputs, taught))
+            logits = self.options.alpha_logits * self._logits(inputs, outputs, taught)
         if self.needs_hidden_states:
-            parts.append(self.options.alpha_hidden * self._hidden(inputs, outputs, taught, open_L))
-        return torch.stack(parts).sum()
+            hidden = self.options.alpha_hidden * self._hidden(inputs, outputs, taught, open_L)
+        return DistillationLosses(logits=logits, hidden=hidden)
 
     def _logits(self, inputs: Mapping[str, Any], outputs: Any, taught: Any) -> Tensor:
         names = [name for name in taught if name.endswith("logits") and taught[name] is not None]
@@ -136,8 +115,8 @@ class Distiller:
 
     def _hidden(self, inputs: Mapping[str, Any], outputs: Any, taught: Any, open_L: Tensor | None) -> Tensor:
         """Compare kept layers with the teacher's in their place, or with those of the learned map, and average."""
-        mask_BT = inputs.get("attention_mask")
         states, taught_states = _output(outputs, "hidden_states"), _output(taught, "hidden_states")
+        mask_BT = token_mask(states[-1].shape[:2], inputs)
         if self.layer_map is not None:
             compare = functools.partial(hidden_loss, mask_BT=mask_BT)
             return self.layer_map.loss(states[1:], taught_states[1:], compare, open_L)

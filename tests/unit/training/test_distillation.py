@@ -27,8 +27,8 @@ from sparse_trainer.training.distillation.divergences import logit_loss
 from sparse_trainer.training.distillation.teacher import (
     Distiller,
     hidden_loss,
-    valid_distributions,
 )
+from sparse_trainer.training.distillation.tokens import token_mask, valid_distributions
 from tests.architectures.tiny import tiny_model
 from tests.fixtures.compact_models import FAMILIES, batch, perturbed, tiny
 from tests.fixtures.training import quiet_model, sparse_args, trainer
@@ -64,8 +64,21 @@ def test_causal_positions_are_judged_by_the_next_label() -> None:
 def test_hidden_loss_ignores_padding() -> None:
     student, teacher = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    rows = [(student[0] - teacher[0]).square().mean(), (student[1, :2] - teacher[1, :2]).square().mean()]
-    torch.testing.assert_close(hidden_loss(student, teacher, mask), torch.stack(rows).mean())
+    real = mask.bool()
+    expected = (student[real] - teacher[real]).square().mean()
+    torch.testing.assert_close(hidden_loss(student, teacher, mask), expected)
+
+
+def test_tokens_of_choices_and_of_sounds_are_told_from_padding() -> None:
+    choices = torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]])
+    found = token_mask((4, 3), {"attention_mask": choices})
+    assert found is not None
+    assert torch.equal(found, choices.flatten(0, 1).bool())
+    sound = {"input_values": torch.zeros(1, 8), "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]])}
+    frames = token_mask((1, 4), sound)
+    assert frames is not None
+    assert frames.tolist() == [[True, True, False, False]]
+    assert token_mask((2, 5), {"pixel_values": torch.zeros(2, 3, 4, 4)}) is None
 
 
 def distil_args(**options: Any) -> SparseTrainingArguments:

@@ -83,7 +83,7 @@ def test_only_the_last_layers_are_compared_also_with_a_taller_teacher(tmp_path: 
     losses = []
     for own_BTD, other_BTD in zip(student[-2:], teacher[-2:], strict=True):
         error_BT = (own_BTD - other_BTD).square().mean(-1) * mask_BT
-        losses.append((error_BT.sum(1) / mask_BT.sum(1)).mean())
+        losses.append(error_BT.sum() / mask_BT.sum())
     assert logged["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
     short, _ = prune(language_model("llama"), criterion="last", density={"layers": 0.67})
@@ -94,8 +94,10 @@ def test_only_the_last_layers_are_compared_also_with_a_taller_teacher(tmp_path: 
         TeacherOptions(teacher="x", tail_layers=2)
 
 
-def test_one_batch_of_eight_is_four_of_two(tmp_path: Path) -> None:
-    options = TeacherOptions(teacher="x", alpha_ce=0.5, alpha_teacher=0.5)
+@pytest.mark.parametrize("alpha_hidden", [0.0, 1.0])
+def test_one_batch_of_eight_is_four_of_two(alpha_hidden: float, tmp_path: Path) -> None:
+    """Also on rows with padding, where the tokens whose hidden states are compared are not those with labels."""
+    options = TeacherOptions(teacher="x", alpha_ce=0.5, alpha_teacher=0.5, alpha_hidden=alpha_hidden)
     found = []
     for size, steps in ((8, 1), (2, 4)):
         trainer = trainer_of(
