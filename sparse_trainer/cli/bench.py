@@ -2,13 +2,15 @@
 
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result
-from sparse_trainer.folders.configs import read_config
+from sparse_trainer.errors import ArgumentError
+from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.generation_speed import check_writes_tokens, time_generation
 from sparse_trainer.run.latency import bench, check_bench, find_device, find_dtype
@@ -40,6 +42,8 @@ def bench_command(
     place, kind, sizes = find_device(device), find_dtype(dtype), batch_size or (1, 16)
     check_bench(batch_sizes=sizes, sequence_length=sequence_length, rounds=rounds, threads=threads)
     found = None if runtimes is None else find_runtimes(runtimes)
+    if against is not None and Path(resolve(against)).resolve() == Path(resolve(model)).resolve():
+        raise ArgumentError("against", f"{against} is the model itself.", "Name another one, or drop it.")
     names = [name for name in (against, model) if name is not None]
     with redirect_stdout(sys.stderr):
         for name in names:

@@ -19,6 +19,7 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.tokenizers import find_tokenizer
+from sparse_trainer.one_shot.checks import check_shape
 from sparse_trainer.run.compare import (
     TABLE,
     CriteriaComparison,
@@ -82,6 +83,9 @@ def compare_command(
             check_target(out, overwrite=overwrite, ours=TABLE)
             if pictures:
                 check_drawing("give --no-pictures")
+        shape = source.shape()
+        for options in prunings:
+            check_shape(options, shape, source.place())
         tokenizer = find_tokenizer(model, source.revision)
         # One by one: what is held out is counted in sequences.
         wanted = replace(text, samples=text.samples + held_out, batch_size=1)

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
+from patchers.units import LAYERS
 from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.options import Values, expanded, made
+from sparse_trainer.cli.options import Values, expanded, made, per_kind
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.prune import CALIBRATION, PLACE, calibration_text
 from sparse_trainer.cli.tables import table
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.tokenizers import find_tokenizer
+from sparse_trainer.one_shot.checks import check_shape
 from sparse_trainer.run.layer_pictures import TABLE, write_layers
 from sparse_trainer.run.layers import (
     LayerComparison,
@@ -42,7 +45,9 @@ def layers_command(
         str | None,
         typer.Option(help=f"Parted by commas; default: {','.join(depth_criteria())}."),
     ] = None,
-    density: Annotated[float, typer.Option(help="Fraction of the layers that would stay.")] = 0.75,
+    density: Annotated[
+        str, typer.Option(help="Fraction of the layers that would stay: 0.75, or layers=0.75.")
+    ] = "0.75",
     protect: Annotated[
         list[str] | None, typer.Option(help="Layers that stay: first, last, 3, 3-5; may be repeated.")
     ] = None,
@@ -62,12 +67,16 @@ def layers_command(
     with redirect_stdout(sys.stderr):
         check_alone("layers")
         check_target(out, overwrite=overwrite, ours=TABLE)
-        asked = tuple(layer_options(names, density, protect or ()).values())
+        share = _share_of_layers(density)
+        asked = tuple(layer_options(names, share, protect or ()).values())
         if text is not None:
             text.check()
         check_text(asked, study=study, given=text is not None)
         if pictures:
             check_drawing("give --no-pictures")
+        shape = source.shape()
+        for options in asked:
+            check_shape(options, shape, source.place())
         batches = read_calibration(
             source, find_tokenizer(model, source.revision), asked, text, tell, always=study
         )
@@ -75,10 +84,24 @@ def layers_command(
         loaded = source.load()
         tell("comparing layers")
         found = compare_layers(
-            loaded, batches, criteria=names, density=density, protect=protect or (), study=study
+            loaded, batches, criteria=names, density=share, protect=protect or (), study=study
         )
         files = write_layers(found, out, draw=pictures)
     print_result(as_json, _to_json(found, files), _shown(found, files))
+
+
+def _share_of_layers(density: str) -> float:
+    """Return the fraction that is given, as for `prune` with its kind or without; only layers go here.
+
+    Raises:
+        ArgumentError: No number, or one of another kind.
+    """
+    read = per_kind("density", [density])
+    if not isinstance(read, dict):
+        return float(read)
+    if set(read) != {LAYERS}:
+        raise ArgumentError("density", f"{density} is not of layers.", "Give e.g. `density=0.75`.")
+    return float(read[LAYERS])
 
 
 def _shown(found: LayerComparison, files: dict[str, Path]) -> list[RenderableType]:

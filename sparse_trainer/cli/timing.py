@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from sparse_trainer.budget.latency.calls import check_timed
 from sparse_trainer.budget.latency.conditions import TimingConditions
 from sparse_trainer.budget.latency.store import save_table, table_for
 from sparse_trainer.budget.latency.table import LatencyTable
@@ -18,6 +19,7 @@ from sparse_trainer.cut.decide import found_in
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import check_file
 from sparse_trainer.folders.load import load_model
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.run.latency import find_device, find_dtype
 
 
@@ -45,6 +47,7 @@ def timing_command(
     if out is not None:
         check_file(out)
     with redirect_stdout(sys.stderr):
+        check_timed(load_shape(model), target)
         loaded = load_model(model, device=place, dtype=kind)
         found = table_for(loaded, found_in(loaded), target)
         conditions = str(TimingConditions.of(loaded, target))

@@ -104,10 +104,22 @@ def share_by(options: SharingOptions, model: M, *, inplace: bool = False) -> M:
     return result
 
 
-def check_sharing(options: SharingOptions, model: PreTrainedModel) -> None:
-    """Raise, before a model is pruned, what can be known of `share_layers` after that."""
+def check_sharing(options: SharingOptions, model: PreTrainedModel, left: int | None = None) -> None:
+    """Raise, before a model is pruned, what can be known of `share_layers` after that; one without numbers will do.
+
+    Args:
+        left: Layers that pruning leaves; None = not known.
+    """
     first = tuple(range(options.size)) if options.layers is None else options.layers
     _checked(replace(options, layers=first), model)
+    if left is None:
+        return
+    layers = tuple(range(left)) if options.layers is None else options.layers
+    if layers[-1] >= left:
+        raise ArgumentError(
+            "layers", f"there is no layer {layers[-1]} after pruning.", f"Layers 0 to {left - 1} are left."
+        )
+    _groups(layers, options.size)
 
 
 def _checked(options: SharingOptions, model: Any) -> tuple[Structure, str, list[tuple[int, ...]]]:

@@ -11,13 +11,17 @@ from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, model_class, re
 from sparse_trainer.folders.nn_pruning_format import complete, cut_shape, is_of_nn_pruning, removed_heads
 
 
-def load_shape(name: str) -> PreTrainedModel:
+def load_shape(name: str, *, revision: str = "main", dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Build a model on the meta device from its config alone; of a pruned folder, with its pruned shapes.
+
+    Args:
+        revision: Branch, tag or commit on the hub.
+        dtype: Number type; None = the one in the config, and `model.config.dtype` is None where that has none.
 
     Raises:
         CheckpointError: No readable config.
     """
-    source, config = resolve(name), read_config(name)
+    source, config = resolve(name), read_config(name, revision)
     place = f"{source}: {CONFIG_FILE}"
     cls, values = _model_class(config, place), config.to_dict()
     drop_code_names(config)
@@ -26,7 +30,7 @@ def load_shape(name: str) -> PreTrainedModel:
         complete(shape.model, shape)
         return shape.model
     with refusing(place, cls.__name__), torch.device("meta"):
-        model: PreTrainedModel = cls._from_config(config)
+        model: PreTrainedModel = cls._from_config(config, dtype=dtype or config.dtype)
     return model
 
 

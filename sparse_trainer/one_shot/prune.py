@@ -8,33 +8,28 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from patchers.patching.merging import has_adapters
-from patchers.patching.patch import is_patched
-from patchers.units import CHANNELS, HEADS, LAYERS, WIDTH_KINDS, Structure
+from patchers.units import Structure
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.budget.time_target import EAGER, PREFILL
 from sparse_trainer.criteria.calibration.mixture import MIXED_AFTER, CriterionLike, name_of
-from sparse_trainer.criteria.calibration.scorable import check_scorable
-from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.cut.carry_out import carry_out
-from sparse_trainer.cut.decide import found_in
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.record import attach_plan, plan_of
-from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
-from sparse_trainer.one_shot.elements.mask import check_maskable, mask_weights, note_zeros
+from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.one_shot.checks import check_prunable
+from sparse_trainer.one_shot.elements.mask import mask_weights, note_zeros
 from sparse_trainer.one_shot.elements.options import ElementOptions
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
-from sparse_trainer.one_shot.protect import Protect, prunable
+from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING
-from sparse_trainer.one_shot.repairs.runs import check_followed, last_linears
 from sparse_trainer.one_shot.round import Source, Watch, run_round
 from sparse_trainer.one_shot.search.options import LEVELS, SEARCH_TOKENS
 from sparse_trainer.one_shot.timed import TimedPruning
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.requests import Statistics, unsupported_reason
+from sparse_trainer.statistics.requests import Statistics
 
 M = TypeVar("M", bound=PreTrainedModel)
 T = TypeVar("T")
@@ -207,26 +202,6 @@ def prune_by(
     return pruned, plan
 
 
-def check_prunable(options: PruneOptions, model: Any) -> tuple[Structure, Structure]:
-    """Return all that is found in a model, and the part that may be pruned; nothing is scored yet.
-
-    Raises:
-        SparseTrainerError: The model, or a group of units in it, cannot be pruned in this way.
-    """
-    _check_model(model)
-    found = found_in(model)
-    if options.elements is not None:
-        structure = prunable(model, found, (HEADS, CHANNELS), options.protect, options.include)
-        check_maskable(model, structure, options.elements.ask.pattern)
-        return found, structure
-    structure = prunable(model, found, options.budget.kinds, options.protect, options.include)
-    _check_structure(structure, options)
-    _check_runs(model, found, options)
-    if options.refit_behind:
-        check_followed(found, structure.of(WIDTH_KINDS))
-    return found, structure
-
-
 def _masked(
     options: PruneOptions,
     asked: ElementOptions,
@@ -248,56 +223,6 @@ def _masked(
     request = Request(method=options.method, scope=asked.scope, density=asked.ask.density)
     carry_out(masked, Decision(structure=found, keep={}, request=request).naming(cheaper), check=False)
     return masked, note_zeros(masked, structure, request)
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            type(model).__name__,
-            "is no transformers model.",
-            "Unwrap it first: merge_and_unload() of a peft model.",
-        )
-    if has_adapters(model):
-        raise UnsupportedModelError(
-            type(model).__name__,
-            "has adapters inside, which a cut would not fit.",
-            "Pass patchers.patching.merging.merge_adapters(model), which merges them into the weights.",
-        )
-    check_weights(model)
-    if is_patched(model):
-        raise UnsupportedModelError(
-            type(model).__name__,
-            "is patched for fine-pruning.",
-            "Call optimize_model(model) or unpatch(model) first.",
-        )
-    if plan_of(model) is not None:
-        logger.info("%s was pruned before: the plans compose.", type(model).__name__)
-
-
-def _check_structure(structure: Structure, options: PruneOptions) -> None:
-    """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
-    for asked, criterion in zip(options.asked.values(), options.criteria, strict=True):
-        check_scorable(structure.groups, criterion, name_of(asked))
-    if options.repair is None:
-        return
-    for group in structure.of(WIDTH_KINDS):
-        reason = unsupported_reason(group, [options.repair.request])
-        if reason is not None:
-            raise UnsupportedModelError(
-                group.name,
-                f"{options.reconstruct!r} cannot refit what reads it: {reason}.",
-                "Set no reconstruct.",
-            )
-
-
-def _check_runs(model: Any, found: Structure, options: PruneOptions) -> None:
-    """Refuse a repair of removed layers where nothing can take over what they did."""
-    if options.repairs_runs and LAYERS in options.budget.kinds and not last_linears(found):
-        raise UnsupportedModelError(
-            type(model).__name__,
-            "its layers end in no linear of their own that could take over what removed layers did.",
-            "Set no reconstruct.",
-        )
 
 
 def _check_collected(structure: Structure, options: PruneOptions, statistics: Statistics | None) -> None:

@@ -30,6 +30,7 @@ from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.requests import Statistics
 
 Watch = Callable[[Decision], None]
+AnySelector = Selector | TimedSelector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +63,11 @@ def run_round(
         watch: Called with the decision before anything is refitted.
         timed: What the model takes, where the budget is one of time.
     """
-    asked = options.budget
-    structure = prunable(model, found, asked.kinds, options.protect, options.include)
-    costs = _costs(model, structure, options, timed)
-    structure = progress.begin(structure, costs)
-    if not structure.groups:
+    asked, begun = options.budget, begin(model, found, options, progress, done, timed)
+    if begun is None:
         return None
-    budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
-    budget = progress.capped(budget, options.max_prune)
-    selector: Selector | TimedSelector
-    if timed is not None:
-        selector = timed.selector(structure.groups, budget, done, progress.kept)
-    else:
-        selector = Selector(structure.groups, costs, budget)
+    structure, costs, selector = begun.structure, begun.costs, begun.selector
+    budget = selector.budget
     statistics = _statistics(model, structure, source, options)
     scores = _scores(model, structure, source, options, statistics, costs, selector)
     own = options.criteria[-1]
@@ -82,7 +75,7 @@ def run_round(
         stays = own.density(scores.shares, budget.density_of(LAYERS))
         selector = Selector(structure.groups, costs, replace(budget, density={LAYERS: stays}))
 
-    def chosen(selector: Selector | TimedSelector) -> dict[str, Tensor]:
+    def chosen(selector: AnySelector) -> dict[str, Tensor]:
         if options.widths is not None:
             return _searched(model, structure, source, options, progress, statistics, scores, selector, costs)
         keep = choose(structure, scores, costs, selector, options)
@@ -118,6 +111,49 @@ def run_round(
     return decision
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What a round chooses from, and under what."""
+
+    structure: Structure
+    """What can be pruned now."""
+    costs: Mapping[str, int]
+    """Of one unit, by group name."""
+    selector: AnySelector
+    """Under the budget of this round."""
+
+
+def begin(
+    model: Any,
+    found: Structure,
+    options: PruneOptions,
+    progress: Progress,
+    done: float,
+    timed: TimedPruning | None,
+) -> Begun | None:
+    """Return what a round chooses from, None where nothing can go any more; a model without numbers will do.
+
+    Args: as of `run_round`.
+
+    Raises:
+        ArgumentError: a pattern that matches nothing, or units that cost nothing.
+        BudgetError: the budget cannot be met, or everything is protected.
+    """
+    asked = options.budget
+    structure = prunable(model, found, asked.kinds, options.protect, options.include)
+    costs = _costs(model, structure, options, timed)
+    structure = progress.begin(structure, costs)
+    if not structure.groups:
+        return None
+    budget = replace(asked, density=progress.density(structure, asked.density_asked, done))
+    budget = progress.capped(budget, options.max_prune)
+    if timed is not None:
+        selector: AnySelector = timed.selector(structure.groups, budget, done, progress.kept)
+    else:
+        selector = Selector(structure.groups, costs, budget)
+    return Begun(structure=structure, costs=costs, selector=selector)
+
+
 def _searched(
     model: Any,
     structure: Structure,
@@ -126,7 +162,7 @@ def _searched(
     progress: Progress,
     statistics: Statistics,
     scores: Scores,
-    selector: Selector | TimedSelector,
+    selector: AnySelector,
     costs: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """Return the units that a search for widths leaves under the budget of a selector."""
@@ -184,7 +220,7 @@ def _scores(
     options: PruneOptions,
     statistics: Statistics,
     costs: Mapping[str, int],
-    selector: Selector | TimedSelector,
+    selector: AnySelector,
 ) -> Scores:
     criterion = options.criteria[0]
     evidence = Evidence(model=model, structure=structure, statistics=statistics)

@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, final
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers.units import Group, Structure
 from sparse_trainer.budget.latency.calls import narrowed
 from sparse_trainer.budget.latency.clock import LOUD
+from sparse_trainer.budget.latency.conditions import TimingConditions
 from sparse_trainer.budget.latency.model_time import Counts
 from sparse_trainer.budget.latency.selector import TimedSelector
-from sparse_trainer.budget.latency.store import timing_of
+from sparse_trainer.budget.latency.store import known_table, timing_by, timing_of
 from sparse_trainer.budget.latency.timing import Timing
 from sparse_trainer.budget.latency.trial import TOLERANCE, Pair, time_pair
 from sparse_trainer.budget.options import Budget
@@ -47,6 +49,24 @@ class TimedPruning:
             found: All groups of the model.
         """
         return cls(timing=timing_of(model, found, target), dense=narrowed(model, found, {}))
+
+    @classmethod
+    def without_measuring(
+        cls, shape: Any, found: Structure, target: TimeTarget, device: torch.device
+    ) -> Self | None:
+        """Return the times of a model that is not loaded yet, None where they have to be measured.
+
+        Args:
+            shape: The model on the meta device.
+            device: Where it will lie.
+
+        Raises:
+            ArgumentError, CheckpointError, DataError: the file that the target names cannot be used.
+        """
+        knows_dtype = shape.config.dtype is not None
+        conditions = TimingConditions.of(shape, target, device) if knows_dtype else None
+        table = known_table(shape, found, target, conditions)
+        return None if table is None else cls(timing=timing_by(table, shape, found, target), dense=shape)
 
     @property
     def target(self) -> TimeTarget:

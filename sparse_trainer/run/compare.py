@@ -14,8 +14,9 @@ from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.files.figures import INK, KEPT, look, panels, save_picture
 from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.one_shot.checks import check_prunable
 from sparse_trainer.one_shot.options import PruneOptions
-from sparse_trainer.one_shot.prune import check_prunable, prune_by
+from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.pictures import write_csv
 from sparse_trainer.statistics.calibration import Batches

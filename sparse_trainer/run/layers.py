@@ -19,10 +19,10 @@ from sparse_trainer.cut.decide import found_in
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import ArgumentError, BudgetError, DataError, UnsupportedModelError
+from sparse_trainer.one_shot.checks import check_prunable
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.protect import Protect
-from sparse_trainer.one_shot.prune import check_prunable
 from sparse_trainer.one_shot.round import Source, run_round
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect

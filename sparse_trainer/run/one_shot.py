@@ -20,7 +20,7 @@ from sparse_trainer.folders.rescue import spare_folder
 from sparse_trainer.folders.save import Processor
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
-from sparse_trainer.one_shot.prune import check_prunable
+from sparse_trainer.one_shot.checks import check_prunable, check_shape, layers_left
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import Tell
@@ -176,8 +176,6 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     dense = recipe.model.load(by_block=any(options.by_block for options in recipe.prunings))
     for options in recipe.prunings:
         check_prunable(options, dense)
-    if recipe.sharing is not None:
-        check_sharing(recipe.sharing, dense)
     data, teacher = _prepare_recovery(recipe, tokenizer_in(processor), dense, tell)
     job = OneShotJob(
         recipe=recipe,
@@ -231,6 +229,17 @@ def check_one_shot(recipe: OneShotRecipe) -> None:
         if any(corpus.has_images for corpus in known.values()):
             load_image_processor(recipe.model.name_or_path, recipe.model.revision)
     _check_positions(recipe)
+    _check_shape(recipe)
+
+
+def _check_shape(recipe: OneShotRecipe) -> None:
+    """Refuse prunings and sharing that the sizes of the model forbid."""
+    shape, prunings = recipe.model.shape(), recipe.prunings
+    device = recipe.model.place_of_model(by_block=any(options.by_block for options in prunings))
+    for options in prunings:
+        check_shape(options, shape, device)
+    if recipe.sharing is not None:
+        check_sharing(recipe.sharing, shape, layers_left(prunings, shape))
 
 
 def _result_of(recipe: OneShotRecipe) -> Path:

@@ -18,6 +18,7 @@ from sparse_trainer.data.text_files import TextFiles
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.fields import check_counts, check_seed
 from sparse_trainer.folders.load import load_model
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.run.latency import find_device, find_dtype
 
@@ -47,10 +48,23 @@ class SourceOptions:
             CheckpointError: It cannot be loaded.
         """
         dtype = "auto" if self.dtype == "auto" else find_dtype(self.dtype)
-        place = None if by_block else self.place()
+        place = self.place_of_model(by_block=by_block)
         model = load_model(self.name_or_path, device=place, revision=self.revision, dtype=dtype)
         model.eval()
         return model
+
+    def shape(self) -> PreTrainedModel:
+        """Return the model without weights, on the meta device: what it cannot be asked for shows at once.
+
+        Raises:
+            CheckpointError: No readable config.
+        """
+        dtype = None if self.dtype == "auto" else find_dtype(self.dtype)
+        return load_shape(self.name_or_path, revision=self.revision, dtype=dtype)
+
+    def place_of_model(self, *, by_block: bool = False) -> torch.device:
+        """Return where the model lies: on the device, or on the CPU where blocks go there one at a time."""
+        return torch.device("cpu") if by_block else self.place()
 
     def place(self) -> torch.device:
         """Return the device."""

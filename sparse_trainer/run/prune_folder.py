@@ -20,6 +20,7 @@ from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import least_bytes, save_pruned
 from sparse_trainer.inputs.limits import check_positions, positions_of
+from sparse_trainer.one_shot.checks import check_shape
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
@@ -72,6 +73,7 @@ def prune_folder(
     if draw:
         pictures.check_drawing("give --no-pictures")
     place = source.place()
+    check_shape(options, source.shape(), source.place_of_model(by_block=options.by_block))
     processor = find_processor(source.name_or_path, source.revision)
     batches = read_calibration(source, tokenizer_in(processor), [options], calibration, tell)
     tell(f"loading {source.name_or_path}")

@@ -22,6 +22,28 @@ _CACHES: Final = ("cache", "past_key_values")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def check_timed(model: PreTrainedModel, target: TimeTarget) -> None:
+    """Refuse a model that cannot be run as a target says; one on the meta device will do.
+
+    Raises:
+        ArgumentError: more tokens than it has positions for, or a phase that it does not have.
+    """
+    decodes = target.phase == DECODE
+    if decodes and _cache_of(model) is None:
+        raise ArgumentError(
+            "latency_phase",
+            f"{type(model).__name__} does not decode token by token with a cache.",
+            "Take 'prefill'.",
+        )
+    check_positions("sequence_length", target.sequence_length + decodes, positions_of(model.config))
+
+
+def _cache_of(model: PreTrainedModel) -> str | None:
+    """Return what a model that decodes calls its cache."""
+    named = inputs_named(model)[0]
+    return None if model.config.is_encoder_decoder else next((n for n in _CACHES if n in named), None)
+
+
 @final
 class Call:
     """A module with what it is called with; a cache holds as much before every call."""
@@ -72,19 +94,12 @@ class Caller:
 
     def _prompt(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the whole sequence is read with, into a cache where the next phase needs one."""
-        target, named = self.target, inputs_named(model)[0]
-        check_positions("sequence_length", target.sequence_length, positions_of(model.config))
+        target = self.target
+        check_timed(model, target)
         inputs: dict[str, Any] = dict(timed_inputs(model, target.batch, target.sequence_length))
-        if target.phase != DECODE:
-            return inputs | ({"use_cache": False} if "use_cache" in named else {})
-        name = next((name for name in _CACHES if name in named), None)
-        if name is None or model.config.is_encoder_decoder:
-            raise ArgumentError(
-                "latency_phase",
-                f"{type(model).__name__} does not decode token by token with a cache.",
-                "Take 'prefill'.",
-            )
-        check_positions("sequence_length", target.sequence_length + 1, positions_of(model.config))
+        name = _cache_of(model)
+        if target.phase != DECODE or name is None:
+            return inputs | ({"use_cache": False} if "use_cache" in inputs_named(model)[0] else {})
         return inputs | {name: DynamicCache(config=model.config), "use_cache": True}
 
     def _inputs(self, model: PreTrainedModel) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from torch import nn
 from sparse_trainer.budget.time_target import TimeTarget
 from sparse_trainer.errors import CheckpointError
 
+# Inside the class `torch` is a field.
+_Device = torch.device
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimingConditions:
@@ -31,11 +34,15 @@ class TimingConditions:
     transformers: str
 
     @classmethod
-    def of(cls, model: nn.Module, target: TimeTarget) -> Self:
-        """Return the conditions under which this model would be timed here and now."""
+    def of(cls, model: nn.Module, target: TimeTarget, device: _Device | None = None) -> Self:
+        """Return the conditions under which this model would be timed here and now.
+
+        Args:
+            device: Where a model that is not loaded yet will lie; None = where it is.
+        """
         first = next(p for p in model.parameters() if p.is_floating_point())
         return cls(
-            device=processor_name(first.device),
+            device=processor_name(device or first.device),
             threads=torch.get_num_threads(),
             dtype=str(first.dtype).removeprefix("torch."),
             batch=target.batch,

@@ -38,29 +38,54 @@ def table_for(model: PreTrainedModel, structure: Structure, target: TimeTarget) 
         CheckpointError: it cannot be read.
     """
     conditions = TimingConditions.of(model, target)
+    known = known_table(model, structure, target, conditions)
+    if known is not None:
+        return known
+    logger.info("measuring what the blocks of %s take (%s)", type(model).__name__, conditions)
+    table = measure_table(model, structure, target)
+    if table.noise <= LOUD:
+        _keep(table, cache_file(model, structure, conditions))
+    return table
+
+
+def known_table(
+    model: PreTrainedModel, structure: Structure, target: TimeTarget, conditions: TimingConditions | None
+) -> LatencyTable | None:
+    """Return the times of a model that need no measuring, None where there are none; it may be on the meta device.
+
+    Args:
+        conditions: Under which the model would be timed; None = not known yet, so that only times of another device
+            can be had.
+
+    Raises:
+        ArgumentError, CheckpointError: as `table_for`.
+    """
+    if target.table is not None and target.is_foreign:
+        return read_csv(Path(target.table))
     if target.table is not None:
-        file = Path(target.table)
-        return read_csv(file) if target.is_foreign else _given(file, conditions)
+        return _given(Path(target.table), conditions)
+    if conditions is None:
+        return None
     file = cache_file(model, structure, conditions)
     kept = _kept(file, conditions)
     if kept is not None:
         logger.info("times of %s are read from %s", type(model).__name__, file)
-        return kept
-    logger.info("measuring what the blocks of %s take (%s)", type(model).__name__, conditions)
-    table = measure_table(model, structure, target)
-    if table.noise <= LOUD:
-        _keep(table, file)
-    return table
+    return kept
 
 
 def timing_of(model: PreTrainedModel, structure: Structure, target: TimeTarget) -> Timing:
     """Return what is asked of a model's time, and what the model takes: `table_for`."""
-    table = table_for(model, structure, target)
-    conditions = str(TimingConditions.of(model, target)) if table.conditions else f"by {target.table}"
+    return timing_by(table_for(model, structure, target), model, structure, target)
+
+
+def timing_by(
+    table: LatencyTable, model: PreTrainedModel, structure: Structure, target: TimeTarget
+) -> Timing:
+    """Return what is asked of a model's time, and what the model takes by a table."""
     return Timing(
         target=target,
         time=ModelTime(table, model, structure),
-        conditions=conditions,
+        conditions=f"by {target.table}" if table.conditions is None else str(table.conditions),
         measures=table.conditions is not None,
     )
 
@@ -109,10 +134,13 @@ def _kept(file: Path, conditions: TimingConditions) -> LatencyTable | None:
     return table if table.conditions == conditions else None
 
 
-def _given(file: Path, conditions: TimingConditions) -> LatencyTable:
+def _given(file: Path, conditions: TimingConditions | None) -> LatencyTable | None:
+    """Return the table in a file that was named; None where it cannot be told yet whether it may be used."""
     remedy = "Give a table that was measured with sparse-trainer, or a CSV file."
     table = LatencyTable.from_values(read_object(file, remedy), str(file), remedy)
     assert table.conditions is not None
+    if conditions is None:
+        return None
     differences = table.conditions.differences(conditions)
     if differences:
         told = "; ".join(

@@ -65,11 +65,17 @@ def heirs(found: Structure, keep: Mapping[str, Tensor], *, behind: bool) -> list
     lost = cut | {place: gone[place[0], place[1] + 1] for place in fronts}
     for place, group in lost.items():
         if place not in linears and place not in gone:
-            reason = "it is the first" if place[1] < 0 else "the layer at hand has no last linear of its own"
+            is_first = place[1] < 0
+            reason = (
+                "no layer is in front of it"
+                if is_first
+                else "the layer at hand has no last linear of its own"
+            )
+            protect = "protect='first'" if is_first else f"protect='{group.layer}'"
             raise UnsupportedModelError(
                 group.name,
                 f"nothing can take over what it did: {reason}.",
-                "Protect it, or set no reconstruct.",
+                f"Set `{protect}`, so that it stays; or set no `reconstruct`.",
             )
     attention, chosen = _only_attention(found), []
     narrower = {(g.stack, g.layer) for g in found.of(WIDTH_KINDS) if behind and _goes(g, keep)}

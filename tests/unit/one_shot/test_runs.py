@@ -318,7 +318,7 @@ def test_the_first_layer_has_nothing_in_front() -> None:
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.mul_(1e-3)
-    with pytest.raises(UnsupportedModelError, match=r"it is the first\. Protect it"):
+    with pytest.raises(UnsupportedModelError, match=r"no layer is in front of it\. Set"):
         prune(
             model, text(0), criterion="block_influence", density={"layers": 0.7}, reconstruct="least_squares"
         )
