@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -30,6 +31,8 @@ class StateTargets:
     """What the block is to return: one entry per forward pass, a hidden state first."""
     last: str | None = None
     """Path of the block's last linear, where the group's stands before it: `states` are without what that one adds."""
+    norm: str | None = None
+    """Path of the norm that stands behind, in the block: `states` are what it reads."""
 
     def key(self, group: Group) -> str:
         """Return the path of the group's consumer."""
@@ -69,6 +72,7 @@ class TargetCollector:
         self.path, self.linear = group.block, group.consumer
         self.paths = (self.path, self.linear)
         self._added: Tensor | None = None
+        self._in_front: Tensor | None = None
         self._pass = 0
         self._probing = False
         self._x: Tensor | None = None
@@ -77,11 +81,13 @@ class TargetCollector:
         self._tokens: Tensor | int = 0
 
     def attach(self) -> list[RemovableHandle]:
-        """Register hooks behind the linear, the block's last one and the block."""
+        """Register hooks behind the linear, the block's last one and the block, and in front of the norm."""
         linear, block = (self.run.model.get_submodule(path) for path in (self.linear, self.path))
         last = None if self.request.last is None else self.run.model.get_submodule(self.request.last)
+        norm = None if self.request.norm is None else self.run.model.get_submodule(self.request.norm)
         return [
             *([] if last is None else [last.register_forward_hook(self._note)]),
+            *([] if norm is None else [norm.register_forward_pre_hook(self._note_in_front)]),
             linear.register_forward_hook(self._read),
             block.register_forward_hook(self._leave, with_kwargs=True, prepend=True),
         ]
@@ -89,8 +95,16 @@ class TargetCollector:
     def _note(self, last: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._added = output.detach().clone()  # Falcon writes into it
 
+    def _note_in_front(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        self._in_front = args[0].detach()
+
     def _state(self, output: Any) -> Tensor:
-        """Return the hidden state that a block returns, without what its last linear added where that counts apart."""
+        """Return the hidden state that a block returns, without what its last linear added where that counts apart.
+
+        Where a norm stands behind, what that one read.
+        """
+        if self._in_front is not None:
+            return self._in_front
         return state_in(output) if self._added is None else without_added(state_in(output), self._added)
 
     def _read(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -160,11 +174,13 @@ class TargetCollector:
 @final
 @dataclass(frozen=True, kw_only=True)
 class StatesBetween:
-    """Hidden states of a block without what its last linear adds, by path of that linear."""
+    """Hidden states of a block without what its last linear adds, by path of that linear; or in front of a norm."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = (CHANNELS,)
+    kinds: ClassVar[tuple[Kind, ...]] = (HEADS, CHANNELS)
     in_stacked_experts: ClassVar[bool] = False
     loss: ClassVar[None] = None
+    norm: str | None = None
+    """Path of a norm in the block: the states are what it reads."""
 
     def key(self, group: Group) -> str:
         """Return the path of the group's consumer."""
@@ -174,7 +190,7 @@ class StatesBetween:
     def collector(cls, requests: Sequence["StatesBetween"], run: CalibrationPass) -> "BetweenCollector":
         """Return a collector for one block."""
         (group,) = run.structure.groups
-        return BetweenCollector(requests[0], group, run)
+        return BetweenCollector(requests, group, run)
 
 
 @final
@@ -183,30 +199,38 @@ class BetweenCollector:
 
     one_by_one: ClassVar[bool] = False
 
-    def __init__(self, request: StatesBetween, group: Group, run: CalibrationPass) -> None:
-        self.request, self.run, self.linear, self.block = request, run, group.consumer, group.block
+    def __init__(self, requests: Sequence[StatesBetween], group: Group, run: CalibrationPass) -> None:
+        self.run, self.linear, self.block = run, group.consumer, group.block
         self.paths = (self.linear, self.block)
         self._added: Tensor | None = None
-        self._states: list[Tensor] = []
+        self._states: dict[StatesBetween, list[Tensor]] = {request: [] for request in requests}
 
     def attach(self) -> list[RemovableHandle]:
-        """Register a hook behind the linear and one behind the block."""
+        """Register a hook behind the linear and one behind the block, or one in front of each norm."""
         linear, block = (self.run.model.get_submodule(path) for path in self.paths)
-        return [
-            linear.register_forward_hook(self._note),
-            block.register_forward_hook(self._leave, prepend=True),
-        ]
+        hooks = [linear.register_forward_hook(self._note)]
+        for request, states in self._states.items():
+            if request.norm is None:
+                hooks.append(block.register_forward_hook(partial(self._leave, states), prepend=True))
+            else:
+                norm = self.run.model.get_submodule(request.norm)
+                hooks.append(norm.register_forward_pre_hook(partial(_keep, states)))
+        return hooks
 
     def _note(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._added = output.detach().clone()  # Falcon writes into it
 
-    def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _leave(self, states: list[Tensor], block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert self._added is not None
-        self._states.append(without_added(state_in(output).detach(), self._added).cpu())
+        states.append(without_added(state_in(output).detach(), self._added).cpu())
 
     def results(self) -> Mapping[Statistic[Any], Mapping[str, list[Tensor]]]:
         """Return the states; nothing where no batch came by."""
-        return {self.request: {self.linear: self._states} if self._states else {}}
+        return {request: {self.linear: states} if states else {} for request, states in self._states.items()}
+
+
+def _keep(states: list[Tensor], norm: nn.Module, args: tuple[Any, ...]) -> None:
+    states.append(args[0].detach().cpu())
 
 
 def without_added(state: Tensor, added: Tensor) -> Tensor:

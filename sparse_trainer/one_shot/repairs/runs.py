@@ -15,7 +15,7 @@ Where heads or channels go, the same refits follow that of what read them, from 
 each linear is to make up for is all that went wrong so far, not the loss of its own inputs alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,7 @@ from sparse_trainer.one_shot.repairs.refit import kept_features, prepare_biases
 from sparse_trainer.one_shot.repairs.solve import check_tokens, solve
 from sparse_trainer.statistics.blockwise import Blockwise
 from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.norms_behind import norms_behind
 from sparse_trainer.statistics.targets import StatesBetween, StateTargets, Target
 
 
@@ -185,10 +186,11 @@ def take_over(
     whole = Blockwise(model, ends, batches, changing=False, device=device)
     cut = Blockwise(model, blocks, batches, changing=True, device=device, without=gone)
     by_group = {heir.group.name: heir for heir in chosen}
+    norms = _norms_between(model, found, chosen, batches)
     walk = iter(cut)
     while groups := _next(model, walk, decision):
-        for group in groups:
-            request = _wanted(whole, by_group[group.name])
+        wanted = _wanted(whole, [by_group[group.name] for group in groups], norms)
+        for group, request in zip(groups, wanted, strict=True):
             with _closed(model, decision):
                 target = cut.collect([group], [request]).of(request)[group.consumer]
             _refit(model, group, decision.keep, target, damping, bias)
@@ -209,14 +211,39 @@ def _closed(model: Any, decision: Decision) -> Iterator[None]:
         yield
 
 
-def _wanted(whole: Blockwise, heir: Heir) -> StateTargets:
-    """Return what the whole model has at a place: a pass over one of its blocks."""
-    if heir.last is None:
-        return StateTargets(states=whole.outputs(heir.until))
-    whole.reach(heir.until)
-    between = StatesBetween()
-    states = whole.collect([heir.until], [between]).of(between)[heir.last]
-    return StateTargets(states=states, last=heir.last)
+def _norms_between(
+    model: Any, found: Structure, chosen: Iterable[Heir], batches: Batches
+) -> Mapping[str, str]:
+    """Return the norms behind linears, by path, of blocks whose states run through one behind the last linear."""
+    own = [heir.group for heir in chosen if heir.until.block == heir.group.block]
+    norms = norms_behind(model, own, next(batches.read(labelled=False, one_by_one=False)))
+    closing = {g.block for g in last_linears(found) if g.consumer in norms}
+    return {g.consumer: norms[g.consumer] for g in own if g.block in closing and g.consumer in norms}
+
+
+def _wanted(whole: Blockwise, chosen: Sequence[Heir], norms: Mapping[str, str]) -> list[StateTargets]:
+    """Return what the whole model has at places of one block: passes over blocks of it, none of them refitted yet."""
+    own = {heir.group.name: _request_of(heir, norms) for heir in chosen}
+    between = {request for request in own.values() if request is not None}
+    states: dict[StatesBetween, list[Any]] = {}
+    if between:
+        last = next(heir.until for heir in chosen if own[heir.group.name] is not None)
+        whole.reach(last)
+        collected = whole.collect([last], between)
+        states = {request: collected.of(request)[last.consumer] for request in between}
+    found = []
+    for heir in chosen:
+        request = own[heir.group.name]
+        behind = whole.outputs(heir.until) if request is None else states[request]
+        norm = norms.get(heir.group.consumer)
+        found.append(StateTargets(states=behind, last=None if norm else heir.last, norm=norm))
+    return found
+
+
+def _request_of(heir: Heir, norms: Mapping[str, str]) -> StatesBetween | None:
+    """Return how to ask for the states behind a linear; None where the block returns them."""
+    norm = norms.get(heir.group.consumer)
+    return None if norm is None and heir.last is None else StatesBetween(norm=norm)
 
 
 @torch.no_grad()

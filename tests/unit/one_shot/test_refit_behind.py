@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparse_trainer import prune
 from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
+from sparse_trainer.statistics.block_states import state_in
 from tests.fixtures.oneshot_models import calibration, model_of
 
 # Shape legend: N = tokens, K = kept inputs of a linear, H = hidden features.
@@ -31,7 +32,7 @@ def pruned_by(model: Any, batches: list[dict[str, Tensor]], **options: Any) -> A
     return prune(model, batches, **{"criterion": "wanda", "density": HALF, "scope": "uniform"} | options)[0]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "opt", "phi"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "opt", "phi", "bert"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_outputs_come_closer_than_by_least_squares_alone(family: str, dtype: torch.dtype) -> None:
     model, batches = model_of(family), text(0)
@@ -75,14 +76,37 @@ def test_each_linear_is_the_best_one_by_normal_equations(bias: bool | None) -> N
         torch.testing.assert_close(now.bias, mean_t - update_HK @ mean_x, rtol=1e-5, atol=1e-7)
 
 
-def seen(model: Any, linear: str, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+def test_behind_a_norm_the_states_in_front_of_it_are_met() -> None:
+    """With all but the readers' columns free and no damping, nothing that is left unsaid can be said by them."""
+    model, batches = model_of("bert"), text(0)
+    found = pruned_by(model, batches, reconstruct="least_squares", refit_behind=True, damping=0.0)
+    last = sorted(n for n, _ in model.named_modules() if n.endswith("output.LayerNorm"))[-1]
+    wanted_NH, state_NH = (in_front(m, last, batches) for m in (model, found))
+    x_NI, _ = seen(found, last.replace("LayerNorm", "dense"), batches, parts=4)
+    weighted = torch.cat([x_NI, torch.ones_like(x_NI[:, :1])], 1) / wanted_NH.square().mean(-1, keepdim=True)
+    slope = weighted.T @ (wanted_NH - state_NH) / len(weighted)
+    assert float(slope.abs().max()) < 1e-8
+
+
+def in_front(model: Any, norm: str, batches: list[dict[str, Tensor]]) -> Tensor:
+    """Return what a norm reads."""
+    read: list[Tensor] = []
+    handle = model.get_submodule(norm).register_forward_pre_hook(lambda _, a: read.append(a[0].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    handle.remove()
+    return torch.cat(read)
+
+
+def seen(model: Any, linear: str, batches: list[dict[str, Tensor]], parts: int = 3) -> tuple[Tensor, Tensor]:
     """Return what a linear reads, and the states behind its block."""
     x_NI: list[Tensor] = []
     state_NH: list[Tensor] = []
-    block = model.get_submodule(".".join(linear.split(".")[:3]))
+    block = model.get_submodule(".".join(linear.split(".")[:parts]))
     handles = [
         model.get_submodule(linear).register_forward_hook(lambda _, a, o: x_NI.append(a[0].flatten(0, 1))),
-        block.register_forward_hook(lambda _, a, o: state_NH.append(o.flatten(0, 1))),
+        block.register_forward_hook(lambda _, a, o: state_NH.append(state_in(o).flatten(0, 1))),
     ]
     with torch.no_grad():
         for batch in batches:
@@ -92,7 +116,7 @@ def seen(model: Any, linear: str, batches: list[dict[str, Tensor]]) -> tuple[Ten
     return torch.cat(x_NI), torch.cat(state_NH)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "bert"])
 def test_where_nothing_goes_nothing_changes(family: str) -> None:
     model = model_of(family)
     same = pruned_by(model, text(0), reconstruct="least_squares", refit_behind=True, density=1.0)
@@ -162,7 +186,7 @@ def test_it_goes_with_steps_and_a_search() -> None:
         ("llama", {"reconstruct": "scale"}, ArgumentError, "refitted to states of the whole model"),
         ("llama", {"reconstruct": None}, ArgumentError, "refitted to states of the whole model"),
         ("llama", {"sequential": True}, ArgumentError, "one layer after the other anyway"),
-        ("bert", {}, UnsupportedModelError, "a norm stands behind it"),
+        ("olmo2", {}, UnsupportedModelError, "a norm stands behind it"),
         ("t5", {}, UnsupportedModelError, "or several attentions"),
         ("mixtral", {"density": {"heads": 0.5}}, UnsupportedModelError, "no last linear"),
     ],
