@@ -12,15 +12,17 @@ from torch.overrides import TorchFunctionMode
 Place = Literal["input", "output", "block"]
 GATE_SUFFIX = "_gate"
 """Gates are children named `heads_gate`, `channels_gate`, … of the module they act on."""
-SCORE_ENTRIES = (f"{GATE_SUFFIX}.score_U", ".score_RC")
-"""How the names of learned scores, of gates and of masks, end: parameters, but not of the model's own."""
+SCORE_ENTRIES = (f"{GATE_SUFFIX}.score_U", f"{GATE_SUFFIX}.scale_U", ".score_RC")
+"""How the names of what gates and masks learn end: parameters, but not of the model's own."""
 
 
 class Gate(nn.Module):
-    """A keep mask over the units of one group, with an optional score behind it.
+    """A keep mask over the units of one group, with an optional score behind it, and an optional scale beside it.
 
     The value is the mask. Its gradient goes straight through to the score (Bengio et al., arXiv 1308.3432), so that
     `score_U.grad` = dL/dgate_U = sum over tokens of x_u * dL/dx_u, for open and closed units alike.
+
+    With `learn_scale` the value is multiplied by one learned number per unit; `fold_scales` moves it into the weights.
 
     Args:
         num_units: Units of the group.
@@ -37,9 +39,19 @@ class Gate(nn.Module):
         self.register_buffer("keep_U", torch.ones(num_units, dtype=torch.float32, device=device))
         zeros = torch.zeros(num_units, dtype=torch.float32, device=device)
         self.score_U = nn.Parameter(zeros) if scored else None
+        self.scale_U: nn.Parameter | None = None
+
+    def learn_scale(self) -> None:
+        """Multiply the value by a scale from now on: one per unit, 1 at first."""
+        self.scale_U = nn.Parameter(torch.ones_like(self.keep_U))
 
     def forward(self) -> Tensor:
-        """Return the value of each unit, shape [U]."""
+        """Return what units are multiplied by, shape [U]."""
+        value_U = self.value()
+        return value_U if self.scale_U is None else value_U * self.scale_U
+
+    def value(self) -> Tensor:
+        """Return how far each unit is open, shape [U]."""
         if self.score_U is None:
             return self.keep_U
         return self.keep_U + (self.score_U - self.score_U.detach())
@@ -85,7 +97,7 @@ class PolarGate(Gate):
         squared = self.score_U.square()
         return squared / (squared + self.epsilon)
 
-    def forward(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return the soft value while learning, the mask (with a straight-through gradient) afterwards."""
         soft = self.soft()
         return torch.where(self.hard > 0, self.keep_U + (soft - soft.detach()), soft)
@@ -100,7 +112,7 @@ class DrawnGate(Gate):
         self.value_U = self.keep_U
         """A function of the scores of all gates."""
 
-    def forward(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return what was set; open at first."""
         return self.value_U
 

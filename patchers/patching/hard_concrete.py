@@ -51,7 +51,7 @@ class ConcreteGate(Gate):
         start_2 = torch.tensor([0.0, QUADRATIC], dtype=torch.float32, device=device)
         self.register_buffer("multipliers_2", start_2)
 
-    def forward(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return z in training mode, the mask in evaluation mode, shape [U]."""
         assert self.score_U is not None
         if not self.training:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from patchers.patching.merging import base_model
 from patchers.patching.patch import masks_of, unpatch
+from patchers.patching.scales import fold_scales
 from patchers.patching.shards import is_sharded
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.cut.carry_out import carry_out
@@ -51,6 +52,7 @@ def optimize_model(
     check = check and next(compact.parameters()).device.type != "meta"
     loaded = None if plan is None else as_plan(plan)
     structure = found_in(compact, loaded)
+    fold_scales(compact, structure)
     zeroed = plan is None and (mode == "heads" or bool(masks_of(compact)))
     expected = outputs_of(compact) if zeroed and check else None
     if zeroed:

@@ -143,7 +143,11 @@ def rehearse(model: nn.Module, pruning: SparseTrainingArguments, teacher: PreTra
     check_distillation(model, pruning.distillation, None)
     if teacher is not None:
         check_teacher(model, teacher, pruning.distillation)
+    trained = [p for p in model.parameters() if p.requires_grad]
     coordinator = ModelPatchingCoordinator(pruning)
     coordinator.follow_adapters(coordinator.restore(model))
     unpatch(model)
     unblend(model)
+    # `freeze_weights` is for the stage that is rehearsed, not for the one before it.
+    for parameter in trained:
+        parameter.requires_grad_(True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
-from patchers.patching.merging import base_model, check_mergeable
+from patchers.patching.merging import base_model, check_mergeable, has_adapters
 from patchers.units import Structure
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.layout import refuse_shared
@@ -101,6 +101,7 @@ class ModelPatchingCoordinator:
         check_on_model(model, self.structure, budget, options)
         self.blending = Blending(base_model(model), self.args.blending)
         self._attached = (model, make_driver(model, self.structure, options))
+        self._freeze()
         if asked.learns_layer_map:
             projection = attach_projection(model, self.gates)
             if distiller is not None:
@@ -122,7 +123,23 @@ class ModelPatchingCoordinator:
         """
         check_mergeable(model)
         check_gradients(self.model, self.structure, self.args.driver_options)
+        self._freeze()
         self._thaw()
+
+    def _freeze(self) -> None:
+        """Freeze the weights, where that is asked for."""
+        if not self.args.freeze_weights:
+            return
+        if has_adapters(self.model):
+            raise ArgumentError(
+                "freeze_weights",
+                "the model has adapters, which would be frozen with all else.",
+                "Drop one of the two: under adapters the weights are frozen already.",
+            )
+        attached = {id(p) for p in self.attached_parameters()}
+        for weight in self.model.parameters():
+            if id(weight) not in attached:
+                weight.requires_grad_(False)
 
     def _thaw(self) -> None:
         """Let scores learn, and what is attached to gates."""
@@ -154,7 +171,7 @@ class ModelPatchingCoordinator:
         return self.pruner.gates
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind the gates or masks, learned or merely read."""
+        """Return the parameters of gates or masks: scores, learned or merely read, and scales."""
         return self.pruner.score_parameters()
 
     def attached_parameters(self) -> list[nn.Parameter]:
@@ -169,7 +186,7 @@ class ModelPatchingCoordinator:
         return [{"params": weights, **options}, *self.score_groups()]
 
     def score_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer group of the learned scores, if any are."""
+        """Return the optimizer groups of learned scores and of scales, if any are."""
         return self.pruner.score_groups()
 
     @property

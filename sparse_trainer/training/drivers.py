@@ -34,10 +34,10 @@ class Driver(Protocol):
         """Whether the structure is final."""
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind gates or masks, learned or merely read."""
+        """Return the parameters of gates or masks: scores, learned or merely read, and scales."""
 
     def score_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer group of the learned scores, if any are."""
+        """Return the optimizer groups of learned scores and of scales, if any are."""
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Take the scores that a criterion of one-shot pruning needs from a calibration set."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
 from patchers.patching.patch import patch
+from patchers.patching.scales import takes_scales
 from patchers.patching.shards import whole_weights
-from patchers.units import HIDDEN, Structure
+from patchers.units import HIDDEN, Group, Structure
 from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.latency.selector import TimedSelector
 from sparse_trainer.budget.latency.timing import Timing
@@ -66,7 +67,7 @@ class GateDriver:
             self.selector = make_selector(structure.groups, self.costs, self.budget, per_feature)
         self.protected = protected_units(options.protection, model, structure)
         check_affordable(self.protected, structure, lambda scores: self.selector.select(scores).keep)
-        self.gates: dict[str, Gate] = patch(model, structure, self.criterion.make_gate)
+        self.gates: dict[str, Gate] = patch(model, structure, self._make_gate)
         remember_request(model, self._request())
         self.budget_penalty: Penalty | None = None
         if isinstance(self.criterion, Penalizes):
@@ -81,6 +82,12 @@ class GateDriver:
         self.wants_calibration = isinstance(self.criterion, Calibrates) and bool(self.criterion.requests())
         """Whether scores are still to be taken on a calibration set."""
         self._forget()
+
+    def _make_gate(self, group: Group) -> Gate:
+        gate = self.criterion.make_gate(group)
+        if self.options.scale_learning_rate is not None and takes_scales(group.kind):
+            gate.learn_scale()
+        return gate
 
     def _follow(self) -> None:
         if isinstance(self.criterion, FollowsSchedule):
@@ -110,16 +117,26 @@ class GateDriver:
         )
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind the gates, learned or merely read."""
+        """Return the parameters of the gates: scores, learned or merely read, and scales."""
+        return [*self._scores_of_gates(), *self._scales_of_gates()]
+
+    def _scores_of_gates(self) -> list[nn.Parameter]:
         return [gate.score_U for gate in self.gates.values() if gate.score_U is not None]
 
+    def _scales_of_gates(self) -> list[nn.Parameter]:
+        return [gate.scale_U for gate in self.gates.values() if gate.scale_U is not None]
+
     def score_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer group of the scores, if the criterion learns any."""
-        if not self.criterion.learns:
-            return []
-        own = self.criterion.optimizer_options if isinstance(self.criterion, OwnOptimizer) else {}
-        rate = self.options.score_learning_rate
-        return [{"params": self.score_parameters(), "lr": rate, "weight_decay": 0.0, **own}]
+        """Return the optimizer groups of the scores, if the criterion learns any, and of the scales."""
+        groups: list[dict[str, Any]] = []
+        if self.criterion.learns:
+            own = self.criterion.optimizer_options if isinstance(self.criterion, OwnOptimizer) else {}
+            rate = self.options.score_learning_rate
+            groups.append({"params": self._scores_of_gates(), "lr": rate, "weight_decay": 0.0, **own})
+        if self.options.scale_learning_rate is not None:
+            rate = self.options.scale_learning_rate
+            groups.append({"params": self._scales_of_gates(), "lr": rate, "weight_decay": 0.0})
+        return groups
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
@@ -242,7 +259,13 @@ class GateDriver:
                 f"scores are NaN or infinite in {', '.join(bad[:3]) or 'a group'}.",
                 "Training stopped before saving over the last checkpoint. Lower the learning rates or check the data.",
             )
-
+        scales = self._scales_of_gates()
+        if scales and not bool(torch.stack([scale_U.isfinite().all() for scale_U in scales]).all()):
+            raise NonFiniteError(
+                f"step {step}",
+                "scales are NaN or infinite.",
+                "Training stopped before saving over the last checkpoint. Lower scale_learning_rate or check the data.",
+            )
         if self._tied_G is not None and not self._warned:
             self._warned = warn_of_ties(self.gates, self._tied_G, f"scoring={self.options.scoring!r}")
 

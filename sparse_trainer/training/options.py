@@ -28,6 +28,8 @@ class GateOptions:
     schedule: Schedule
     score_learning_rate: float
     """Of learned scores, unless the criterion has a rate of its own."""
+    scale_learning_rate: float | None
+    """Of the scales beside the gates; None = there are none."""
     protection: Protection | None
 
     @property

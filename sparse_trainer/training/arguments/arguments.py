@@ -22,6 +22,7 @@ from sparse_trainer.training.arguments.checks import (
     check_units,
 )
 from sparse_trainer.training.arguments.common import CommonArguments
+from sparse_trainer.training.arguments.frozen import FrozenArguments
 from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.mask_checks import check_mask_options
 from sparse_trainer.training.arguments.masks import MaskArguments
@@ -35,7 +36,9 @@ from sparse_trainer.training.options import DistillationOptions, GateOptions
 # sentence-transformers.
 @understands_old_names(seed="pruning_seed", warmup_ratio="pruning_warmup_ratio")
 @dataclass(kw_only=True)
-class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, TimeArguments, CommonArguments):
+class SparseTrainingArguments(
+    CheaperArguments, MaskArguments, FrozenArguments, L0Arguments, TimeArguments, CommonArguments
+):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
     # What HfArgumentParser writes over these options in the help of a script.
@@ -66,11 +69,15 @@ class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, Time
         self.check_cheaper()
         check_scoring(self.scoring, vars(self), changed_fields(self))
         self._check_numbers()
+        self.check_frozen(
+            self.criterion, self.scoring, masks=self.uses_masks, cheaper=bool(self.cheaper_layers)
+        )
         time = self.time_target(self.target, self.sequence_length)
         self.check_time(time, changed_fields(self), vars(self))
         options = self.driver_options
         if isinstance(options, GateOptions):
             check_units(options, self.blending)
+            self.check_scaled(options.kinds)
         else:
             check_mask_options(options, changed_fields(self))
         if self.uses_masks and self.distillation.learns_layer_map:
@@ -157,5 +164,6 @@ class SparseTrainingArguments(CheaperArguments, MaskArguments, L0Arguments, Time
             budget=self.budget,
             schedule=self.schedule,
             score_learning_rate=self.score_learning_rate,
+            scale_learning_rate=self.scale_learning_rate if self.learn_scales else None,
             protection=self.protection,
         )
