@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.errors import ConversionError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating, plain_outputs
 from sparse_trainer.inputs.sample import reads_tokens_only, sample_batch, tokens_for
 
-# Shape legend: B = rows, T = tokens.
+# Shape legend: B = rows, T = new tokens, K = tokens of the cache and new ones.
 
 GRAPH = "model.onnx"
 PAST, NEXT = "input.cache.", "output.cache."
@@ -37,7 +38,8 @@ def export_graph(model: PreTrainedModel, out: Path, place: str) -> None:
     part: Any = model
     try:
         if reads_cache(model):
-            asked = {**tokens_for(model, rows=2, length=7), "do_sample": False}
+            # Without padding there is no mask among what `generate` hands on.
+            asked = {**left_padded(model, rows=2, length=7), "do_sample": False}
             part, inputs = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
         else:
             inputs = sample_batch(model)
@@ -53,13 +55,22 @@ def export_graph(model: PreTrainedModel, out: Path, place: str) -> None:
     exported.save_pretrained(out)
 
 
-def step_inputs(session: Any, ids_BT: Any, past: Mapping[str, Any]) -> dict[str, Any]:
+def left_padded(model: PreTrainedModel, *, rows: int, length: int) -> dict[str, Tensor]:
+    """Return made-up tokens with their mask: all rows but the first begin with padding, as in generation."""
+    batch = tokens_for(model, rows=rows, length=length, padding=length // 3)
+    return {name: values_BT.flip(-1) for name, values_BT in batch.items()}
+
+
+def step_inputs(
+    session: Any, ids_BT: Any, past: Mapping[str, Any], mask_BK: Any | None = None
+) -> dict[str, Any]:
     """Return what the graph of a decoder reads for new tokens after a cache, as arrays by name.
 
     Args:
         session: An `onnxruntime.InferenceSession`.
         ids_BT: Ids of the new tokens.
         past: The cache that the last step returned; {} = none.
+        mask_BK: 0 where a token, of the cache or new, is padding; None = nowhere.
     """
     import numpy as np
 
@@ -67,11 +78,10 @@ def step_inputs(session: Any, ids_BT: Any, past: Mapping[str, Any]) -> dict[str,
     named = {each.name: each for each in session.get_inputs()}
     caches = [name for name in named if name.startswith(PAST)]
     seen = past[caches[0]].shape[2] if past else 0
-    given: dict[str, Any] = {"input_ids": ids_BT}
-    if "position_ids" in named:
-        given["position_ids"] = np.broadcast_to(np.arange(seen, seen + count), ids_BT.shape)
-    if "attention_mask" in named:
-        given["attention_mask"] = np.ones((rows, seen + count), dtype=np.int64)
+    mask_BK = np.ones((rows, seen + count), dtype=np.int64) if mask_BK is None else mask_BK
+    places_BK = (mask_BK.cumsum(-1) - 1).clip(0)
+    own = {"attention_mask": mask_BK, "position_ids": places_BK[:, seen:], "input_ids": ids_BT}
+    given: dict[str, Any] = {name: value for name, value in own.items() if name in named}
     for name in caches:
         _, heads, _, width = named[name].shape  # exporters write some sizes as text
         none = (rows, int(heads), 0, int(width))

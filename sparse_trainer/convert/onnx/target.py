@@ -16,8 +16,10 @@ from sparse_trainer.convert.onnx.graph import (
     NEXT,
     PAST,
     export_graph,
+    left_padded,
     open_session,
     quiet,
+    reads_cache,
     step_inputs,
     without_cache,
 )
@@ -27,7 +29,7 @@ from sparse_trainer.inputs.evaluating import evaluating, plain_outputs
 from sparse_trainer.inputs.limits import positions_of
 from sparse_trainer.inputs.sample import reads_tokens_only, sample_batch, tokens_for
 
-# Shape legend: B = rows, T = tokens.
+# Shape legend: B = rows, T = tokens, V = vocabulary.
 
 _INT8 = "int8"
 _TOLERANCE = 1e-5
@@ -119,7 +121,8 @@ def _other_batches(model: PreTrainedModel) -> list[dict[str, Tensor]]:
     if not reads_tokens_only(model):
         return [{name: tensor[:2] for name, tensor in sample_batch(model).items()}]
     longest = min(11, positions_of(model.config) or 11)
-    return [tokens_for(model, rows=rows, length=length) for rows, length in ((2, longest), (1, longest // 2))]
+    make = left_padded if reads_cache(model) else tokens_for
+    return [make(model, rows=rows, length=length) for rows, length in ((3, longest), (1, longest // 2))]
 
 
 def _answers(
@@ -127,19 +130,25 @@ def _answers(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the outputs of the model and of the graph; of a decoder for the tokens in two parts, with a cache."""
     session = open_session(file)
-    with torch.no_grad():
-        expected = model(**batch)
     if not any(each.name.startswith(PAST) for each in session.get_inputs()):
+        with torch.no_grad():
+            expected = model(**batch)
         found = _run(session, {name: tensor.numpy() for name, tensor in batch.items()})
         yield from ((expected[name], value) for name, value in found.items() if name in expected)
         return
-    ids_BT = batch["input_ids"]
-    first = ids_BT.shape[1] // 2
+    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+    places = {"position_ids": (mask_BT.cumsum(-1) - 1).clamp_min(0)}
+    reads_places = any(each.name in places for each in session.get_inputs())
+    with torch.no_grad():
+        logits_BTV = model(**batch, **(places if reads_places else {}))["logits"]
+    half = ids_BT.shape[1] // 2
     past: dict[str, Any] = {}
-    for start, stop in ((0, first), (first, ids_BT.shape[1])):
-        found = _run(session, step_inputs(session, ids_BT[:, start:stop].numpy(), past))
+    for start, stop in ((0, half), (half, ids_BT.shape[1])):
+        ids, mask = ids_BT[:, start:stop].numpy(), mask_BT[:, :stop].numpy()
+        found = _run(session, step_inputs(session, ids, past, mask))
         past = {name.replace(NEXT, PAST): value for name, value in found.items() if name.startswith(NEXT)}
-        yield expected["logits"][:, start:stop], found["logits"]
+        real_BT = mask_BT[:, start:stop] != 0
+        yield logits_BTV[:, start:stop][real_BT], found["logits"][real_BT]
 
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
