@@ -12,11 +12,10 @@ from patchers.patching.patch import patch
 from patchers.patching.scales import takes_scales
 from patchers.patching.shards import whole_weights
 from patchers.units import HIDDEN, Group, Structure
-from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.latency.selector import TimedSelector
 from sparse_trainer.budget.latency.timing import Timing
-from sparse_trainer.budget.nesting import Nesting
-from sparse_trainer.budget.selectors import AnySelector, make_selector
+from sparse_trainer.budget.options import Budget
+from sparse_trainer.budget.selectors import AnySelector
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
 from sparse_trainer.criteria.scores import check_scores
@@ -34,9 +33,10 @@ from sparse_trainer.cut.record import remember_request
 from sparse_trainer.cut.speed import Timed
 from sparse_trainer.errors import ArgumentError, NonFiniteError
 from sparse_trainer.statistics.collect import collect
+from sparse_trainer.training.course import Course
 from sparse_trainer.training.options import GateOptions
 from sparse_trainer.training.protect import check_affordable, protected_units, put_first
-from sparse_trainer.training.timed import speedup_of, timed_selector
+from sparse_trainer.training.timed import speedup_of
 
 _ON_THE_WAY: Final = 1e-9
 """Part of the way to a time that counts as not yet there."""
@@ -53,35 +53,42 @@ class GateDriver:
 
     def __init__(self, model: nn.Module, structure: Structure, options: GateOptions) -> None:
         self.model, self.structure, self.options = model, structure, options
-        self.criterion, self.budget, self.schedule = options.criterion, options.budget, options.schedule
-        self.timing: Timing | None = None
-        self.selector: AnySelector | TimedSelector
-        if self.budget.time is not None:
-            self.selector, self.timing = timed_selector(model, structure, self.budget)
-            self.costs, self.nesting = self.selector.costs, self.selector.nesting
-        else:
-            target, length = self.budget.target, self.budget.sequence_length
-            self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
-            per_feature = feature_costs(model, structure.groups, target)
-            self.nesting = Nesting(structure.groups, self.costs, per_feature)
-            self.selector = make_selector(structure.groups, self.costs, self.budget, per_feature)
+        self.criterion, self.schedule = options.criterion, options.schedule
+        self.course = Course(model, structure, options)
+        self.costs, self.nesting = self.course.costs, self.course.nesting
+        self.progress = 0.0
         self.protected = protected_units(options.protection, model, structure)
-        check_affordable(self.protected, structure, lambda scores: self.selector.select(scores).keep)
+        last = self.course.legs[-1].selector
+        check_affordable(self.protected, structure, lambda scores: last.select(scores).keep)
         self.gates: dict[str, Gate] = patch(model, structure, self._make_gate)
         remember_request(model, self._request())
         self.budget_penalty: Penalty | None = None
         if isinstance(self.criterion, Penalizes):
-            self.budget_penalty = self.criterion.make_penalty(self.costs, self.selector.constraints)
+            self.budget_penalty = self.criterion.make_penalty(self.costs, last.constraints)
         parts: tuple[object, ...] = (self.criterion, self.budget_penalty)
         self._observers = [part for part in parts if isinstance(part, Observes)]
         kinds = {g.kind for g in structure.groups}
         self._normalizer = self.budget.standardize or fitting(self.criterion.standardize, kinds)
-        self.progress = 0.0
         self._follow()
         self._scores()
         self.wants_calibration = isinstance(self.criterion, Calibrates) and bool(self.criterion.requests())
         """Whether scores are still to be taken on a calibration set."""
         self._forget()
+
+    @property
+    def budget(self) -> Budget:
+        """What must remain: of several budgets, the one that counts now."""
+        return self.course.leg(self.progress).budget
+
+    @property
+    def selector(self) -> AnySelector | TimedSelector:
+        """What chooses under it."""
+        return self.course.leg(self.progress).selector
+
+    @property
+    def timing(self) -> Timing | None:
+        """What the model takes, where a time is asked for."""
+        return self.course.leg(self.progress).timing
 
     def _make_gate(self, group: Group) -> Gate:
         gate = self.criterion.make_gate(group)
@@ -158,7 +165,9 @@ class GateDriver:
                 f"{self.options.scoring} scores on a calibration set, and has seen none.",
                 "Call calibrate(batches) before begin.",
             )
+        self.course.check_steps(total_steps)
         self.progress = step / total_steps
+        remember_request(self.model, self._request())
         self._forget()
 
     @property
@@ -180,8 +189,12 @@ class GateDriver:
 
     def step(self, progress: float, *, due: bool) -> None:
         """Move to the state after an optimizer step, and select anew where that is due."""
-        was_finished, self.progress = self.finished, progress
-        if (due or self.finished) and not was_finished:
+        before, was_held = self.course.leg(self.progress), self.course.held(self.progress)
+        self.progress = progress
+        held = self.course.held(progress)
+        if self.course.leg(progress) is not before:
+            remember_request(self.model, self._request())
+        if (due or held is not None) and (held is None or held != was_held):
             self.select()
         self._follow()
 
@@ -197,9 +210,9 @@ class GateDriver:
         scores = put_first(scores, self.protected) if self.protected else scores
         finite = torch.stack([score_U.isfinite().all() for score_U in scores.values()]).all()
         self._finite = finite if self._finite is None else self._finite & finite
-        remaining = self.schedule.remaining(self.progress)
+        remaining = self.course.remaining(self.progress)
         self._tied_G = tied(raw, self.structure.kinds) if remaining < 1.0 and not self._warned else None
-        if isinstance(self.selector, TimedSelector) and not self.finished:
+        if isinstance(self.selector, TimedSelector) and self.course.held(self.progress) is None:
             # L0 waits at its budget before it ends: the time itself is looked up once, when the structure is final.
             remaining = max(remaining, _ON_THE_WAY)
         selection = self.selector.select(scores, remaining)
@@ -215,13 +228,13 @@ class GateDriver:
         """Return what the criterion adds to the loss at this moment."""
         if self.finished or self.budget_penalty is None:
             return None
-        remaining = self.schedule.remaining(self.progress)
+        remaining = self.course.remaining(self.progress)
         return self.budget_penalty(self.gates, self.density_target, remaining)
 
     @property
     def density_target(self) -> float:
         """Fraction of the prunable cost that the schedule allows now; of several, by cost."""
-        budget, remaining = self.budget, self.schedule.remaining(self.progress)
+        budget, remaining = self.budget, self.course.remaining(self.progress)
         if isinstance(self.selector, TimedSelector):
             return self.selector.share + (1.0 - self.selector.share) * remaining
         # A single density is of the product already.

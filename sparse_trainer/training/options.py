@@ -7,6 +7,7 @@ from typing import Final
 from patchers.units import Kind
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.schedule import Schedule
+from sparse_trainer.budget.stages import Stages
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.protect import Protection
@@ -26,6 +27,8 @@ class GateOptions:
     criterion: TrainingCriterion
     budget: Budget
     schedule: Schedule
+    stages: Stages | None
+    """Budgets that are met in turn, of which `budget` is the last; None = there is one."""
     score_learning_rate: float
     """Of learned scores, unless the criterion has a rate of its own."""
     scale_learning_rate: float | None

@@ -1,6 +1,7 @@
 """Fine-pruning under a budget of time: a table of the model as it will be, and a selector that reads it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,22 +24,24 @@ from sparse_trainer.training.agreement import several_processes
 logger = logging.getLogger(__name__)
 
 
-def timed_selector(model: Any, structure: Structure, budget: Budget) -> tuple[TimedSelector, Timing]:
-    """Return what selects under a budget of time, and what the model takes: without gates, adapters merged.
+def timed_selectors(
+    model: Any, structure: Structure, budgets: Sequence[Budget]
+) -> list[tuple[TimedSelector, Timing]]:
+    """Return what selects under each budget of time, and what the model takes: without gates, adapters merged.
 
     What the table says of a model with so many units is tried once, and the goal moved by what it is off.
 
     Args:
         model: Before gates hang in it.
         structure: What may be pruned.
+        budgets: Of the same conditions, the slowest model first.
 
     Raises:
         ArgumentError: several processes, each of which would measure other times.
-        BudgetError: the time cannot be met.
+        BudgetError: a time cannot be met.
     """
-    target = budget.time
-    assert target is not None
-    if several_processes() and target.table is None:
+    targets = [budget.time for budget in budgets if budget.time is not None]
+    if several_processes() and targets[0].table is None:
         raise ArgumentError(
             "latency_table",
             "each of several processes would measure other times.",
@@ -46,19 +49,30 @@ def timed_selector(model: Any, structure: Structure, budget: Budget) -> tuple[Ti
         )
     plain: Any = bare(model, inplace=False)[0] if has_adapters(model) else model
     found = discover(plain)
-    timing = timing_of(plain, found, target)
+    timing = timing_of(plain, found, targets[-1])
     if plain is not model:
         # The same times by the names that the groups have now.
         timing = replace(timing, time=ModelTime(timing.time.table, model, discover(model)))
-    selector = TimedSelector(structure.groups, budget, timing.time, timing.goal)
-    if not timing.measures or several_processes() or plain is not model:
-        return selector, timing
+    timings = [replace(timing, target=target) for target in targets]
+    # The fastest model first: what cannot be met is told before anything is tried.
+    made = [
+        TimedSelector(structure.groups, budget, each.time, each.goal)
+        for budget, each in zip(reversed(budgets), reversed(timings), strict=True)
+    ]
+    selectors = made[::-1]
+    if timing.measures and not several_processes() and plain is model:
+        selectors = [_tried(plain, found, *each) for each in zip(selectors, timings, strict=True)]
+    return list(zip(selectors, timings, strict=True))
+
+
+def _tried(plain: Any, found: Structure, selector: TimedSelector, timing: Timing) -> TimedSelector:
+    """Return the selector, its goal moved by what the table is off for a model that it selects."""
     keep = selector.select(selector.any_scores).keep
-    pair = time_pair(plain, narrowed(plain, found, keep), target)
-    if pair.misses(target):
-        logger.info("the table is off by %.0f %%: the goal is moved", 100 * pair.excess(target))
-        selector = selector.aiming(selector.goal / (1.0 + pair.excess(target)))
-    return selector, timing
+    pair = time_pair(plain, narrowed(plain, found, keep), timing.target)
+    if not pair.misses(timing.target):
+        return selector
+    logger.info("the table is off by %.0f %%: the goal is moved", 100 * pair.excess(timing.target))
+    return selector.aiming(selector.goal / (1.0 + pair.excess(timing.target)))
 
 
 def speedup_of(timing: Timing, selector: TimedSelector, keep: dict[str, Tensor]) -> float:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from patchers.units import KINDS, Kind
 from sparse_trainer.budget.options import Budget, keeps_all
 from sparse_trainer.budget.schedule import CubicSchedule, Schedule
-from sparse_trainer.budget.time_target import LATENCY
+from sparse_trainer.budget.stages import StagedSchedule
+from sparse_trainer.budget.time_target import LATENCY, TimeTarget
 from sparse_trainer.criteria.training.base import OwnSchedule, TrainingCriterion
 from sparse_trainer.errors import ArgumentError, nearest
 from sparse_trainer.fields import (
@@ -18,7 +19,9 @@ from sparse_trainer.fields import (
 from sparse_trainer.training.arguments.cheaper import CheaperArguments
 from sparse_trainer.training.arguments.checks import (
     check_distillation_options,
+    check_one_budget,
     check_schedule,
+    check_staged,
     check_units,
 )
 from sparse_trainer.training.arguments.common import CommonArguments
@@ -27,6 +30,7 @@ from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.mask_checks import check_mask_options
 from sparse_trainer.training.arguments.masks import MaskArguments
 from sparse_trainer.training.arguments.scoring import check_scoring, criterion_asked, method_of
+from sparse_trainer.training.arguments.stages import StageArguments
 from sparse_trainer.training.arguments.time import TimeArguments
 from sparse_trainer.training.mask_options import MaskOptions
 from sparse_trainer.training.options import DistillationOptions, GateOptions
@@ -37,7 +41,13 @@ from sparse_trainer.training.options import DistillationOptions, GateOptions
 @understands_old_names(seed="pruning_seed", warmup_ratio="pruning_warmup_ratio")
 @dataclass(kw_only=True)
 class SparseTrainingArguments(
-    CheaperArguments, MaskArguments, FrozenArguments, L0Arguments, TimeArguments, CommonArguments
+    CheaperArguments,
+    MaskArguments,
+    FrozenArguments,
+    L0Arguments,
+    StageArguments,
+    TimeArguments,
+    CommonArguments,
 ):
     """How to prune while fine-tuning. `HfArgumentParser` reads it; so does the `pruning` section of a recipe."""
 
@@ -72,14 +82,17 @@ class SparseTrainingArguments(
         self.check_frozen(
             self.criterion, self.scoring, masks=self.uses_masks, cheaper=bool(self.cheaper_layers)
         )
-        time = self.time_target(self.target, self.sequence_length)
+        self.check_stages(changed_fields(self), vars(self))
+        time = self._time
         self.check_time(time, changed_fields(self), vars(self))
         options = self.driver_options
         if isinstance(options, GateOptions):
             check_units(options, self.blending)
             self.check_scaled(options.kinds)
+            check_staged(options)
         else:
             check_mask_options(options, changed_fields(self))
+            check_one_budget(self.stages)
         if self.uses_masks and self.distillation.learns_layer_map:
             raise ArgumentError(
                 "distil_layer_map", "'learned' goes with gates only.", "Take 'fixed' beside masks."
@@ -101,7 +114,7 @@ class SparseTrainingArguments(
     @property
     def prunes_nothing(self) -> bool:
         """Whether all stays as it is: a mistake, except to try something else."""
-        return not self.uses_masks and not self.cheaper_layers and keeps_all(self.density)
+        return not self.uses_masks and not self.cheaper_layers and keeps_all(self.budget.density)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -114,11 +127,17 @@ class SparseTrainingArguments(
         return criterion_asked(self.scoring, vars(self))
 
     @property
+    def _time(self) -> TimeTarget | None:
+        """How fast the model has to be in the end, where that is asked."""
+        last = self.speedups[-1] if self.speedups else self.speedup
+        return self.time_target(last, self.target, self.sequence_length)
+
+    @property
     def budget(self) -> Budget:
-        """What must remain."""
-        time = self.time_target(self.target, self.sequence_length)
+        """What must remain in the end."""
+        time = self._time
         return Budget(
-            density=self.density,
+            density=self.densities[-1] if self.densities else self.density,
             target=self.target if time is None else LATENCY,
             time=time,
             scope=self.scope,
@@ -138,6 +157,8 @@ class SparseTrainingArguments(
         own, warmup, cooldown = self.criterion, self.pruning_warmup_ratio, self.cooldown_ratio
         if isinstance(own, OwnSchedule):
             return own.make_schedule(warmup, cooldown)
+        if self.stages is not None:
+            return StagedSchedule(warmup=warmup, cooldown=cooldown, count=len(self.stages.names))
         return CubicSchedule(warmup=warmup, cooldown=cooldown)
 
     @property
@@ -163,6 +184,7 @@ class SparseTrainingArguments(
             criterion=self.criterion,
             budget=self.budget,
             schedule=self.schedule,
+            stages=self.stages,
             score_learning_rate=self.score_learning_rate,
             scale_learning_rate=self.scale_learning_rate if self.learn_scales else None,
             protection=self.protection,

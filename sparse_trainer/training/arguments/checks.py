@@ -9,8 +9,9 @@ from patchers.discovery.findings import starred
 from patchers.patching.merging import has_adapters
 from patchers.units import HIDDEN, KINDS, Structure
 from sparse_trainer.budget.options import Budget
+from sparse_trainer.budget.stages import Stages
 from sparse_trainer.criteria.calibration.scorable import check_scorable
-from sparse_trainer.criteria.training.base import ReadsGradients
+from sparse_trainer.criteria.training.base import OwnSchedule, Penalizes, ReadsGradients
 from sparse_trainer.criteria.training.l0 import L0
 from sparse_trainer.criteria.training.one_shot import OneShot
 from sparse_trainer.criteria.training.registry import scorings_for
@@ -68,6 +69,27 @@ def check_units(options: GateOptions, blending: BlendingOptions) -> None:
             "cheaper",
             "no_norm takes the norms away that hidden features are gated at.",
             "Take 'hidden' out of `units`, or change the norms in a run of its own afterwards.",
+        )
+
+
+def check_staged(options: GateOptions) -> None:
+    """Raise `ArgumentError` where a criterion is pulled towards one budget, and several are asked for in turn."""
+    if options.stages is not None and isinstance(options.criterion, Penalizes | OwnSchedule):
+        raise ArgumentError(
+            "scoring",
+            f"{options.scoring} is pulled towards one budget by a penalty; several in turn are for scores that are "
+            "ranked.",
+            "Take movement, taylor or magnitude; or train once for each budget.",
+        )
+
+
+def check_one_budget(stages: Stages | None) -> None:
+    """Raise `ArgumentError` for several budgets beside weight masks."""
+    if stages is not None:
+        raise ArgumentError(
+            "speedups" if stages.speedups else "densities",
+            "budgets in turn are for gates: weight masks cut nothing on the way.",
+            "Leave the pruning methods of masks out, or give one `density`.",
         )
 
 

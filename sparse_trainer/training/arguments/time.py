@@ -31,19 +31,20 @@ class TimeArguments:
         None, "File of times: a table of ours, or a CSV file of another device; default: measured, and kept."
     )
 
-    def time_target(self, target: str, sequence_length: int) -> TimeTarget | None:
+    def time_target(self, speedup: float | None, target: str, sequence_length: int) -> TimeTarget | None:
         """Return how fast the model has to be, where that is asked.
 
         Args:
+            speedup: Of several, the last one.
             target: What a density would count.
 
         Raises:
             ArgumentError: a value cannot be meant.
         """
-        if self.speedup is None and self.milliseconds is None and target != LATENCY:
+        if speedup is None and self.milliseconds is None and target != LATENCY:
             return None
         return TimeTarget(
-            speedup=self.speedup,
+            speedup=speedup,
             milliseconds=self.milliseconds,
             batch=self.latency_batch,
             sequence_length=sequence_length,

@@ -64,7 +64,7 @@ def test_every_field_has_an_option_of_its_own_type() -> None:
             break
         else:
             pytest.fail(f"nothing can be said for {field.name}")
-        assert value in (2, True, "2", [word]), field.name
+        assert value in (2, True, "2", [word], [2.0]), field.name
     assert "--density" in parser.format_help()
 
 

@@ -130,7 +130,7 @@ def test_l0_expects_the_time_of_the_curves(phone: str) -> None:
     time = ModelTime(read_csv(Path(phone)), model, discover(model))
     args = SparseTrainingArguments(scoring="l0", units=list(map(str, ("layers", "heads", "channels"))),
                                    latency_table=phone, speedup=2.0)  # fmt: skip
-    selector, _ = timed.timed_selector(model, structure, args.budget)
+    ((selector, _),) = timed.timed_selectors(model, structure, [args.budget])
     (constraint,) = selector.constraints
     expected = ExpectedSize([constraint], {g.name: g.num_units for g in structure.groups})
     alphas = {g.name: torch.linspace(-2, 3, g.num_units).requires_grad_() for g in structure.groups}
@@ -161,8 +161,8 @@ def test_a_table_that_is_wrong_moves_the_goal_before_training(
     monkeypatch.setattr(timed, "time_pair", lambda *_: Pair(dense=2.0, pruned=1.25, noise=0.01))
     structure = discover(large(), ("heads", "channels"))
     with caplog.at_level(logging.INFO):
-        selector, timing = timed.timed_selector(
-            large(), structure, SparseTrainingArguments(speedup=2.0).budget
+        ((selector, timing),) = timed.timed_selectors(
+            large(), structure, [SparseTrainingArguments(speedup=2.0).budget]
         )
     assert timing.measures
     # A quarter slower than it should be.
