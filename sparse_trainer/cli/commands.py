@@ -1,6 +1,6 @@
 """The command line: which commands there are. One is imported when it is called; the others are only listed."""
 
-import logging
+import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import typer
 
 from sparse_trainer import __version__
 from sparse_trainer.cli.boundary import named_command, run_app
+from sparse_trainer.cli.quiet import quieten
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def make_app(called: Collection[str]) -> typer.Typer:
     app = typer.Typer(
         name="sparse-trainer",
         help="Structured fine-pruning for Hugging Face Transformers.",
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
     )
     app.callback()(_whole)
@@ -149,8 +150,14 @@ def _whole(
 
 def main() -> None:
     """Run the command line on the arguments of the process, and leave with its exit code."""
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    # Of transformers, where anybody reads what a config counts for all layers: folders of ours say so on purpose.
-    logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
+    quieten()
     arguments = sys.argv[1:]
-    run_app(make_app({named_command(arguments)}), arguments)
+    run_app(make_app({named_command(arguments or _typed())}), arguments)
+
+
+def _typed() -> list[str]:
+    """Return the words that a shell asks to complete, without the program's name; [] where none does.
+
+    bash hands them over in one variable, other shells in another.
+    """
+    return os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]

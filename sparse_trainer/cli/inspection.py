@@ -16,7 +16,7 @@ from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.cli.tables import table
+from sparse_trainer.cli.tables import joined_rows, table
 from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.load_shape import load_shape
 
@@ -128,9 +128,14 @@ def inspection_tables(result: Inspection) -> list[RenderableType]:
     """Return totals per kind, the groups per layer, and what stays untouched."""
     totals = [["kind", "groups", "units", "parameters", "MACs per token"]]
     totals += [[kind, *(f"{number:,}" for number in sums.values())] for kind, sums in result.totals().items()]
-    groups = [["group", "units", "parameters", "MACs per token"]]
-    groups += [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
-    untouched = [["untouched", "reason"], *([path, why] for path, why in result.untouched.items())]
+    groups = [["group", "units each", "parameters each", "MACs per token"]]
+    groups += joined_rows(
+        [[g.name, f"{g.units:,}", f"{g.parameters:,}", f"{g.macs:,}"] for g in result.groups]
+    )
+    untouched = [
+        ["untouched", "reason"],
+        *joined_rows([[path, why] for path, why in result.untouched.items()]),
+    ]
     return [
         f"{result.model}, forms {', '.join(result.forms)}: {result.parameters:,} parameters, "
         f"{result.macs:,} MACs per token at {result.sequence_length} tokens",

@@ -11,7 +11,7 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.generation_speed import Generated
 from sparse_trainer.run.latency import Bench, Conditions, run_name
 from sparse_trainer.run.outcome import RunResult
-from sparse_trainer.run.report import kept_lines, shape_lines, zero_lines
+from sparse_trainer.run.report import kept_lines, zero_lines
 from sparse_trainer.run.weights import Weight
 
 
@@ -20,7 +20,7 @@ def run_lines(result: RunResult) -> list[RenderableType]:
     shown: list[RenderableType] = []
     if result.plan is not None:
         kept = [*kept_lines(result.plan), *zero_lines(result.plan)]
-        shown += ["", *shape_lines(result.plan), "", *kept, ""]
+        shown += ["", *kept, ""]
     shown.append(table(result.comparison.rows(), f"recipe {result.recipe}"))
     shown.append(_conditions(result.comparison.conditions))
     if result.plan is not None:
@@ -39,7 +39,6 @@ def run_lines(result: RunResult) -> list[RenderableType]:
 def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
     """Return what a cut changed."""
     return [
-        *shape_lines(plan),
         f"parameters {plan.params['dense']:,} => {plan.params['compact']:,}",
         f"MACs per token {plan.macs['dense']:,} => {plan.macs['compact']:,}",
         f"written to {folder}",

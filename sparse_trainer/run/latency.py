@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from sparse_trainer.budget.latency.clock import synchronize
 from sparse_trainer.errors import ArgumentError, one_of, shown
 from sparse_trainer.fields import check_counts
+from sparse_trainer.inputs.bars import bar
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.timed import has_length, timed_inputs
@@ -257,7 +258,7 @@ def _timed(
     inputs = {name: timed_inputs(model, batch_size, sequence_length) for name, (model, _) in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for number in range(WARMUP_ROUNDS + rounds):
+    for number in bar(range(WARMUP_ROUNDS + rounds), f"timing, batch {batch_size}"):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             elapsed = _call_seconds(calls[name][1], inputs[name], device)

@@ -1,5 +1,6 @@
 """What a run or a model has to show: the comparison table, changed shapes, kept units per layer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -115,15 +116,23 @@ def shape_lines(plan: Plan) -> list[str]:
 
 
 def kept_lines(plan: Plan, width: int = 24) -> list[str]:
-    """Return one bar per group: kind, layer, how many of its units are kept; nothing where weights alone went."""
+    """Return one bar per group: kind, layer, how many of its units are kept; nothing where weights alone went.
+
+    Layers one after the other that keep as much share a line.
+    """
     if plan.zeros and not plan.is_cut:
         return []
     lines = []
     for kind, groups in plan.by_kind().items():
-        for group in groups:
-            share = len(group["keep"]) / group["size"]
-            bar = "█" * round(share * width)
-            lines.append(f"{kind:>9} {group['layer']:>3} {bar:<{width}} {len(group['keep'])}/{group['size']}")
+        counted = [
+            (len(group["keep"]), group["size"], group["layer"] - place) for place, group in enumerate(groups)
+        ]
+        at = 0
+        for (kept, size, _), alike in itertools.groupby(counted):
+            count = len(list(alike))
+            layers, at = [group["layer"] for group in groups[at : at + count]], at + count
+            where = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+            lines.append(f"{kind:>9} {where:>5} {'█' * round(kept / size * width):<{width}} {kept}/{size}")
     return lines
 
 

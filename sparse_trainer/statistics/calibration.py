@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sparse_trainer.errors import DataError
+from sparse_trainer.inputs.bars import bar
 from sparse_trainer.inputs.labels import IGNORED, is_encoder_decoder, without_labels
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.columns import ColumnReader
@@ -45,7 +46,7 @@ class Batches:
                 are no tokens of the model.
         """
         number, counted = -1, False
-        for number, values in enumerate(self.source):
+        for number, values in enumerate(bar(self.source, "reading calibration batches")):
             where = f"calibration batch {number}"
             inputs = self.columns.read(where, values, look=number > self._looked_at)
             self._looked_at = max(number, self._looked_at)

@@ -8,6 +8,8 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
+from sparse_trainer.inputs.bars import bar
+
 WARMUP_ROUNDS: Final = 2
 """Untimed rounds: the first calls choose kernels and fill caches."""
 LOUD: Final = 0.10
@@ -73,7 +75,7 @@ def time_calls(
     begin = time.perf_counter()
     with torch.inference_mode():
         for _ in range(WARMUP_ROUNDS):
-            for call in calls:
+            for call in bar(calls, "warming up"):
                 _seconds(call, device)
         while True:
             turn = len(taken) % len(calls)

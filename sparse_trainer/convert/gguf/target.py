@@ -16,6 +16,7 @@ from sparse_trainer.convert.gguf.numbers import BLOCK, FORMATS, is_quantized, pa
 from sparse_trainer.convert.gguf.tensors import tensors_of
 from sparse_trainer.convert.gguf.vocabulary import tokenizer_keys
 from sparse_trainer.errors import ConversionError
+from sparse_trainer.inputs.bars import bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Gguf:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in sheet.tensors(origin.load()):
+        for name, tensor in bar(sheet.tensors(origin.load()), "writing tensors"):
             writer.write_tensor_data(packed(name, tensor, sheet.kinds[name]))
         writer.close()
         return _facts(sheet, out)

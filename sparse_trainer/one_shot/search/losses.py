@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_trainer.errors import NonFiniteError
+from sparse_trainer.inputs.bars import bar
 from sparse_trainer.one_shot.search.divergence import divergence
 from sparse_trainer.one_shot.search.ladders import Ladder
 from sparse_trainer.one_shot.search.stitched import Stitched, Width
@@ -70,7 +71,7 @@ def level_losses(
     for ladder in ladders:
         by_block.setdefault(ladder.groups[0].block, []).append(ladder)
     found: dict[str, Tensor] = {}
-    for block in _spread(list(by_block)):
+    for block in bar(_spread(list(by_block)), "measuring levels"):
         if found and clock.is_up:
             break
         found |= _of_block(model, replay, batches, block, by_block[block])

@@ -1,0 +1,31 @@
+"""What libraries say on stderr, put shorter where it is as it should be, and left alone where it is not."""
+
+import logging
+import os
+import re
+import sys
+
+_ROW = re.compile(r"^(\S+) +\| +(\w+) +\|", re.MULTILINE)
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def quieten() -> None:
+    """Set up logging for a command: short lines on stderr, and no bars of libraries where nobody watches."""
+    if not sys.stderr.isatty():
+        # Each step of a bar would be a line of a log file. Set before anything imports tqdm.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    # Of transformers, where anybody reads what a config counts for all layers: folders of ours say so on purpose.
+    logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
+    logging.getLogger("transformers.modeling_utils").addFilter(shorten_report)
+
+
+def shorten_report(record: logging.LogRecord) -> bool:
+    """Put a report of loaded weights in one line where all it says is that a head is new; keep any other as it is."""
+    said = _COLOURS.sub("", record.getMessage())
+    if "LOAD REPORT" in said:
+        rows = [row for row in _ROW.findall(said) if row[0] != "Key"]
+        if rows and all(status == "MISSING" for _, status in rows):
+            names = ", ".join(name for name, _ in rows)
+            record.msg, record.args = f"new weights, which training has to fill: {names}", None
+    return True
