@@ -32,6 +32,7 @@ SEARCH = Fields(
     levels="Widths that are tried in each group; default: 8.",
     search_tokens="Calibration tokens that losses are measured on; default: 4096.",
     time_limit="Seconds after which the best that is found is taken.",
+    search_bfloat16="Measure losses in bfloat16: faster, less exact.",
 )
 BUDGET = Fields(
     PruneSection,

@@ -129,7 +129,8 @@ def _check_model(model: Any) -> None:
 def _check_structure(structure: Structure, options: PruneOptions) -> None:
     """Refuse, before any work, units that the criteria cannot score or the repair cannot refit."""
     for asked, criterion in zip(options.asked.values(), options.criteria, strict=True):
-        check_scorable(structure.groups, criterion, name_of(asked))
+        scored = structure.groups if options.search is None else structure.of(WIDTH_KINDS)
+        check_scorable(scored, criterion, name_of(asked))
     if options.repair is None:
         return
     for group in structure.of(WIDTH_KINDS):

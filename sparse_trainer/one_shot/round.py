@@ -22,6 +22,7 @@ from sparse_trainer.one_shot.progress import Progress
 from sparse_trainer.one_shot.protect import prunable
 from sparse_trainer.one_shot.repairs.refit import prepare_biases, refit, refit_by_block
 from sparse_trainer.one_shot.repairs.runs import take_over
+from sparse_trainer.one_shot.search.runs import Depth
 from sparse_trainer.one_shot.search.search import search_widths
 from sparse_trainer.one_shot.timed import TimedPruning
 from sparse_trainer.one_shot.tried import Tried
@@ -66,8 +67,9 @@ def run_round(
     asked, begun = options.budget, begin(model, found, options, progress, done, timed)
     if begun is None:
         return None
-    structure, costs, selector = begun.structure, begun.costs, begun.selector
-    budget = selector.budget
+    structure, costs, budget, selector = begun.structure, begun.costs, begun.budget, begun.selector
+    if options.search is not None:
+        structure = replace(structure, groups=structure.of(WIDTH_KINDS))
     statistics = _statistics(model, structure, source, options)
     scores = _scores(model, structure, source, options, statistics, costs, selector)
     own = options.criteria[-1]
@@ -77,7 +79,7 @@ def run_round(
 
     def chosen(selector: AnySelector) -> dict[str, Tensor]:
         if options.widths is not None:
-            return _searched(model, structure, source, options, progress, statistics, scores, selector, costs)
+            return _searched(model, found, begun, source, options, progress, statistics, scores, selector)
         keep = choose(structure, scores, costs, selector, options)
         if not isinstance(own, ChoosesRun):
             return keep
@@ -119,8 +121,10 @@ class Begun:
     """What can be pruned now."""
     costs: Mapping[str, int]
     """Of one unit, by group name."""
+    budget: Budget
+    """Of this round."""
     selector: AnySelector
-    """Under the budget of this round."""
+    """Under it."""
 
 
 def begin(
@@ -149,38 +153,51 @@ def begin(
     budget = progress.capped(budget, options.max_prune)
     if timed is not None:
         selector: AnySelector = timed.selector(structure.groups, budget, done, progress.kept)
+        budget = selector.budget
+    elif options.search is not None and LAYERS in asked.kinds:
+        # What is reachable with layers is told by the search.
+        selector = Selector(structure.of(WIDTH_KINDS), costs, replace(budget, density=1.0))
     else:
         selector = Selector(structure.groups, costs, budget)
-    return Begun(structure=structure, costs=costs, selector=selector)
+    return Begun(structure=structure, costs=costs, budget=budget, selector=selector)
 
 
 def _searched(
     model: Any,
-    structure: Structure,
+    found: Structure,
+    begun: Begun,
     source: Source,
     options: PruneOptions,
     progress: Progress,
     statistics: Statistics,
     scores: Scores,
     selector: AnySelector,
-    costs: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """Return the units that a search for widths leaves under the budget of a selector."""
+    """Return the units that a search leaves under the budget of a round.
+
+    Args:
+        found: All groups of the model.
+        selector: Of that budget; of a time, what it is now.
+    """
     assert source.batches is not None
     assert options.widths is not None
-    budget: Budget = selector.budget
+    structure, budget, costs = begun.structure, begun.budget, begun.costs
 
     def cost_of(group: Group, count: int) -> float:
         if isinstance(selector, TimedSelector):
-            return selector.cost_of(group, count)
+            return selector.cost_of(group, count) if group.kind.is_width else 1e-9 * costs[group.name] * count
         return costs[group.name] * count
 
     if isinstance(selector, TimedSelector):
         budget = replace(budget, density=selector.share)
         structure = replace(structure, groups=selector.groups)
+    depth = None
+    if structure.of((LAYERS,)):
+        repaired, bias = options.repairs_runs, options.reconstruct_bias
+        depth = Depth(found=found, repaired=repaired, damping=options.damping, bias=bias)
     keep, searched = search_widths(
         model, structure, scores.ranks, source.batches, statistics,
-        budget=budget, cost_of=cost_of, repair=options.repair, options=options.widths,
+        budget=budget, cost_of=cost_of, repair=options.repair, options=options.widths, depth=depth,
     )  # fmt: skip
     progress.searches.append(searched)
     return keep
@@ -204,7 +221,7 @@ def _statistics(model: Any, structure: Structure, source: Source, options: Prune
         return Statistics()
     only_criteria = (options.sequential or options.refit_behind) and options.search is None
     requests = options.criteria_requests if only_criteria else options.requests
-    if only_criteria or not options.repairs_runs:
+    if only_criteria or not options.repairs_runs or options.search is not None:
         return collect(model, structure, source.batches, requests)
     # Moments exist for what widths feed only.
     widths = replace(structure, groups=structure.of(WIDTH_KINDS))
@@ -249,6 +266,22 @@ def _repair(
     repair, keep = options.repair, decision.keep
     if repair is None:
         return
+    if not options.refit_behind:
+        widths = replace(structure, groups=structure.of(WIDTH_KINDS))
+        prepare_biases(model, widths, repair)
+        if options.sequential or options.by_block:
+            assert source.batches is not None
+            refit_by_block(
+                model,
+                widths,
+                keep,
+                repair,
+                source.batches,
+                sequential=options.sequential,
+                device=source.device,
+            )
+        else:
+            refit(model, widths, keep, repair, statistics)
     if options.repairs_runs:
         assert source.batches is not None
         take_over(
@@ -261,20 +294,3 @@ def _repair(
             bias=options.reconstruct_bias,
             device=source.device,
         )
-        if options.refit_behind:
-            return
-        structure = replace(structure, groups=structure.of(WIDTH_KINDS))
-    prepare_biases(model, structure, repair)
-    if options.sequential or options.by_block:
-        assert source.batches is not None
-        refit_by_block(
-            model,
-            structure,
-            keep,
-            repair,
-            source.batches,
-            sequential=options.sequential,
-            device=source.device,
-        )
-    else:
-        refit(model, structure, keep, repair, statistics)

@@ -4,7 +4,7 @@ One forward pass of a batch keeps what every block returns. Without one block mo
 front of it return what they returned before: of n blocks, (n + 1) / 2 run on average instead of n.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -43,7 +43,7 @@ class Replay:
         self._gone: frozenset[str] = frozenset()
         self._first: str | None = None
         """The first block that runs; None = all run, and are remembered."""
-        self._without: str | None = None
+        self._without: frozenset[str] = frozenset()
         self._place: dict[str, int] = {}
         """Place of each block in the order in which they ran."""
         self._outputs: dict[str, Any] = {}
@@ -85,7 +85,7 @@ class Replay:
             DataError: a block is not reached.
             UnsupportedModelError: a block runs more than once.
         """
-        self._first, self._without, self._place, self._outputs = None, None, {}, {}
+        self._first, self._without, self._place, self._outputs = None, frozenset(), {}, {}
         output = self.forward.output(batch)
         missed = next((path for path in self.paths if path not in self._place), None)
         if missed is not None:
@@ -96,9 +96,13 @@ class Replay:
             )
         return output
 
-    def rerun(self, batch: Batch, first: str, without: str | None = None) -> Any:
-        """Return what the model says now that a block has changed: those in front of it return what is recorded."""
-        self._first, self._without = first, without
+    def rerun(self, batch: Batch, first: str, without: Collection[str] = ()) -> Any:
+        """Return what the model says now that a block has changed: those in front of it return what is recorded.
+
+        Args:
+            without: Blocks that are passed by.
+        """
+        self._first, self._without = first, frozenset(without)
         return self.forward.output(batch)
 
     def forget(self) -> None:
@@ -111,7 +115,7 @@ class Replay:
 
     def _loss(self, batch: Batch, without: str | None) -> Tensor:
         """Return the summed loss of a batch; without a candidate, keep what the blocks return."""
-        output = self.record(batch) if without is None else self.rerun(batch, without, without)
+        output = self.record(batch) if without is None else self.rerun(batch, without, (without,))
         loss: Tensor = output.loss * batch.terms
         return loss
 
@@ -148,7 +152,7 @@ class Replay:
             return output
         if self._place[path] < self._place[self._first]:
             return self._outputs[path]
-        if path == self._without:
+        if path in self._without:
             return _replaced(self._outputs[path], first_tensor(args, kwargs))
         return self._fresh(path, forward, *args, **kwargs)
 

@@ -124,7 +124,9 @@ class TargetCollector:
         wanted_BTH, real_BT = self.run.sequences(wanted, self.path)
         missing_BTH, _ = self.run.sequences(wanted - precise(state), self.path)
         x_BTI, _ = self.run.sequences(precise(x), self.path)
-        self._add(x_BTI.flatten(0, 1), missing_BTH.flatten(0, 1), _weights(wanted_BTH, real_BT).flatten())
+        self._add(
+            x_BTI.flatten(0, 1), missing_BTH.flatten(0, 1), token_weights(wanted_BTH, real_BT).flatten()
+        )
         self._tokens = self._tokens + (wanted_BTH[..., 0].numel() if real_BT is None else real_BT.sum())
 
     def _add(self, x_NI: Tensor, missing_NH: Tensor, weight_N: Tensor) -> None:
@@ -238,7 +240,7 @@ def without_added(state: Tensor, added: Tensor) -> Tensor:
     return state - added.reshape(state.shape)
 
 
-def _weights(state_BTH: Tensor, real_BT: Tensor | None) -> Tensor:
+def token_weights(state_BTH: Tensor, real_BT: Tensor | None) -> Tensor:
     """Return what each token weighs, [B, T]; padding weighs nothing."""
     weight_BT = state_BTH.square().mean(-1).clamp_min(torch.finfo(state_BTH.dtype).tiny ** 0.5).reciprocal()
     return weight_BT if real_BT is None else weight_BT.masked_fill(~real_BT, 0.0)

@@ -256,20 +256,54 @@ def _refit(
     bias: bool | None,
 ) -> None:
     """Refit the columns that stay of what reads a group."""
-    linear, path = bare_linear_at(model, group.consumer), group.consumer
-    stored_OI, stored_O = weight_OI(linear), linear.bias
+    linear, keep_U = bare_linear_at(model, group.consumer), keep.get(group.name)
+    weight, shifted = taken_over(
+        weight_OI(linear), linear.bias, group, keep_U, target, damping=damping, bias=bias
+    )
+    weight_OI(linear).copy_(weight)
+    if shifted is not None:
+        linear.bias.copy_(shifted)
+
+
+@torch.no_grad()
+def taken_over(
+    stored_OI: Tensor,
+    stored_O: Tensor | None,
+    group: Group,
+    keep_U: Tensor | None,
+    target: Target,
+    *,
+    damping: float,
+    bias: bool | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and bias of a linear that brings the hidden states nearer to what is wanted of them.
+
+    Args:
+        stored_OI: The weight before.
+        stored_O: The bias before; None = it has none.
+        group: What the linear reads.
+        keep_U: Units of it that stay, whose columns move; None = all.
+        target: What the linear reads, and what the states behind it lack.
+        bias: Whether the bias moves too; None = where there is one.
+
+    Raises:
+        DataError: fewer tokens than unknowns.
+        NonFiniteError: the moments cannot be solved.
+    """
     moves_bias = stored_O is not None if bias is None else bias
-    moments = target.moments
-    keep_I = kept_features(group, keep.get(group.name), stored_OI)
+    moments, path = target.moments, group.consumer
+    keep_I = kept_features(group, keep_U, stored_OI)
     check_tokens(moments, int(keep_I.sum()), path)
     assert moments.centred_II is not None
     mean_K = moments.mean_I[keep_I].double()
-    second_II, cross_KH = moments.second_II, target.cross_IH[keep_I]
+    second_II, cross_KH = moments.second_II, target.cross_IH[keep_I].double()
     if moves_bias:
         second_II = moments.centred_II.double()
         cross_KH = cross_KH - torch.outer(mean_K, target.mean_H)
     update_OK = solve(second_II[keep_I][:, keep_I], cross_KH, damping, path).T
-    stored_OI[:, keep_I] += update_OK.to(stored_OI.dtype)
-    if moves_bias:
-        assert stored_O is not None
-        stored_O.add_((target.mean_H - update_OK @ mean_K).to(stored_O.dtype))
+    found_OI = stored_OI.clone()
+    found_OI[:, keep_I] += update_OK.to(stored_OI.dtype)
+    if not moves_bias:
+        return found_OI, stored_O
+    assert stored_O is not None
+    return found_OI, stored_O + (target.mean_H - update_OK @ mean_K).to(stored_O.dtype)

@@ -1,6 +1,6 @@
 """How far what a model says is from what the dense one says: KL divergence of distributions, distance of states."""
 
-from typing import Any, Final
+from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor
@@ -11,25 +11,47 @@ from sparse_trainer.statistics.calibration_pass import precise
 # Shape legend: N = positions, C = classes or features.
 
 _ROWS: Final = 512
-"""Positions whose distributions are in memory at once."""
+"""Positions whose distributions are looked at at once."""
 
 
-def divergence(dense: Any, other: Any, batch: Batch) -> tuple[Tensor, int]:
-    """Return the sum over real positions, scalar, and how many positions there are.
+class _Measure(Protocol):
+    """Sums over rows how far others are from those that it was made of."""
 
-    Of every output named logits: KL(dense || other) over its last axis, in nats. Of a model without logits: the squared
-    distance of its first output, over the dense one's squared norm.
+    def __call__(self, other_NC: Tensor) -> Tensor: ...
+
+
+@final
+class DenseOutput:
+    """What the dense model says of one batch, ready to be compared with what others say of it.
+
+    Of every output named logits it is KL(dense || other) over the last axis, in nats. Of a model without logits: the
+    squared distance of its first output, over the dense one's squared norm.
     """
-    named = [name for name in dense if name.endswith("logits")]
-    pairs = [(dense[name], other[name]) for name in named] or [(dense[0], other[0])]
-    total, positions = torch.zeros((), dtype=torch.float64), 0
-    for first, second in pairs:
-        p_NC, q_NC = (_real(value, batch) for value in (first, second))
-        measure = _kl if named and p_NC.shape[-1] > 1 else _distance
-        for p, q in zip(p_NC.split(_ROWS), q_NC.split(_ROWS), strict=True):
-            total += measure(precise(p), precise(q)).double().cpu()
-        positions = max(positions, len(p_NC))
-    return total, positions
+
+    def __init__(self, dense: Any, batch: Batch) -> None:
+        self.batch = batch
+        self._named = [name for name in dense if name.endswith("logits")]
+        rows = [_real(value, batch) for value in self._values(dense)]
+        self.positions = max(len(rows_NC) for rows_NC in rows)
+        """How many are real."""
+        self._measures: list[list[_Measure]] = [
+            [
+                (_Kl if self._named and part.shape[-1] > 1 else _Distance)(precise(part))
+                for part in r.split(_ROWS)
+            ]
+            for r in rows
+        ]
+
+    def divergence(self, other: Any) -> Tensor:
+        """Return the sum over real positions, scalar."""
+        total = torch.zeros((), dtype=torch.float64)
+        for value, measures in zip(self._values(other), self._measures, strict=True):
+            for part, measure in zip(_real(value, self.batch).split(_ROWS), measures, strict=True):
+                total += measure(precise(part)).double().cpu()
+        return total
+
+    def _values(self, output: Any) -> list[Tensor]:
+        return [output[name] for name in self._named] or [output[0]]
 
 
 def _real(value: Tensor, batch: Batch) -> Tensor:
@@ -40,12 +62,33 @@ def _real(value: Tensor, batch: Batch) -> Tensor:
     return value.flatten(0, -2)
 
 
-def _kl(p_NC: Tensor, q_NC: Tensor) -> Tensor:
-    p_NC, q_NC = p_NC.log_softmax(-1), q_NC.log_softmax(-1)
-    # Where a model rules out a class, both say minus infinity.
-    return (p_NC.exp() * (p_NC - q_NC)).masked_fill(p_NC == -torch.inf, 0.0).sum()
+class _Kl:
+    """sum p (log p - log q) = sum p log p + logsumexp(y) - sum p y, where y are the other's logits: two passes."""
+
+    def __init__(self, logits_NC: Tensor) -> None:
+        log_NC = logits_NC.log_softmax(-1)
+        self.p_NC = log_NC.exp()
+        possible_NC = log_NC > -torch.inf
+        self.possible_NC = None if bool(possible_NC.all()) else possible_NC
+        """Classes that the model does not rule out; others rule out the same. None = all."""
+        self.entropy_N = -_dot(self.p_NC, log_NC.masked_fill(~possible_NC, 0.0))
+
+    def __call__(self, other_NC: Tensor) -> Tensor:
+        total_N = other_NC.logsumexp(-1)
+        if self.possible_NC is not None:
+            other_NC = torch.where(self.possible_NC, other_NC, 0.0)
+        return (total_N - _dot(self.p_NC, other_NC) - self.entropy_N).sum()
 
 
-def _distance(p_NC: Tensor, q_NC: Tensor) -> Tensor:
-    tiny = torch.finfo(p_NC.dtype).tiny
-    return ((p_NC - q_NC).square().sum(-1) / p_NC.square().sum(-1).clamp_min(tiny)).sum()
+class _Distance:
+    def __init__(self, dense_NC: Tensor) -> None:
+        self.dense_NC = dense_NC
+        self.size_N = dense_NC.square().sum(-1).clamp_min(torch.finfo(dense_NC.dtype).tiny)
+
+    def __call__(self, other_NC: Tensor) -> Tensor:
+        return ((self.dense_NC - other_NC).square().sum(-1) / self.size_N).sum()
+
+
+def _dot(a_NC: Tensor, b_NC: Tensor) -> Tensor:
+    dot_N: Tensor = torch.linalg.vecdot(a_NC, b_NC)
+    return dot_N

@@ -1,8 +1,8 @@
-"""Ladders: the widths that a group may take, what they cost, and what the model loses by them."""
+"""Ladders: the widths that a group may take, what they cost, what the model loses by them; and runs of layers."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -42,6 +42,28 @@ class Ladder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Run:
+    """Consecutive layers of one stack that go together."""
+
+    layers: tuple[Group, ...]
+    front: Group | None
+    """What the linear in front of them reads, which takes over; None = nothing does."""
+    loss: float = 0.0
+    """What the model loses without them, all else whole."""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Return the stack and the number of the first layer."""
+        return self.layers[0].stack, self.layers[0].layer
+
+    @property
+    def name(self) -> str:
+        """Return the first layer's name, and the last one's."""
+        names = dict.fromkeys((self.layers[0].name, self.layers[-1].name))
+        return " - ".join(names)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Allowance:
     """Ladders that share one budget."""
 
@@ -49,6 +71,10 @@ class Allowance:
     allowed: float
     """Cost that may stay, all ladders together."""
     cost_of: LevelCost
+    fixed: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """What each layer that may go costs beside its ladders, by stack and number."""
+    runs: tuple[Run, ...] = ()
+    """Layers that may go together."""
 
 
 def level_counts(num_units: int, *, levels: int, floor: int, step: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_trainer.errors import NonFiniteError
 from sparse_trainer.inputs.bars import bar
-from sparse_trainer.one_shot.search.divergence import divergence
+from sparse_trainer.one_shot.search.divergence import DenseOutput
 from sparse_trainer.one_shot.search.ladders import Ladder
 from sparse_trainer.one_shot.search.stitched import Stitched, Width
 from sparse_trainer.statistics.batch import Batch
@@ -33,6 +33,11 @@ class SearchClock:
     def seconds(self) -> float:
         """Return the seconds that have passed."""
         return time.monotonic() - self._start
+
+    @property
+    def half(self) -> "SearchClock":
+        """Return a clock for the first half of the time."""
+        return SearchClock(None if self.limit is None else self.limit / 2)
 
     @property
     def is_up(self) -> bool:
@@ -71,7 +76,7 @@ def level_losses(
     for ladder in ladders:
         by_block.setdefault(ladder.groups[0].block, []).append(ladder)
     found: dict[str, Tensor] = {}
-    for block in bar(_spread(list(by_block)), "measuring levels"):
+    for block in bar(spread(list(by_block)), "measuring levels"):
         if found and clock.is_up:
             break
         found |= _of_block(model, replay, batches, block, by_block[block])
@@ -94,32 +99,33 @@ def _of_block(
     sums = {name: torch.zeros(len(levels) + 1, dtype=torch.float64) for name, levels in widths.items()}
     positions = 0
     for batch in batches:
-        dense = replay.record(batch)
-        for name, levels in widths.items():
-            for level, width in enumerate(levels, 1):
-                lost, counted = _lost(model, replay, batch, dense, width)
-                sums[name][level] += lost
-            model.restore(width.group)
-        positions += counted
+        dense = DenseOutput(replay.record(batch), batch)
+        for ladder in ladders:
+            group = ladder.groups[0]
+            for level, width in enumerate(widths[group.name], 1):
+                sums[group.name][level] += _lost(model, replay, dense, width)
+            model.restore(group)
+        positions += dense.positions
     return {name: sum_G / positions for name, sum_G in sums.items()}
 
 
-def _lost(model: Stitched, replay: Replay, batch: Batch, dense: object, width: Width) -> tuple[Tensor, int]:
+def _lost(model: Stitched, replay: Replay, dense: DenseOutput, width: Width) -> Tensor:
     model.put(width)
-    lost, positions = divergence(dense, replay.rerun(batch, width.group.block), batch)
+    lost = dense.divergence(replay.rerun(dense.batch, width.group.block))
+    check_level(lost, width.group.name, f"with {int(width.keep_U.sum())} units")
+    return lost
+
+
+def check_level(lost: Tensor, name: str, when: str) -> None:
+    """Raise `NonFiniteError` unless a loss is a number."""
     if not bool(torch.isfinite(lost)):
-        raise NonFiniteError(
-            width.group.name,
-            f"with {int(width.keep_U.sum())} units the model says NaN or infinity.",
-            "Calibrate in float32.",
-        )
-    return lost, positions
+        raise NonFiniteError(name, f"{when} the model says NaN or infinity.", "Calibrate in float32.")
 
 
-def _spread(blocks: Sequence[str]) -> list[str]:
+def spread(blocks: Sequence[str]) -> list[str]:
     """Return the blocks in an order in which any beginning covers the whole depth.
 
-    >>> _spread(["0", "1", "2", "3", "4"])
+    >>> spread(["0", "1", "2", "3", "4"])
     ['0', '4', '2', '1', '3']
     """
     order = [0, len(blocks) - 1] if len(blocks) > 1 else [0]

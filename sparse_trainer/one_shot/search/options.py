@@ -30,6 +30,9 @@ class SearchOptions:
     time_limit: float | None = None
     """Seconds after which the best that is found is taken; None = no limit."""
 
+    bfloat16: bool = False
+    """Whether losses are measured under autocast to bfloat16: faster, and about a thousandth of a nat less exact."""
+
     def __post_init__(self) -> None:
         one_of("search", self.method, SEARCHES)
         if not 1 <= self.levels <= 64:

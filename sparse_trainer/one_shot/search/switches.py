@@ -11,7 +11,7 @@ from typing import Final, final
 
 import torch
 
-from sparse_trainer.one_shot.search.divergence import divergence
+from sparse_trainer.one_shot.search.divergence import DenseOutput
 from sparse_trainer.one_shot.search.ladders import Allowance, Ladder
 from sparse_trainer.one_shot.search.losses import SearchClock
 from sparse_trainer.one_shot.search.stitched import Stitched, Width
@@ -107,14 +107,14 @@ class Switching:
         sums, as_it_is, positions = [0.0] * len(trials), 0.0, 0
         for batch in self.batches:
             self._restore()
-            dense = self.replay.record(batch)
+            dense = DenseOutput(self.replay.record(batch), batch)
             self._put(self._now.values())
-            lost, counted = divergence(dense, self.replay.record(batch), batch)
-            as_it_is, positions = as_it_is + float(lost), positions + counted
+            as_it_is += float(dense.divergence(self.replay.record(batch)))
+            positions += dense.positions
             for number, widths in enumerate(trials):
                 self._put(widths)
                 first = min((width.group.block for width in widths), key=self.replay.place)
-                sums[number] += float(divergence(dense, self.replay.rerun(batch, first), batch)[0])
+                sums[number] += float(dense.divergence(self.replay.rerun(batch, first)))
                 self._put(self._now[width.group.name] for width in widths)
         self._restore()
         self.best = as_it_is / positions
