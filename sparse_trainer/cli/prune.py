@@ -50,6 +50,7 @@ BUDGET = Fields(
     min_keep="Least units per layer: 8, or heads=1.",
     max_prune="Share of its units that any layer may lose.",
     steps="Rounds of scoring and cutting on the way.",
+    pooling="Of encoders: mean, cls, max or lasttoken; default: by the model's files, else none.",
 )
 TIME = Fields(
     PruneSection,
@@ -72,6 +73,7 @@ CALIBRATION = Fields(
     length="Tokens per sequence; default: 512.",
     seed="Which sequences are drawn; default: 42.",
     batch_size="Sequences per forward pass; default: 8.",
+    text_columns="Of a table whose rows stand by themselves; may be repeated.",
     chat_template="Put the text into the chat template.",
 )
 BY_BLOCK = Fields(PruneSection, "Calibration", by_block="One block at a time on the device: less memory.")

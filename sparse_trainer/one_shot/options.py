@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
@@ -23,6 +23,7 @@ from sparse_trainer.criteria.calibration.mixture import (
 )
 from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
 from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of, shown
+from sparse_trainer.inputs.pooling import MODES, Mode, Pooling
 from sparse_trainer.one_shot.elements.options import (
     ElementOptions,
     asks_for_weights,
@@ -113,6 +114,9 @@ class PruneOptions:
     by_block: bool = False
     """Run block after block, hidden states in between on the CPU: the statistics of one block at a time are in memory.
     For criteria that need no gradients."""
+    pooling: str | None = None
+    """Of encoders without a head: how the vectors of texts are made of those of tokens: mean, cls, max or lasttoken.
+    Losses without labels then compare the vectors of texts; None = those of all tokens."""
     sequence_length: int = 128
     """Tokens per sequence, for the target macs."""
     pattern: str | None = None
@@ -173,6 +177,8 @@ class PruneOptions:
         self._check_time()
         self._check_repair()
         one_of("normalize", self.normalize, STANDARDIZERS)
+        if self.pooling is not None:
+            one_of("pooling", self.pooling, MODES)
         for where, asked in self.asked.items():
             self._check_criterion(where, asked)
 
@@ -408,6 +414,11 @@ class PruneOptions:
             table=self.latency_table,
         )
 
+    @property
+    def pooled(self) -> Pooling | None:
+        """How vectors of texts are made of those of tokens."""
+        return None if self.pooling is None else Pooling(mode=cast(Mode, self.pooling))
+
     @cached_property
     def budget(self) -> Budget:
         """What must remain."""
@@ -471,8 +482,9 @@ class PruneOptions:
     @property
     def repairs_runs(self) -> bool:
         """Whether linears are refitted to states of the whole model."""
-        whole = any(kind.is_whole for kind in self.budget.kinds)
-        return self.repair is not None and (whole or self.refit_behind)
+        if self.repair is None:
+            return False
+        return self.refit_behind or any(kind.is_whole for kind in self.budget.kinds)
 
     @property
     def asked(self) -> dict[str, CriterionLike]:

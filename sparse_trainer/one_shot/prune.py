@@ -67,6 +67,7 @@ def prune(
     refit_behind: bool = False,
     by_block: bool = False,
     device: torch.device | str | None = None,
+    pooling: str | None = None,
     sequence_length: int = 128,
     pattern: str | None = None,
     compare: str | None = None,
@@ -127,6 +128,7 @@ def prune(
         sequential=sequential,
         refit_behind=refit_behind,
         by_block=by_block,
+        pooling=pooling,
         sequence_length=sequence_length,
         pattern=pattern,
         compare=compare,
@@ -255,7 +257,7 @@ def _batches(
             "Drop calibration, `steps`, `sequential`, `by_block`, the search for layers and their repair, or them.",
         )
     if calibration is not None:
-        return Batches(model, calibration)
+        return Batches(model, calibration, options.pooled)
     if (statistics is None and options.reads_data) or options.search is not None:
         name = options.name
         what = f"{name} with reconstruct={options.reconstruct!r}" if options.reconstruct else name

@@ -27,7 +27,6 @@ from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
-from sparse_trainer.inputs.labels import IGNORED, is_read_shifted, without_labels
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.lora import merged
 from sparse_trainer.run.options import Tell
@@ -37,6 +36,7 @@ from sparse_trainer.run.rehearsal import check_options, find_model, rehearse, re
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.speed import measure_speed
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
+from sparse_trainer.run.task_data import example_inputs
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import from_first, is_first, together
 from sparse_trainer.run.trainings import bare_model, dense_trainer, trained_whole
@@ -161,13 +161,7 @@ class FinePruningJob:
 
     def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return examples of the validation set."""
-        asked, most = self.recipe.export.verify_samples, self.outputs.most
-        count = min(asked if most is None else min(asked, most), len(self.data.validation))
-        batch = self.data.collator([self.data.validation[row] for row in range(count)])
-        inputs = without_labels(model, batch)
-        if is_read_shifted(model, batch):  # what stands for no answer is no prediction
-            inputs["decoder_attention_mask"] = (batch["labels"] != IGNORED).long()
-        return inputs
+        return example_inputs(self.recipe.task, self.data, model, self.recipe.export.verify_samples)
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result and asks it about an example."""

@@ -13,8 +13,13 @@ from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.share import check_sharing, share_by
 from sparse_trainer.errors import CheckpointError
-from sparse_trainer.folders.configs import read_config
-from sparse_trainer.folders.processors import find_processor, load_image_processor, tokenizer_in
+from sparse_trainer.folders.configs import read_config, resolve
+from sparse_trainer.folders.processors import (
+    find_processor,
+    load_image_processor,
+    load_processor,
+    tokenizer_in,
+)
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import spare_folder
 from sparse_trainer.folders.save import Processor
@@ -24,7 +29,7 @@ from sparse_trainer.one_shot.checks import check_prunable, check_shape, layers_l
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import Tell
-from sparse_trainer.run.outcome import model_lines
+from sparse_trainer.run.outcome import model_lines, pipeline_lines
 from sparse_trainer.run.prune_folder import prune_model, read_calibration
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
 from sparse_trainer.run.recovery import (
@@ -37,6 +42,8 @@ from sparse_trainer.run.recovery import (
 )
 from sparse_trainer.run.recovery_options import DENSE as BEFORE_PRUNING
 from sparse_trainer.run.stages import DENSE, FINISH, PRUNED, Stage, State
+from sparse_trainer.run.task_data import TaskData
+from sparse_trainer.run.texts import pooled_as_stored
 from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.tasks.language.measure import check_tasks, evaluate, numbers_of
@@ -54,6 +61,8 @@ class OneShotJob:
     device: torch.device
     recovery_data: Prepared | None = None
     """What the model is trained on after the cut."""
+    of_task: TaskData | None = None
+    """What the model is measured by, where the recipe names a task."""
     teacher: PreTrainedModel | None = None
     """A model that it learns from then, where another one is named than the dense one of this run."""
 
@@ -75,7 +84,9 @@ class OneShotJob:
         return (self.evaluate_dense, self.prune, *shared, *recovered, self.evaluate_pruned, *FINISH)
 
     def beside(self, folder: Path) -> None:
-        """Write nothing: the weights are all that the result needs."""
+        """Write what the task says."""
+        if self.of_task is not None:
+            self.of_task.task.beside(folder, self.of_task.data)
 
     def evaluate_dense(self, state: State) -> State:
         """Measure the model as it was loaded."""
@@ -123,25 +134,35 @@ class OneShotJob:
 
     @property
     def outputs(self) -> Outputs:
-        """Logits, by the class or token that they choose."""
-        return Outputs()
+        """Logits, by the class or token that they choose; or what the task says."""
+        return Outputs() if self.of_task is None else self.of_task.task.outputs
 
     def auto_class(self, plan: Plan) -> str:
         """Return the name of the auto class in transformers that loads the result."""
         return (auto_classes_of(plan.architecture) or ("AutoModel",))[0]
 
     def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
-        """Return made-up inputs."""
+        """Return examples of the task, or made-up inputs."""
+        if self.of_task is not None:
+            return self.of_task.examples(model, self.recipe.export.verify_samples)
         return inputs_for(model, rows=self.recipe.export.verify_samples)
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
-        """Return Python that loads the result."""
+        """Return Python that loads the result, and asks it about an example where there is a task."""
         assert plan is not None
+        if self.of_task is not None:
+            task, data = self.of_task.task, self.of_task.data
+            if task.pipeline is not None:
+                return pipeline_lines(self.result, task.pipeline, data.example)
+            return (*model_lines(self.result, task.auto_class), *data.call)
         return model_lines(self.result, self.auto_class(plan))
 
     def _measured(self, state: State, name: str) -> Mapping[str, float] | None:
         """Return what the recipe wants to know of a model, as rows of the table."""
         options, model = self.recipe.evaluation, state.models[name]
+        if self.of_task is not None:
+            state.tell(f"measuring the {name} model on the validation set")
+            return self.of_task.metrics(model)
         if options is None:
             return None
         if tokenizer_in(self.processor) is None:
@@ -168,14 +189,23 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     check_target(_result_of(recipe), overwrite=overwrite)
     check_one_shot(recipe)
     recipe = _trimmed(recipe, tell)
+    pooled = tuple(pooled_as_stored(options, recipe.model, tell) for options in recipe.prunings)
+    recipe = replace(recipe, prunings=pooled)
     device, processor = recipe.model.place(), find_processor(recipe.model.name_or_path, recipe.model.revision)
-    batches = read_calibration(
-        recipe.model, tokenizer_in(processor), recipe.prunings, recipe.calibration, tell
-    )
+    of_task, batches = _read_task(recipe, tell), None
+    if of_task is None:
+        batches = read_calibration(
+            recipe.model, tokenizer_in(processor), recipe.prunings, recipe.calibration, tell
+        )
     tell("loading the model")
     dense = recipe.model.load(by_block=any(options.by_block for options in recipe.prunings))
     for options in recipe.prunings:
         check_prunable(options, dense)
+    if of_task is not None:
+        of_task.check(dense)
+        assert recipe.calibration is not None
+        batches = of_task.batches(dense, recipe.calibration)
+        of_task = of_task.completed(dense, resolve(recipe.model.name_or_path), recipe.model.revision)
     data, teacher = _prepare_recovery(recipe, tokenizer_in(processor), dense, tell)
     job = OneShotJob(
         recipe=recipe,
@@ -183,9 +213,22 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
         batches=batches,
         device=device,
         recovery_data=data,
+        of_task=of_task,
         teacher=teacher,
     )
     return State(job=job, tell=tell, model=dense, models={DENSE: dense}, metrics={DENSE: None})
+
+
+def _read_task(recipe: OneShotRecipe, tell: Tell) -> TaskData | None:
+    """Return the task with its data encoded, and the rows drawn that are calibrated on."""
+    if recipe.task is None:
+        return None
+    assert recipe.data is not None
+    assert recipe.calibration is not None
+    tell("reading the data")
+    processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
+    task_data = TaskData(task=recipe.task, data=recipe.task.prepare(recipe.data, processor))
+    return task_data.drawn(recipe.calibration)
 
 
 def _trimmed(recipe: OneShotRecipe, tell: Tell) -> OneShotRecipe:
@@ -222,6 +265,8 @@ def check_one_shot(recipe: OneShotRecipe) -> None:
         SparseTrainerError: An option that cannot work.
     """
     pictures.check_drawing()
+    if recipe.data is not None:
+        recipe.data.check_files()
     if recipe.recovery is not None:
         check_recovery(recipe.recovery)
     if recipe.evaluation is not None:
@@ -249,7 +294,9 @@ def _result_of(recipe: OneShotRecipe) -> Path:
 def _check_positions(recipe: OneShotRecipe) -> None:
     """Raise `ArgumentError` for sequences, of the measurements at the end, that the model has no positions for."""
     positions = positions_of(read_config(recipe.model.name_or_path, recipe.model.revision))
-    if recipe.calibration is not None:
+    if recipe.data is not None:
+        check_positions("data.max_length", recipe.data.max_length, positions)
+    elif recipe.calibration is not None:
         check_positions("calibration.length", recipe.calibration.length, positions)
     if recipe.evaluation is not None:
         check_positions("evaluation.length", recipe.evaluation.length, positions)

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_trainer.budget.options import keeps_all
 from sparse_trainer.data.corpora.batches import calibration_batches
 from sparse_trainer.data.corpora.read import check_source, find
+from sparse_trainer.data.corpora.row_batches import row_batches
+from sparse_trainer.data.readers import TABLES, ending
 from sparse_trainer.data.text_files import TextFiles
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.fields import check_counts, check_seed
@@ -90,6 +92,9 @@ class CalibrationOptions:
     """Which sequences are drawn."""
     batch_size: int = 8
     """Sequences per forward pass."""
+    text_columns: tuple[str, ...] = ()
+    """Of a table: columns of text, where each row stands by itself; of classifiers two are read together, of encoders
+    each is a text. None = `text`, or the only column of text."""
     chat_template: bool = False
     """Put the text into the chat template of an instruction-tuned model."""
 
@@ -97,6 +102,8 @@ class CalibrationOptions:
         check_counts(samples=self.samples, batch_size=self.batch_size)
         check_counts(2, length=self.length)
         check_seed(self.seed)
+        if self.text_columns and self.chat_template:
+            raise ArgumentError("text_columns", "stand beside a chat template.", "Drop one of the two.")
 
     def check(self) -> None:
         """Raise `DataError` for a corpus that is not known or a file that is not there: before anything is loaded."""
@@ -107,14 +114,30 @@ class CalibrationOptions:
         """The local file that is read, None where it is the hub."""
         return find(self.source).file if self.file is None else self.file
 
-    def batches(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Tensor]]:
+    def batches(
+        self, tokenizer: PreTrainedTokenizerBase, *, by_row: bool = False, pairs: bool = True
+    ) -> list[dict[str, Tensor]]:
         """Read and tokenize the text.
 
+        Args:
+            by_row: Whether the model reads the rows of a table one by one; else only where columns are named.
+            pairs: Whether it reads two texts of a row together.
+
         Raises:
+            ArgumentError: Columns that cannot be read together.
             DataError: It cannot be read, or is too short.
         """
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "source"}
-        return calibration_batches(self.source, tokenizer, **options)
+        own = ("source", "text_columns", "chat_template")
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        if self.text_columns or (by_row and self._is_table and not self.chat_template):
+            return row_batches(self.source, tokenizer, columns=self.text_columns, pairs=pairs, **options)
+        return calibration_batches(self.source, tokenizer, chat_template=self.chat_template, **options)
+
+    @property
+    def _is_table(self) -> bool:
+        """Whether a local table is named itself, rather than a corpus whose rows mean something else."""
+        named = find(self.source).file
+        return named is not None and ending(Path(named)) in TABLES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

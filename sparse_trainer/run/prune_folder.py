@@ -27,6 +27,7 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions, Tell, check_calibration
 from sparse_trainer.run.page import PAGE_FILE, Page, write_page
+from sparse_trainer.run.texts import pooled_as_stored, read_text_files, reading_of
 from sparse_trainer.run.together import check_alone
 
 
@@ -72,6 +73,7 @@ def prune_folder(
     check_calibration(options, calibration)
     if draw:
         pictures.check_drawing("give --no-pictures")
+    options = pooled_as_stored(options, source, tell)
     place = source.place()
     check_shape(options, source.shape(), source.place_of_model(by_block=options.by_block))
     processor = find_processor(source.name_or_path, source.revision)
@@ -82,11 +84,14 @@ def prune_folder(
     density = density if options.time is None else 0.0
     check_target(folder, overwrite=overwrite, need=least_bytes(model, density))
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
+    of_texts = read_text_files(source, model)
     page = Page(name=source.name_or_path, plan=pruned.plan, decisions=pruned.decisions)
 
     def beside(place: Path) -> None:
-        pictures.write_pictures(pruned.plan, pruned.decisions, place)
-        write_page(place, page)
+        of_texts(place)
+        if draw:
+            pictures.write_pictures(pruned.plan, pruned.decisions, place)
+            write_page(place, page)
 
     tell(f"saving to {folder}")
     with rescuing(pruned.model, processor, spare_folder(folder)):
@@ -96,7 +101,7 @@ def prune_folder(
             processor=processor,
             export=export,
             overwrite=overwrite,
-            beside=beside if draw else None,
+            beside=beside,
         )
     files = {"page": PAGE_FILE} | pictures.picture_files(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
@@ -144,7 +149,8 @@ def read_calibration(
             "Save one into the folder; or choose magnitude or random without repair.",
         )  # fmt: skip
     tell(f"reading {calibration.source}")
-    return calibration.batches(tokenizer)
+    reading = reading_of(source)
+    return calibration.batches(tokenizer, by_row=reading.by_row, pairs=reading.pairs)
 
 
 def prune_model(

@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from sparse_trainer.inputs.pooling import Pooling
+
 # Shape legend: B = sequences, T = tokens.
 
 
@@ -31,6 +33,10 @@ class Batch:
     """The same for the tokens of a decoder beside an encoder."""
     terms: Tensor | None
     """Labels that count, scalar: the loss is their mean. None = there is nothing to compare with."""
+    is_own_target: bool = False
+    """Whether a loss is asked for and there are no labels: it is how far the model's own output moves."""
+    pooling: Pooling | None = None
+    """How the vectors of texts are made of what a model without a head says of tokens; None = tokens stand alone."""
 
     def real_at(self, path: str) -> Tensor | None:
         """Return which of the tokens that a module reads are real, [B, T]; None = every one is."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparse_trainer.errors import DataError
 from sparse_trainer.inputs.bars import bar
 from sparse_trainer.inputs.labels import IGNORED, is_encoder_decoder, without_labels
+from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.columns import ColumnReader
 from sparse_trainer.statistics.labels import Labels
@@ -22,24 +23,30 @@ class Batches:
     Args:
         model: The model that will read it.
         source: Batches, or single rows, as mappings of tensors (or numbers in lists); an iterator is read into memory.
+        pooling: How the vectors of texts are made of what a model without a head says of tokens; None = tokens stand
+            alone.
 
     Raises:
         DataError: there is no batch.
     """
 
-    def __init__(self, model: Any, source: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, model: Any, source: Iterable[Mapping[str, Any]], pooling: Pooling | None = None
+    ) -> None:
         self.source = list(source) if iter(source) is source else source
-        self.model = model
+        self.model, self.pooling = model, pooling
         self.columns, self.labels = ColumnReader(model), Labels(model)
         self.main_input, self.device = self.columns.main_input, self.columns.device
         self._looked_at = -1
 
-    def read(self, *, labelled: bool, one_by_one: bool = False) -> Iterator[Batch]:
+    def read(self, *, labelled: bool, one_by_one: bool = False, own_targets: bool = False) -> Iterator[Batch]:
         """Yield the batches.
 
         Args:
             labelled: Whether a loss is needed: labels of causal language models are made from the tokens.
             one_by_one: One sequence at a time, without its padding, also where nothing else keeps it from counting.
+            own_targets: Where a loss is needed, there are no labels and none can be made of the tokens: whether what
+                the model says takes their place.
 
         Raises:
             DataError: no batch, wrong columns, no labels, sequences longer than the model's positions, or numbers that
@@ -50,14 +57,15 @@ class Batches:
             where = f"calibration batch {number}"
             inputs = self.columns.read(where, values, look=number > self._looked_at)
             self._looked_at = max(number, self._looked_at)
-            if labelled:
+            own = labelled and own_targets and self.labels.cannot_be_had(inputs)
+            if labelled and not own:
                 self.labels.add_to(inputs, where)
-            alone = one_by_one or (
-                stands_alone(inputs, self.main_input) and _uneven(inputs, self.main_input) is None
-            )
+            uneven = _uneven(inputs, self.main_input)
+            counts = stands_alone(inputs, self.main_input, is_span=own and self.labels.of_spans)
+            alone = one_by_one or (counts and uneven is None)
             for part in self._rows(where, inputs) if alone else [inputs]:
-                batch = self._batch(number, part, labelled=labelled)
-                counted = counted or batch.terms is not None
+                batch = self._batch(number, part, labelled=labelled and not own, own=own)
+                counted = counted or own or batch.terms is not None
                 yield batch
         if number < 0:
             raise DataError("calibration", "holds no batch.", "Give at least one batch of token ids.")
@@ -67,7 +75,7 @@ class Batches:
                 "Give labels; or choose a criterion that needs no loss, such as wanda.",
             )  # fmt: skip
 
-    def _batch(self, number: int, inputs: dict[str, Tensor], *, labelled: bool) -> Batch:
+    def _batch(self, number: int, inputs: dict[str, Tensor], *, labelled: bool, own: bool) -> Batch:
         main = inputs.get(self.main_input, next(iter(inputs.values())))
         decoder_BT = self.labels.decoder_mask(inputs)
         terms = self.labels.terms(inputs, len(main)) if labelled else None
@@ -79,6 +87,8 @@ class Batches:
             has_decoder_beside=is_encoder_decoder(self.model),
             decoder_real_BT=_real(decoder_BT, decoder_BT),
             terms=terms,
+            is_own_target=own,
+            pooling=self.pooling,
         )
 
     def _rows(self, where: str, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

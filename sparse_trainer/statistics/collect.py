@@ -61,7 +61,7 @@ def collect(
         if stop_early and not losses and paths <= set(run.consumers):
             last = model.get_submodule(structure.groups[-1].consumer)
             stack.enter_context(last.register_forward_pre_hook(_stop))
-        for batch in batches.read(labelled=LABELS in losses, one_by_one=alone):
+        for batch in batches.read(labelled=LABELS in losses, one_by_one=alone, own_targets=True):
             run.batch = batch
             run.backward(forward(batch))
             for finish in run.after_batch:

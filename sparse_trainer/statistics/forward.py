@@ -12,6 +12,7 @@ from sparse_trainer.inputs.evaluating import plain_outputs
 from sparse_trainer.inputs.labels import is_encoder_decoder
 from sparse_trainer.inputs.limits import DIMENSIONS, inputs_named
 from sparse_trainer.statistics.batch import Batch
+from sparse_trainer.statistics.own_output import OwnOutput
 
 
 class StopForward(Exception):  # noqa: N818
@@ -38,14 +39,17 @@ class ForwardPass:
         reads_same = model.main_input_name in inputs_named(base)[0]
         skips_head = not labelled and in_base and reads_same and not is_encoder_decoder(model)
         self.inner: Any = base if skips_head else model
+        self._own_output = OwnOutput()
 
     def __call__(self, batch: Batch) -> Tensor | None:
-        """Return the loss summed over the labels that count; None where there is none.
+        """Return the loss summed over the labels that count, or over what the model says; None where there is none.
 
         Raises:
             DataError: the model fails on the batch.
         """
         output = self.output(batch)
+        if output is not None and batch.is_own_target:
+            return self._own_output(output, batch)
         if output is None or batch.terms is None:
             return None
         loss: Tensor = output.loss * batch.terms

@@ -26,8 +26,19 @@ class Labels:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.named = label_names_of(model)
+        self.of_spans = "start_positions" in self.named
         self.shifts = shifts_labels(model)
         self.name = type(unwrapped(model)).__name__
+        self.is_causal = self.name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+    def cannot_be_had(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Tell whether a batch has no labels, and none can be made of its tokens.
+
+        Never of an encoder-decoder, whose decoder reads them.
+        """
+        if is_encoder_decoder(self.model) or any(name in inputs for name in self.named):
+            return False
+        return not self.is_causal or "input_ids" not in inputs
 
     def add_to(self, inputs: dict[str, Tensor], where: str) -> None:
         """Make sure that the loss has labels, and that no padded position has to predict one.
@@ -52,8 +63,7 @@ class Labels:
                 where, f"{self.name} has no loss over labels, so there is no loss per sequence to take gradients of.",
                 f"Give the whole model, with its task head; or {choose}.",
             )  # fmt: skip
-        named = self.name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        if not named or "input_ids" not in inputs:
+        if not self.is_causal or "input_ids" not in inputs:
             columns = " and ".join(self.named)
             raise DataError(
                 where, f"has no {columns}, which the loss of {self.name} needs.", f"Add them as columns; or {choose}."

@@ -18,7 +18,7 @@ _POSITIONS: Final = ("start_positions", "end_positions")
 """Columns that count tokens from the start of a row."""
 
 
-def stands_alone(inputs: Mapping[str, Tensor], main: str) -> bool:
+def stands_alone(inputs: Mapping[str, Tensor], main: str, *, is_span: bool = False) -> bool:
     """Tell whether padding would count unless rows are read one by one, without it.
 
     In front of a text, losses take it for what comes before the first token, and positions count it. Convolutions make
@@ -26,6 +26,7 @@ def stands_alone(inputs: Mapping[str, Tensor], main: str) -> bool:
 
     Args:
         main: The name of the model's main input.
+        is_span: Whether the model compares all positions without being asked to, by labels, for a span.
 
     >>> import torch
     >>> stands_alone({"attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}, "input_ids")
@@ -39,7 +40,7 @@ def stands_alone(inputs: Mapping[str, Tensor], main: str) -> bool:
     if main in _SOUNDS:
         sound = inputs.get(main)
         return sound is not None and mask_BT.shape == sound.shape[:2] and bool((mask_BT == 0).any())
-    anywhere = any(name in inputs for name in _POSITIONS)
+    anywhere = is_span or any(name in inputs for name in _POSITIONS)
     return bool(((mask_BT if anywhere else mask_BT[:, 0]) == 0).any())
 
 

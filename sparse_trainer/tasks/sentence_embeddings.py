@@ -14,11 +14,11 @@ from transformers import AutoModel, DataCollatorWithPadding, PreTrainedModel, Pr
 from sparse_trainer.data.splits import DataOptions, check_columns, load_splits
 from sparse_trainer.errors import ArgumentError, RecipeError, one_of
 from sparse_trainer.folders.load import load_model
+from sparse_trainer.inputs.pooling import Mode, Pooling
 from sparse_trainer.tasks.base import Named, Outputs, Prepared, Task
 from sparse_trainer.tasks.embeddings.files import read_pooling, read_settings, write_files
 from sparse_trainer.tasks.embeddings.loss import EmbeddingLoss, EmbeddingTrainer
 from sparse_trainer.tasks.embeddings.metrics import METRICS, Needs, Pairs, embedding_metrics
-from sparse_trainer.tasks.embeddings.pooling import Mode, Pooling
 from sparse_trainer.tasks.embeddings.texts import distinct, encode, read_scores, read_texts, with_targets
 
 # Shape legend: B = texts, T = tokens.

@@ -10,11 +10,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from sparse_trainer.data.quickstart.generated import generate
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
+from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.tasks.embeddings.files import write_files
-from sparse_trainer.tasks.embeddings.pooling import Pooling
 from tests.fixtures.recipe_files import write_rows, write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

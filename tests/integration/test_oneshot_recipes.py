@@ -34,8 +34,15 @@ ALL = sorted(name for name, path in shipped().items() if is_one_shot(read_sectio
 OF_WEIGHTS = [name for name in ALL if load_recipe(name).prunings[-1].elements is not None]
 OF_UNITS = [name for name in ALL if name not in OF_WEIGHTS]
 DEPTH = [name for name in OF_UNITS if LAYERS in load_recipe(name).prunings[0].budget.kinds]
-ELSEWHERE = ("llava-afr", "llava-afr-towers", "llama-staged-lora")
-"""Recipes with images run in tests/unit/data/test_image_text.py, those with recovery in test_recovery.py."""
+ELSEWHERE = (
+    "llava-afr",
+    "llava-afr-towers",
+    "llama-staged-lora",
+    "sst2-local-one-shot",
+    "embeddings-one-shot",
+)
+"""Recipes with images run in tests/unit/data/test_image_text.py, those with recovery in test_recovery.py, those of
+encoders in test_encoders_in_one_shot.py."""
 ONE_SHOT = [name for name in OF_UNITS if name not in (*DEPTH, *ELSEWHERE)]
 PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")
 

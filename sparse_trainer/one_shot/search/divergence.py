@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.calibration_pass import precise
+from sparse_trainer.statistics.said import said
 
 # Shape legend: N = positions, C = classes or features.
 
@@ -24,42 +25,34 @@ class _Measure(Protocol):
 class DenseOutput:
     """What the dense model says of one batch, ready to be compared with what others say of it.
 
-    Of every output named logits it is KL(dense || other) over the last axis, in nats. Of a model without logits: the
-    squared distance of its first output, over the dense one's squared norm.
+    Of every output named logits it is KL(dense || other) over the last axis, in nats; of a single number its squared
+    change. Of a model without logits: the squared distance of its first output, over the dense one's squared norm; of
+    texts where the batch knows how their vectors are pooled, else of tokens.
     """
 
     def __init__(self, dense: Any, batch: Batch) -> None:
         self.batch = batch
-        self._named = [name for name in dense if name.endswith("logits")]
-        rows = [_real(value, batch) for value in self._values(dense)]
-        self.positions = max(len(rows_NC) for rows_NC in rows)
+        values = list(said(dense, batch))
+        self.positions = max(len(value_NC) for value_NC, _ in values)
         """How many are real."""
         self._measures: list[list[_Measure]] = [
-            [
-                (_Kl if self._named and part.shape[-1] > 1 else _Distance)(precise(part))
-                for part in r.split(_ROWS)
-            ]
-            for r in rows
+            [_measure_of(is_logits, value_NC)(precise(part)) for part in value_NC.split(_ROWS)]
+            for value_NC, is_logits in values
         ]
 
     def divergence(self, other: Any) -> Tensor:
         """Return the sum over real positions, scalar."""
         total = torch.zeros((), dtype=torch.float64)
-        for value, measures in zip(self._values(other), self._measures, strict=True):
-            for part, measure in zip(_real(value, self.batch).split(_ROWS), measures, strict=True):
+        for (value_NC, _), measures in zip(said(other, self.batch), self._measures, strict=True):
+            for part, measure in zip(value_NC.split(_ROWS), measures, strict=True):
                 total += measure(precise(part)).double().cpu()
         return total
 
-    def _values(self, output: Any) -> list[Tensor]:
-        return [output[name] for name in self._named] or [output[0]]
 
-
-def _real(value: Tensor, batch: Batch) -> Tensor:
-    """Return what is said at real positions, [N, C]."""
-    for real_BT in (batch.decoder_real_BT, batch.real_BT):
-        if real_BT is not None and value.dim() == 3 and value.shape[:2] == real_BT.shape:
-            return value[real_BT.to(value.device)]
-    return value.flatten(0, -2)
+def _measure_of(is_logits: bool, value_NC: Tensor) -> type["_Kl"] | type["_Distance"] | type["_Change"]:
+    if is_logits:
+        return _Kl
+    return _Distance if value_NC.shape[-1] > 1 else _Change
 
 
 class _Kl:
@@ -87,6 +80,14 @@ class _Distance:
 
     def __call__(self, other_NC: Tensor) -> Tensor:
         return ((self.dense_NC - other_NC).square().sum(-1) / self.size_N).sum()
+
+
+class _Change:
+    def __init__(self, dense_NC: Tensor) -> None:
+        self.dense_NC = dense_NC
+
+    def __call__(self, other_NC: Tensor) -> Tensor:
+        return (self.dense_NC - other_NC).square().sum()
 
 
 def _dot(a_NC: Tensor, b_NC: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from sparse_trainer.data.splits import DataOptions
-from sparse_trainer.errors import RecipeError, nearest, shown
+from sparse_trainer.errors import RecipeError
 from sparse_trainer.fields import checked
 from sparse_trainer.run.lora import LoraOptions
 from sparse_trainer.run.options import VocabularyOptions
@@ -19,6 +19,7 @@ from sparse_trainer.run.recipes.early_stopping import EarlyStoppingOptions, is_l
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none, section
 from sparse_trainer.run.recipes.shipped import Sections
+from sparse_trainer.run.recipes.tasks import task_of
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.registry import DEFAULT_TASK, TASKS
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
@@ -104,7 +105,7 @@ class FinePruningRecipe(Recipe):
 def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePruningRecipe:
     """Check the sections of a recipe that trains, and parse each into its dataclass."""
     header = FinePruningRecipe.header(sections, name, origin)
-    task = _task(sections, origin)
+    task = task_of(sections, origin, TASKS, DEFAULT_TASK)
     early = parsed_or_none(EarlyStoppingOptions, sections, "early_stopping", origin)
     given, where = section(sections, "training", origin), f"{origin}: training"
     recipe = FinePruningRecipe(
@@ -133,21 +134,6 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
             "Give less, e.g. 0.5; or train without pruning (pruning: null).",
         )
     return recipe
-
-
-def _task(sections: Sections, origin: str) -> Task:
-    """Make the task that a section names; the other keys are its own options."""
-    options, where = section(sections, "task", origin), f"{origin}: task"
-    name = options.get("name", DEFAULT_TASK)
-    if not isinstance(name, str) or name not in TASKS:
-        raise RecipeError(f"{where}.name", f"unknown task {shown(name)}.", nearest(str(name), TASKS))
-    cls: type = TASKS[name]
-    known = ("name", *(field.name for field in fields(cls)))
-    for key in options:
-        if key not in known:
-            raise RecipeError(f"{where}.{key}", "unknown key.", nearest(str(key), known))
-    own = {key: value for key, value in options.items() if key != "name"}
-    return parsed(TASKS[name], {"task": own}, "task", origin)
 
 
 def _training(

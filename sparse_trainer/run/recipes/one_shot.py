@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from sparse_trainer.cut.share import SharingOptions
+from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import DataError, RecipeError, shown
 from sparse_trainer.run.options import (
     CalibrationOptions,
@@ -14,11 +15,18 @@ from sparse_trainer.run.options import (
     check_calibration,
 )
 from sparse_trainer.run.recipes.recipe import Recipe
-from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none
+from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none, section
 from sparse_trainer.run.recipes.shipped import Sections
+from sparse_trainer.run.recipes.tasks import task_of
 from sparse_trainer.run.recovery_options import RecoveryOptions
+from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.language.measure import EvaluationOptions
+from sparse_trainer.tasks.registry import DEFAULT_TASK, TASKS
 
+TASK: Final = "task"
+DATA: Final = "data"
+_OF_ROWS: Final = ("samples", "seed", "batch_size")
+"""Options of calibration that rows of a training set have, too."""
 PRUNE: Final = "prune"
 STAGES: Final = "stages"
 """Sections of a recipe that prunes in one shot: one pruning, or a list of them that follow each other."""
@@ -39,7 +47,9 @@ class OneShotRecipe(Recipe):
     """A run that prunes without training, and may train briefly afterwards."""
 
     SECTIONS: ClassVar[Mapping[str, type]] = {
+        TASK: TASKS[DEFAULT_TASK],
         "model": SourceOptions,
+        DATA: DataOptions,
         "vocabulary": VocabularyOptions,
         "calibration": CalibrationOptions,
         PRUNE: PruneSection,
@@ -50,6 +60,11 @@ class OneShotRecipe(Recipe):
         "export": ExportOptions,
     }
 
+    task: Task | None
+    """What the model was fine-tuned for: its training set is what criteria and repair look at, without labels, and
+    its validation set is measured. None = the text of `calibration`, and `evaluation`."""
+    data: DataOptions | None
+    """The data of the task."""
     model: SourceOptions
     vocabulary: VocabularyOptions | None
     """Which tokens stay; None = all."""
@@ -68,7 +83,8 @@ class OneShotRecipe(Recipe):
     def classes(self) -> Mapping[str, type]:
         """Section -> the dataclass of its options, in this recipe; `stages.1` is the second entry of `stages`."""
         others = {key: cls for key, cls in self.SECTIONS.items() if key not in (PRUNE, STAGES)}
-        return dict.fromkeys(_places(self.sections), PruneSection) | others
+        own = {} if self.task is None else {TASK: type(self.task)}
+        return dict.fromkeys(_places(self.sections), PruneSection) | others | own
 
 
 def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
@@ -78,7 +94,10 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
         RecipeError: An unknown section or key; a missing or ill-typed value; the place is named.
     """
     header = OneShotRecipe.header(sections, name, origin)
+    task, data = _task_and_data(sections, origin)
     recipe = OneShotRecipe(
+        task=task,
+        data=data,
         model=parsed(SourceOptions, sections, "model", origin),
         vocabulary=parsed_or_none(VocabularyOptions, sections, "vocabulary", origin),
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
@@ -94,6 +113,34 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
     except DataError as error:
         raise RecipeError(f"{origin}: {error.where}", error.what, error.remedy) from error
     return recipe
+
+
+def _task_and_data(sections: Sections, origin: str) -> tuple[Task | None, DataOptions | None]:
+    """Return the task and its data, where there are some.
+
+    Raises:
+        RecipeError: One without the other, or calibration on something else.
+    """
+    if sections.get(TASK) is None:
+        if sections.get(DATA) is not None:
+            raise RecipeError(f"{origin}: {DATA}", "there is no task.", f"Add a section {TASK}, or drop it.")
+        return None, None
+    if sections.get("evaluation") is not None:
+        raise RecipeError(
+            f"{origin}: evaluation", f"the {TASK} says what is measured.", f"Drop it, or the section {TASK}."
+        )
+    if sections.get("calibration") is None:
+        raise RecipeError(
+            f"{origin}: calibration", "missing.", "Say how many rows are looked at: `samples: 2048` under it."
+        )
+    for name in section(sections, "calibration", origin):
+        if name not in _OF_ROWS:
+            raise RecipeError(
+                f"{origin}: calibration.{name}",
+                f"the training set in {DATA} is what is read.",
+                f"Drop it, or the section {TASK}.",
+            )
+    return task_of(sections, origin, TASKS, DEFAULT_TASK), parsed(DataOptions, sections, DATA, origin)
 
 
 def _prunings(sections: Sections, origin: str) -> tuple[PruneSection, ...]:

@@ -10,7 +10,7 @@ from transformers.utils.hub import cached_file
 from sparse_trainer.errors import CheckpointError, shown
 from sparse_trainer.files.json_text import parse_json
 from sparse_trainer.files.writing import write_text
-from sparse_trainer.tasks.embeddings.pooling import Mode, Pooling
+from sparse_trainer.inputs.pooling import Mode, Pooling
 
 MODULES_FILE = "modules.json"
 _POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_trainer.tasks.embeddings.pooling import Pooling
+from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.tasks.in_order import InOrder
 
 # Shape legend: B = texts, D = hidden features.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.errors import DataError
 from sparse_trainer.inputs.evaluating import evaluating
-from sparse_trainer.tasks.embeddings.pooling import Pooling
+from sparse_trainer.inputs.pooling import Pooling
 
 # Shape legend: B = texts, D = hidden features.
 

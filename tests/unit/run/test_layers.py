@@ -103,8 +103,8 @@ def test_without_labels_an_encoder_has_no_gradients_unless_they_are_asked_for() 
     assert "fisher" not in found.scores
     assert "block_influence" in found.scores
     assert list(found.study) == ["activation_variance", "weight_frobenius", "activation_sparsity"]
-    with pytest.raises(DataError, match="has no labels"):
-        layers.compare_layers(model, rows, criteria=["fisher"])
+    asked = layers.compare_layers(model, rows, criteria=["fisher"])
+    assert min(asked.scores["fisher"]) > 0
 
 
 def test_experts_in_one_tensor_have_no_linears_to_study() -> None:

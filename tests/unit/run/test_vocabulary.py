@@ -8,9 +8,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, pipeline
 
+from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.tasks.embeddings.files import write_files
-from sparse_trainer.tasks.embeddings.pooling import Pooling
 from tests.fixtures.tokenizers import USED, word_pieces
 from tests.unit.cli.test_cli import answer, call
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import BertConfig, BertModel, TrainingArguments, default_data_collator
 
+from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.tasks.embeddings.loss import EMBEDDINGS, EmbeddingLoss, EmbeddingTrainer
-from sparse_trainer.tasks.embeddings.pooling import Pooling
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.trainer import pruning_trainer
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.tasks.embeddings.pooling import Pooling
+from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.tasks.embeddings.texts import distinct, encode, read_scores, read_texts, with_targets
 from tests.fixtures.recipe_files import write_tiny_model
 

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
+from sparse_trainer.inputs.pooling import Mode, Pooling
 from sparse_trainer.tasks.embeddings.files import read_pooling, read_settings, write_files
-from sparse_trainer.tasks.embeddings.pooling import Mode, Pooling
 
 
 def states() -> tuple[torch.Tensor, torch.Tensor]:
