@@ -100,7 +100,7 @@ COMMANDS = {
     "bench": Command(
         "sparse_trainer.cli.bench",
         "bench_command",
-        "Measure latency: median and interquartile range, models in turn.",
+        "Measure size, load time, latency, throughput, generation and memory, models and runtimes in turn.",
     ),
     "timing": Command(
         "sparse_trainer.cli.timing",

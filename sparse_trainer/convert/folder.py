@@ -34,7 +34,7 @@ def convert_folder(
     """
     form = CONVERSIONS[one_of("to", to, CONVERSIONS)]
     numbers = form.formats[0] if quantize is None else one_of("quantize", quantize, form.formats)
-    check_packages(to, form)
+    check_installed(f"to {to!r}", form.extra, form.packages)
     target = _free_place(out, form)
     origin = find_origin(source)
     form.refuse(origin, numbers)
@@ -45,16 +45,22 @@ def convert_folder(
         return target, form.write(origin, folder, numbers)
 
 
-def check_packages(name: str, form: Conversion) -> None:
-    """Raise `ArgumentError` where a package that a conversion needs is not installed, with the line to run."""
-    for package, tested in form.packages.items():
+def check_installed(where: str, extra: str, packages: Mapping[str, str]) -> None:
+    """Raise `ArgumentError` where a package is not installed, with the line to run.
+
+    Args:
+        where: The option that asks for them.
+        extra: The extra of sparse-trainer that brings them.
+        packages: Name of the distribution -> release that this was tested with.
+    """
+    for package, tested in packages.items():
         try:
             version(package)
         except PackageNotFoundError as error:
             raise ArgumentError(
-                f"to {name!r}",
+                where,
                 f"{package} is not installed (tested with {tested}).",
-                f"Run `pip install 'sparse-trainer[{form.extra}]'`.",
+                f"Run `pip install 'sparse-trainer[{extra}]'`.",
             ) from error
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,9 @@ from transformers import PreTrainedModel
 
 from sparse_trainer.budget.latency.clock import synchronize
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.fields import check_counts
-from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.sample import reads_tokens_only, tokens_for
-from sparse_trainer.run.latency import (
-    WARMUP_ROUNDS,
-    Latency,
-    common_place,
-    cpu_threads,
-    summarize,
-)
+from sparse_trainer.run.latency import Latency, Spread, summarize
 
 # Shape legend: B = rows, T = tokens.
 
@@ -36,62 +28,44 @@ class Generated:
     decode: Latency
     """Seconds per new token of all rows together."""
 
+    @classmethod
+    def of(cls, seconds: Sequence[tuple[float, float]]) -> "Generated":
+        """Return it from the seconds of each round: of the prompt, and per token after it."""
+        prefill, decode = zip(*seconds, strict=True)
+        return cls(prefill=summarize(prefill), decode=summarize(decode))
+
+    def faster_than(self, other: "Generated") -> tuple[Spread, Spread]:
+        """Return how many times faster it reads a prompt than another model, and writes, over the rounds."""
+        return other.prefill.over(self.prefill), other.decode.over(self.decode)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
         return {"prefill": self.prefill.to_json(), "decode": self.decode.to_json()}
 
 
-def time_generation(
-    models: Mapping[str, PreTrainedModel],
-    *,
-    new_tokens: int,
-    prompt_length: int,
-    batch_sizes: Sequence[int],
-    rounds: int,
-    threads: int | None = None,
-) -> dict[str, dict[int, Generated]]:
-    """Return, by model and batch size, how fast it reads a prompt and writes greedily, in turn within each round.
-
-    Args:
-        new_tokens: Per row; no token ends a row early.
-        prompt_length: Tokens per row.
-
-    Raises:
-        ArgumentError: A count below 1; a model that does not generate from tokens alone, or has too few positions;
-            models in different places.
-    """
-    check_counts(generate=new_tokens, prompt_length=prompt_length, rounds=rounds)
-    check_writes_tokens(models, prompt_length + new_tokens)
-    device, _ = common_place(models)
-    found: dict[str, dict[int, Generated]] = {name: {} for name in models}
-    with cpu_threads(threads), evaluating(*models.values()):
-        for rows in batch_sizes:
-            seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-            names = list(models)
-            for number in range(WARMUP_ROUNDS + rounds):
-                turn = number % len(names)
-                for name in names[turn:] + names[:turn]:
-                    ids_BT = tokens_for(models[name], rows=rows, length=prompt_length)["input_ids"]
-                    seconds[name].append(_generated(models[name], ids_BT, new_tokens, device))
-            for name, pairs in seconds.items():
-                prefill, decode = zip(*pairs[WARMUP_ROUNDS:], strict=True)
-                found[name][rows] = Generated(prefill=summarize(prefill), decode=summarize(decode))
-    return found
-
-
-def check_writes_tokens(models: Mapping[str, PreTrainedModel], length: int) -> None:
+def check_writes_tokens(name: str, model: PreTrainedModel, length: int) -> None:
     """Raise `ArgumentError` for a model that does not write so many tokens after one another."""
-    for name, model in models.items():
-        if not (model.can_generate() and reads_tokens_only(model)):
-            raise ArgumentError("generate", f"{name} is no decoder that stands alone.", "Leave it out.")
-        check_positions("generate", length, positions_of(model.config))
+    if not (model.can_generate() and reads_tokens_only(model)):
+        raise ArgumentError("generate", f"{name} is no decoder that stands alone.", "Leave it out.")
+    check_positions("generate", length, positions_of(model.config))
+
+
+def generation(
+    model: PreTrainedModel, rows: int, prompt_length: int, new_tokens: int
+) -> Callable[[], tuple[float, float]]:
+    """Return what generates greedily and tells the seconds of the prompt, and per token of all rows after it.
+
+    No token ends a row early.
+    """
+    ids_BT = tokens_for(model, rows=rows, length=prompt_length)["input_ids"]
+    # Releases of transformers call it one or the other.
+    cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return lambda: _generated(model, cache, ids_BT, new_tokens)
 
 
 @torch.inference_mode()
-def _generated(model: Any, ids_BT: Tensor, new_tokens: int, device: torch.device) -> tuple[float, float]:
-    """Return the seconds of the prompt, and per token after it."""
-    # Releases of transformers call it one or the other.
-    cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def _generated(model: Any, cache: str, ids_BT: Tensor, new_tokens: int) -> tuple[float, float]:
+    device = ids_BT.device
     synchronize(device)
     start = time.perf_counter()
     outputs = model(input_ids=ids_BT, use_cache=True)

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.budget.latency.clock import synchronize
@@ -21,6 +20,9 @@ from sparse_trainer.inputs.bars import bar
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.timed import has_length, timed_inputs
+
+_K = TypeVar("_K")
+_T = TypeVar("_T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUP_ROUNDS = 3
@@ -114,7 +116,6 @@ def bench(
     sequence_length: int = 128,
     rounds: int = 20,
     threads: int | None = None,
-    runtimes: Mapping[str, Callable[[PreTrainedModel], Callable[..., Any]]] | None = None,
 ) -> Bench:
     """Time a forward pass of every model, in turn within each round.
 
@@ -123,8 +124,6 @@ def bench(
         sequence_length: Tokens per sequence, of encoder and decoder each, none of them padding, or those that a
             wave becomes; models of pictures have their own size.
         threads: CPU threads; None = as torch is set.
-        runtimes: Name -> what makes a model ready to be called; each model is timed in each, under `run_name`. None =
-            models are called as they are, and keep their names.
 
     Raises:
         ArgumentError: Models on different devices or of different dtypes, a count below 1, or sequences beyond the
@@ -135,40 +134,72 @@ def bench(
         check_positions("sequence_length", sequence_length, positions_of(model.config))
     device, dtype = common_place(models)
     with cpu_threads(threads), evaluating(*models.values()):
-        calls = _calls(models, runtimes)
-        latencies: dict[str, dict[int, Latency]] = {name: {} for name in calls}
+        latencies: dict[str, dict[int, Latency]] = {name: {} for name in models}
         for batch_size in batch_sizes:
-            seconds = _timed(calls, batch_size, sequence_length, rounds, device)
-            for name, values in seconds.items():
-                latencies[name][batch_size] = summarize(values)
-        conditions = Conditions(
-            device=device_name(device),
-            dtype=str(dtype).removeprefix("torch."),
-            threads=torch.get_num_threads(),
-            sequence_length=sequence_length if any(map(has_length, models.values())) else None,
-            rounds=rounds,
-            torch=torch.__version__,
-        )
+            calls = {
+                name: timed(forward(model, model, batch_size, sequence_length), device)
+                for name, model in models.items()
+            }
+            for name, seconds in take_turns(calls, rounds, f"timing, batch {batch_size}").items():
+                latencies[name][batch_size] = summarize(seconds)
+        has_lengths = any(map(has_length, models.values()))
+        conditions = conditions_of(device, dtype, rounds, sequence_length if has_lengths else None)
     return Bench(conditions=conditions, latencies=latencies)
 
 
-def run_name(model: str, runtime: str) -> str:
-    """Return what the latencies of a model in one of several runtimes are called."""
-    return f"{model} ({runtime})"
+def forward(model: PreTrainedModel, call: Callable[..., Any], rows: int, length: int) -> Callable[[], object]:
+    """Return a forward pass over so many rows, made by `call`: the model itself, or what takes the same inputs."""
+    inputs = timed_inputs(model, rows, length)
+
+    @torch.inference_mode()
+    def run() -> object:
+        return call(**inputs)
+
+    return run
 
 
-def _calls(
-    models: Mapping[str, PreTrainedModel],
-    runtimes: Mapping[str, Callable[[PreTrainedModel], Callable[..., Any]]] | None,
-) -> dict[str, tuple[PreTrainedModel, Callable[..., Any]]]:
-    """Return what is timed, by name: each model, and how it is called."""
-    if runtimes is None:
-        return {name: (model, model) for name, model in models.items()}
-    return {
-        run_name(name, runtime): (model, ready(model))
-        for runtime, ready in runtimes.items()
-        for name, model in models.items()
-    }
+def timed(action: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    """Return what does something and tells its seconds of wall time, the device waited for on both sides."""
+
+    def run() -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        action()
+        synchronize(device)
+        return time.perf_counter() - start
+
+    return run
+
+
+def take_turns(calls: Mapping[_K, Callable[[], _T]], rounds: int, told: str = "timing") -> dict[_K, list[_T]]:
+    """Return what all calls return in each round but the first few; each round starts with another one.
+
+    Args:
+        told: What the bar says.
+    """
+    found: dict[_K, list[_T]] = {name: [] for name in calls}
+    names = list(calls)
+    for number in bar(range(WARMUP_ROUNDS + rounds), told):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            value = calls[name]()
+            if number >= WARMUP_ROUNDS:
+                found[name].append(value)
+    return found
+
+
+def conditions_of(
+    device: torch.device, dtype: torch.dtype, rounds: int, sequence_length: int | None
+) -> Conditions:
+    """Return what is measured under now."""
+    return Conditions(
+        device=device_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        sequence_length=sequence_length,
+        rounds=rounds,
+        torch=torch.__version__,
+    )
 
 
 def check_bench(
@@ -245,35 +276,6 @@ def common_place(models: Mapping[str, PreTrainedModel]) -> tuple[torch.device, t
             "bench", f"latencies cannot be compared: {told}.", "Move all models to one place first."
         )
     return next(iter(places.values()))
-
-
-def _timed(
-    calls: Mapping[str, tuple[PreTrainedModel, Callable[..., Any]]],
-    batch_size: int,
-    sequence_length: int,
-    rounds: int,
-    device: torch.device,
-) -> dict[str, list[float]]:
-    """Return the seconds of every timed call; each round starts with another model."""
-    inputs = {name: timed_inputs(model, batch_size, sequence_length) for name, (model, _) in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for number in bar(range(WARMUP_ROUNDS + rounds), f"timing, batch {batch_size}"):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            elapsed = _call_seconds(calls[name][1], inputs[name], device)
-            if number >= WARMUP_ROUNDS:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-@torch.inference_mode()
-def _call_seconds(call: Callable[..., Any], inputs: Mapping[str, Tensor], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    call(**inputs)
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 @contextmanager

@@ -1,39 +1,102 @@
-"""What runs a model that is timed: torch as it is, compiled, or ONNX Runtime."""
+"""What runs a model that is timed: torch as it is, compiled, ONNX Runtime, or llama.cpp."""
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
 
-from sparse_trainer.convert.folder import check_packages
+from sparse_trainer.convert.folder import check_installed, convert_folder
 from sparse_trainer.convert.onnx.graph import GRAPH, PAST, export_graph, open_session, step_inputs
 from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, one_of
+from sparse_trainer.inputs.timed import has_length
+from sparse_trainer.run.generation_speed import generation
+from sparse_trainer.run.latency import forward
+from sparse_trainer.run.llama_cpp import PACKAGES, LlamaCpp
+from sparse_trainer.run.side_by_side import Ready
 
-Call = Callable[..., Any]
-"""Takes the inputs of a model by name."""
-
-
-def _as_it_is(model: PreTrainedModel) -> Call:
-    return model
-
-
-def _compiled(model: PreTrainedModel) -> Call:
-    compiled: Call = torch.compile(model)
-    return compiled
+GGUF: Final = "gguf"
+_FORMATS: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""Dtype -> format of the GGUF file that is made for the time of a bench."""
 
 
-def _in_onnx_runtime(model: PreTrainedModel) -> Call:
-    """Return a call of the model's graph; of a decoder for a prompt without a cache."""
-    if model.device.type != "cpu" or model.dtype != torch.float32:
-        raise ArgumentError("runtimes 'onnx'", "is timed on the CPU in float32.", "Leave onnx out.")
-    check_packages("onnx", CONVERSIONS["onnx"])
-    with tempfile.TemporaryDirectory() as scratch:
-        export_graph(model, Path(scratch), type(model).__name__)
-        session = open_session(Path(scratch) / GRAPH, threads=torch.get_num_threads())
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that is timed."""
+
+    number: int
+    """The models of a bench are counted: files that are made of them are named by it."""
+    place: str
+    """Folder, hub id or GGUF file."""
+    model: PreTrainedModel | None
+    """None of a GGUF file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a runtime has to know beforehand."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    rows: int
+    """The most sequences of a pass."""
+    length: int
+    """The most tokens of a sequence, new ones included."""
+    scratch: Path
+    """A folder that is thrown away at the end."""
+
+
+@dataclass(frozen=True)
+class _InTorch:
+    """A model, and what is called in its stead."""
+
+    model: PreTrainedModel
+    call: Callable[..., Any]
+    writes: bool = False
+
+    @property
+    def reads_length(self) -> bool:
+        return has_length(self.model)
+
+    def forward(self, rows: int, length: int) -> Callable[[], object]:
+        return forward(self.model, self.call, rows, length)
+
+    def generate(self, rows: int, length: int, new_tokens: int) -> Callable[[], tuple[float, float]] | None:
+        return generation(self.model, rows, length, new_tokens) if self.writes else None
+
+
+def _model_of(candidate: Candidate, runtime: str) -> PreTrainedModel:
+    if candidate.model is None:
+        raise ArgumentError(
+            f"runtimes {runtime!r}",
+            f"{candidate.place} is a GGUF file.",
+            "Name the folder, or take gguf alone.",
+        )
+    return candidate.model
+
+
+def _as_it_is(candidate: Candidate, setting: Setting) -> Ready:
+    model = _model_of(candidate, "eager")
+    return _InTorch(model, model, writes=True)
+
+
+def _compiled(candidate: Candidate, setting: Setting) -> Ready:
+    model = _model_of(candidate, "compile")
+    return _InTorch(model, torch.compile(model))
+
+
+def _in_onnx_runtime(candidate: Candidate, setting: Setting) -> Ready:
+    """Return the model's graph; of a decoder for a prompt without a cache."""
+    model = _model_of(candidate, "onnx")
+    _check_place("onnx", setting, [torch.float32])
+    folder = setting.scratch / f"{candidate.number}-onnx"
+    folder.mkdir()
+    export_graph(model, folder, type(model).__name__)
+    session = open_session(folder / GRAPH, threads=setting.threads)
     known = {each.name for each in session.get_inputs()}
     reads_cache = any(name.startswith(PAST) for name in known)
 
@@ -41,24 +104,57 @@ def _in_onnx_runtime(model: PreTrainedModel) -> Call:
         arrays = {name: tensor.numpy() for name, tensor in inputs.items() if name in known}
         return session.run(None, step_inputs(session, arrays["input_ids"], {}) if reads_cache else arrays)
 
-    return call
+    return _InTorch(model, call)
 
 
-RUNTIMES: Mapping[str, Callable[[PreTrainedModel], Call]] = {
+def gguf_file(candidate: Candidate, setting: Setting) -> Path:
+    """Return the GGUF file of a model: itself, or one that is made of its folder in the setting's dtype."""
+    _check_place(GGUF, setting, list(_FORMATS))
+    if candidate.model is None:
+        return Path(candidate.place)
+    file = setting.scratch / f"{candidate.number}.gguf"
+    if not file.exists():
+        convert_folder(candidate.place, file, GGUF, quantize=_FORMATS[setting.dtype])
+    return file
+
+
+def _in_llama_cpp(candidate: Candidate, setting: Setting) -> Ready:
+    return LlamaCpp(
+        gguf_file(candidate, setting), rows=setting.rows, length=setting.length, threads=setting.threads
+    )
+
+
+def _check_place(runtime: str, setting: Setting, dtypes: Sequence[torch.dtype]) -> None:
+    if setting.device.type != "cpu" or setting.dtype not in dtypes:
+        known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ArgumentError(
+            f"runtimes {runtime!r}", f"it is timed on the CPU in {known}.", f"Leave {runtime} out."
+        )
+
+
+Runtime = Callable[[Candidate, Setting], Ready]
+RUNTIMES: Mapping[str, Runtime] = {
     "eager": _as_it_is,
     "compile": _compiled,
     "onnx": _in_onnx_runtime,
+    GGUF: _in_llama_cpp,
 }
-"""Name -> what makes a model ready to be called."""
+"""Name -> what makes a model ready to be timed."""
+_NEEDED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "onnx": (CONVERSIONS["onnx"].extra, CONVERSIONS["onnx"].packages),
+    GGUF: ("llamacpp", PACKAGES),
+}
+"""Name -> the extra that brings what it needs, and its packages."""
 
 
-def find_runtimes(names: str) -> dict[str, Callable[[PreTrainedModel], Call]]:
+def find_runtimes(names: str) -> dict[str, Runtime]:
     """Return the runtimes that a list with commas names.
 
     Raises:
         ArgumentError: An unknown one, or one whose packages are missing.
     """
     found = {name: RUNTIMES[one_of("runtimes", name, RUNTIMES)] for name in names.split(",")}
-    if "onnx" in found:
-        check_packages("onnx", CONVERSIONS["onnx"])
+    for name in found:
+        extra, packages = _NEEDED.get(name, ("", {}))
+        check_installed(f"runtimes {name!r}", extra, packages)
     return found

@@ -23,10 +23,10 @@ class Weight:
     """What a model weighs before it runs."""
 
     parameters: int
-    macs: int
-    """Multiply-accumulates per token."""
+    macs: int | None
+    """Multiply-accumulates per token; None of a GGUF file."""
     file_bytes: int | None
-    """Of the weight files; None where the model is no folder."""
+    """Of the weight files; None where the model is neither file nor folder."""
     load_cold: float
     """Seconds to load it when the system has its files not in memory, as far as it can be told so: on Linux."""
     load_warm: float
@@ -48,7 +48,7 @@ def load_weighed(
     folder = Path(resolve(name))
     files = weight_files(folder) if folder.is_dir() else []
     for file in files:
-        _forget(file)
+        forget(file)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
@@ -63,7 +63,7 @@ def load_weighed(
     )
 
 
-def _forget(file: Path) -> None:
+def forget(file: Path) -> None:
     """Ask the system to drop a file from its cache, where it can be asked."""
     if sys.platform == "linux":
         with file.open("rb") as opened:

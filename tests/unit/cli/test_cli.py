@@ -163,23 +163,33 @@ def test_optimize_cuts_zeros_and_bench_compares(
     options = ("--batch-size", "1", "--sequence-length", "8", "--rounds", "2", "--threads", "1")
     names = str(tmp_path / "out"), str(tmp_path / "zeros")
     timed = answer(monkeypatch, capsys, "bench", names[0], "--against", names[1], *options)
-    assert set(timed["latencies"]) == set(timed["weights"]) == set(names)
-    assert call(monkeypatch, "bench", names[0], "--against", names[1], *options) == 0
+    assert {each["model"] for each in timed["latencies"]} == set(timed["weights"]) == set(names)
+    picture = tmp_path / "bench.png"
+    drawn = ("--picture", str(picture))
+    assert call(monkeypatch, "bench", names[0], "--against", names[1], *options, *drawn) == 0
     shown = capsys.readouterr().out
     assert "speed-up" in shown
-    assert "float32, 1 threads, sequences of 8 tokens" in shown
+    assert "float32, 1 threads, medians of 2 rounds" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert call(monkeypatch, "bench", names[0], *drawn) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_bench_times_runtimes_and_generation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = str(write_tiny_llama(tmp_path / "llama"))
-    options = ("--batch-size", "2", "--sequence-length", "8", "--rounds", "2", "--runtimes", "eager")
-    timed = answer(monkeypatch, capsys, "bench", name, "--against", name, *options, "--generate", "3")
-    assert set(timed["latencies"]) == {f"{name} (eager)"}
-    assert timed["generation"][name]["2"]["decode"]["median"] > 0
-    assert call(monkeypatch, "bench", name, "--against", name, *options, "--generate", "3") == 0
-    assert "tokens per" in capsys.readouterr().out
+    options = ("--batch", "1,2", "--sequence-length", "4,8", "--rounds", "2", "--runtimes", "eager")
+    timed = answer(monkeypatch, capsys, "bench", name, *options, "--generate", "3")
+    sizes = [(1, 4), (2, 4), (1, 8), (2, 8)]
+    for found in (timed["latencies"], timed["generation"]):
+        assert [(each["batch"], each["sequence_length"]) for each in found] == sizes
+        assert {each["runtime"] for each in found} == {"eager"}
+    assert timed["generation"][0]["decode"]["median"] > 0
+    assert call(monkeypatch, "bench", name, *options, "--generate", "3") == 0
+    assert "generation with a cache" in capsys.readouterr().out
+    assert call(monkeypatch, "bench", name, "--batch", "1,two") == 2
+    assert "'1,two' is no list of whole numbers" in capsys.readouterr().err
     # The model has 64 positions.
     assert call(monkeypatch, "bench", name, *options, "--generate", "60") == 2
     assert call(monkeypatch, "bench", name, *options, "--runtimes", "tvm") == 2

@@ -12,8 +12,7 @@ from sparse_trainer import load_pruned, prune, save_pruned
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, ConversionError
-from sparse_trainer.run.latency import bench
-from sparse_trainer.run.runtimes import find_runtimes
+from sparse_trainer.run.bench import BenchOptions, run_bench
 from tests.fixtures.character_tokenizer import character_tokenizer
 from tests.fixtures.oneshot_models import model_of
 from tests.unit.test_docs import ROOT, blocks
@@ -102,8 +101,19 @@ def test_an_unknown_format_is_refused(made: tuple[Path, dict[str, Any]], tmp_pat
 
 
 def test_bench_times_the_graphs_beside_the_models(made: tuple[Path, dict[str, Any]]) -> None:
-    models = {"llama": load_pruned(made[0] / "llama")}
-    found = bench(
-        models, batch_sizes=(1, 2), sequence_length=6, rounds=2, runtimes=find_runtimes("eager,onnx")
+    options = BenchOptions(
+        model=str(made[0] / "llama"),
+        batch_sizes=(1, 2),
+        lengths=(6,),
+        rounds=2,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        runtimes="eager,onnx",
     )
-    assert list(found.latencies) == ["llama (eager)", "llama (onnx)"]
+    found = run_bench(options).forward
+    assert [(each.runtime, each.rows) for each in found] == [
+        ("eager", 1),
+        ("onnx", 1),
+        ("eager", 2),
+        ("onnx", 2),
+    ]

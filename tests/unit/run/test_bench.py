@@ -1,17 +1,21 @@
 """Latency: measured side by side, never across devices."""
 
 import copy
+import re
+import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
-from sparse_trainer.errors import ArgumentError
-from sparse_trainer.run import latency as module
-from sparse_trainer.run.generation_speed import time_generation
+from sparse_trainer.convert import folder
+from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.run.bench import BenchOptions, run_bench
 from sparse_trainer.run.latency import (
     Bench,
     Conditions,
@@ -21,11 +25,13 @@ from sparse_trainer.run.latency import (
     find_device,
     find_dtype,
     summarize,
+    take_turns,
 )
 from sparse_trainer.run.runtimes import find_runtimes
+from sparse_trainer.run.side_by_side import time_forward, time_generation
 from sparse_trainer.run.weights import load_weighed
-from tests.architectures.tiny import tiny_model
 from tests.fixtures.pictures import write_tiny_vit
+from tests.fixtures.recipe_files import write_tiny_llama
 
 
 def tiny() -> BertForSequenceClassification:
@@ -36,20 +42,22 @@ def tiny() -> BertForSequenceClassification:
     )
 
 
-def test_models_take_turns_and_each_starts_some_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = tiny(), tiny()
+def test_calls_take_turns_and_each_starts_some_rounds() -> None:
     order: list[str] = []
 
-    def call(model: object, *_: object) -> float:
-        order.append("first" if model is first else "second")
-        return 0.001 if model is first else 0.002
+    def call(name: str) -> Callable[[], float]:
+        def run() -> float:
+            order.append(name)
+            return 1.0 if name == "first" else 2.0
 
-    monkeypatch.setattr(module, "_call_seconds", call)
-    result = bench({"first": first, "second": second}, batch_sizes=(1,), sequence_length=4, rounds=5)
+        return run
+
+    found = take_turns({name: call(name) for name in ("first", "second")}, rounds=5)
+    assert found == {"first": [1.0] * 5, "second": [2.0] * 5}
     pairs = [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
     assert set(pairs) == {("first", "second"), ("second", "first")}
     assert all(a != b for a, b in pairwise(pairs))
-    assert result.speedups("second", "first") == {1: Spread(median=0.5, low=0.5, high=0.5)}
+    assert summarize(found["first"]).over(summarize(found["second"])) == Spread(median=0.5, low=0.5, high=0.5)
 
 
 def test_a_moment_that_slows_both_models_down_does_not_spread_the_ratio() -> None:
@@ -120,20 +128,54 @@ def test_json_holds_every_number() -> None:
     assert result.to_json()["conditions"]["device"] == "cpu"
 
 
-def test_each_model_is_timed_in_each_runtime_in_the_same_rounds() -> None:
-    models = {"a": tiny(), "b": tiny()}
-    made: list[object] = []
+class Fixed:
+    """A model whose forward pass takes no time, and which tells what was asked of it."""
 
-    def ready(model: PreTrainedModel) -> Callable[..., object]:
-        made.append(model)
-        return model
+    def __init__(self, reads_length: bool = True, writes: bool = True) -> None:
+        self.reads_length, self.writes = reads_length, writes
+        self.asked: list[tuple[int, int]] = []
 
-    found = bench(
-        models, batch_sizes=(1,), sequence_length=4, rounds=2, runtimes={"eager": ready, "other": ready}
+    def forward(self, rows: int, length: int) -> Callable[[], object]:
+        self.asked.append((rows, length))
+        return lambda: None
+
+    def generate(self, rows: int, length: int, new_tokens: int) -> Callable[[], tuple[float, float]] | None:
+        return (lambda: (rows / 10, length / 10)) if self.writes else None
+
+
+def test_every_batch_size_is_timed_with_every_length_in_every_runtime() -> None:
+    ready = {(model, runtime): Fixed() for runtime in ("x", "y") for model in ("dense", "cut")}
+    found = time_forward(
+        ready, batch_sizes=(1, 4), lengths=(8, 16), rounds=2, device=torch.device("cpu"), baseline="dense"
     )
-    assert list(found.latencies) == ["a (eager)", "b (eager)", "a (other)", "b (other)"]
-    assert made == [*models.values(), *models.values()]
-    assert all(len(sizes[1].rounds) == 2 for sizes in found.latencies.values())
+    want = {(1, 8), (4, 8), (1, 16), (4, 16)}
+    assert {(each.model, each.runtime, each.rows, each.length) for each in found} == {
+        (*name, *size) for name in ready for size in want
+    }
+    assert all(each.speedup is not None for each in found)
+    assert all(set(one.asked) == want for one in ready.values())
+
+
+def test_inputs_of_their_own_size_are_timed_once_for_all_lengths() -> None:
+    found = time_forward(
+        {("m", "x"): Fixed(reads_length=False)},
+        batch_sizes=(2,),
+        lengths=(8, 16),
+        rounds=1,
+        device=torch.device("cpu"),
+        baseline=None,
+    )
+    assert [(each.rows, each.length, each.speedup) for each in found] == [(2, None, None)]
+    assert found[0].per_second == pytest.approx(2 / found[0].latency.median)
+
+
+def test_generation_is_timed_where_a_runtime_writes() -> None:
+    ready = {("dense", "x"): Fixed(), ("cut", "x"): Fixed(), ("dense", "y"): Fixed(writes=False)}
+    found = time_generation(ready, batch_sizes=(2,), lengths=(5,), new_tokens=3, rounds=2, baseline="dense")
+    assert [(each.model, each.runtime) for each in found] == [("dense", "x"), ("cut", "x")]
+    assert found[0].per_second == pytest.approx(2 / 0.5)
+    assert found[1].faster is not None
+    assert found[1].faster[0].median == 1.0
 
 
 def test_an_unknown_runtime_is_told() -> None:
@@ -141,21 +183,69 @@ def test_an_unknown_runtime_is_told() -> None:
         find_runtimes("eagr")
 
 
-def test_generation_is_timed_for_prompt_and_new_tokens() -> None:
-    models = {"a": tiny_model("llama", dtype=torch.float32), "b": tiny_model("llama", dtype=torch.float32)}
-    found = time_generation(models, new_tokens=3, prompt_length=5, batch_sizes=(1, 2), rounds=2)
-    for sizes in found.values():
-        assert set(sizes) == {1, 2}
-        assert all(each.prefill.low > 0 and each.decode.low > 0 for each in sizes.values())
+def test_a_runtime_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(folder, "version", version)
+    with pytest.raises(ArgumentError) as told:
+        find_runtimes("eager,onnx")
+    assert re.fullmatch(
+        r"runtimes 'onnx': onnx is not installed \(tested with [\d.]+\)\. "
+        r"Run `pip install 'sparse-trainer\[onnx\]'`\.",
+        str(told.value),
+    )
+    with pytest.raises(ArgumentError, match=r"runtimes 'gguf': gguf is not .*sparse-trainer\[llamacpp\]"):
+        find_runtimes("gguf")
 
 
-def test_what_does_not_generate_is_refused_before_it_is_timed() -> None:
-    with pytest.raises(ArgumentError, match="m is no decoder that stands alone"):
-        time_generation({"m": tiny()}, new_tokens=1, prompt_length=1, batch_sizes=(1,), rounds=1)
-    with pytest.raises(ArgumentError, match="generate"):
-        time_generation(
-            {"m": tiny_model("llama")}, new_tokens=10**6, prompt_length=1, batch_sizes=(1,), rounds=1
-        )
+def options(model: Path, **more: Any) -> BenchOptions:
+    asked = {"batch_sizes": (2,), "lengths": (8,), "rounds": 2, "threads": 1}
+    place: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+    return BenchOptions(model=str(model), **(asked | place | more))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("bench") / "llama")
+
+
+def test_a_model_is_not_timed_against_itself(llama: Path) -> None:
+    with pytest.raises(ArgumentError, match="is the model itself"):
+        options(llama, against=f"{llama}/../llama")
+
+
+def test_each_length_is_checked_against_the_positions(llama: Path) -> None:
+    # The model has 64 positions.
+    with pytest.raises(ArgumentError, match="sequence_length: 65 tokens, and the model has positions for 64"):
+        run_bench(options(llama, lengths=(8, 65)))
+    with pytest.raises(ArgumentError, match="68 tokens"):
+        run_bench(options(llama, generate=60))
+
+
+def test_what_does_not_generate_is_refused_before_it_is_timed(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    with pytest.raises(ArgumentError, match="is no decoder that stands alone"):
+        run_bench(options(tmp_path, generate=1))
+
+
+def test_a_gguf_file_runs_in_llama_cpp_only(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    with pytest.raises((CheckpointError, ArgumentError), match=r"is not there|is not installed"):
+        run_bench(options(file))
+    file.touch()
+    with pytest.raises(ArgumentError, match=r"runtimes 'eager': .*model.gguf is a GGUF file"):
+        run_bench(options(file, runtimes="eager"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell")
+def test_memory_at_the_peak_holds_the_weights(llama: Path) -> None:
+    result = run_bench(options(llama, memory=True))
+    (peak,) = result.memory.values()
+    weight = result.weights[str(llama)].file_bytes
+    assert peak is not None
+    assert weight is not None
+    assert weight < peak < 1e9
 
 
 def test_a_model_is_weighed_as_it_lies_on_the_disk(tmp_path: Path) -> None:
@@ -165,4 +255,4 @@ def test_a_model_is_weighed_as_it_lies_on_the_disk(tmp_path: Path) -> None:
     )
     assert weight.parameters == model.num_parameters()
     assert weight.file_bytes == (tmp_path / "model.safetensors").stat().st_size
-    assert min(weight.load_cold, weight.load_warm, weight.macs) > 0
+    assert min(weight.load_cold, weight.load_warm, weight.macs or 0) > 0
