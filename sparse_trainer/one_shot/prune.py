@@ -254,7 +254,8 @@ def _batches(
         raise ArgumentError(
             "statistics",
             "they hold for the model as it is now.",
-            "Drop calibration, `steps`, `sequential`, `by_block`, the search for layers and their repair, or them.",
+            "Drop them; or calibration, `steps`, `sequential`, `by_block`, `refit_behind`, the search for layers and "
+            "their repair.",
         )
     if calibration is not None:
         return Batches(model, calibration, options.pooled)
