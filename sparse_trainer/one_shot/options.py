@@ -1,28 +1,26 @@
 """What a user can ask of one-shot pruning, checked once, before any work is done."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from patchers.units import ATTENTION, CHANNELS, FFN, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
+from patchers.units import CHANNELS, HEADS, HIDDEN, LAYERS, WIDTH_KINDS, Kind
 from sparse_trainer.budget.options import Budget
-from sparse_trainer.budget.standardize import ACROSS_LAYERS, STANDARDIZERS
+from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.budget.time_target import EAGER, LATENCY, PREFILL, TimeTarget
-from sparse_trainer.criteria.calibration.base import ChoosesRun, OwnDensity, Searches, WidthCriterion
+from sparse_trainer.criteria.calibration.base import OwnDensity, Searches, WidthCriterion
 from sparse_trainer.criteria.calibration.mixture import (
     MIXED_AFTER,
-    NOT_MIXED,
     CriterionLike,
     Mixture,
     criterion_of,
     name_of,
-    searches,
 )
-from sparse_trainer.criteria.calibration.scorable import criteria_for, scored_kinds
-from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of, shown
+from sparse_trainer.criteria.calibration.scorable import scored_kinds
+from sparse_trainer.errors import ArgumentError, SparseTrainerError, one_of
+from sparse_trainer.fields import changed_fields
 from sparse_trainer.inputs.pooling import MODES, Mode, Pooling
 from sparse_trainer.one_shot.elements.options import (
     ElementOptions,
@@ -30,23 +28,19 @@ from sparse_trainer.one_shot.elements.options import (
     density_of_weights,
     written_of_weights,
 )
+from sparse_trainer.one_shot.option_checks import (
+    check_criterion,
+    check_floors,
+    check_of_weights,
+    check_search,
+    check_time,
+)
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.repairs.base import DAMPING, Repair
-from sparse_trainer.one_shot.repairs.registry import REPAIRS, make_repair, options_read
+from sparse_trainer.one_shot.repairs.options import RepairOptions
 from sparse_trainer.one_shot.search.options import LEVELS, SEARCH_TOKENS, SearchOptions
 from sparse_trainer.statistics.requests import Statistic
 
-_OF_WEIGHTS = ("criterion", "density", "units", "protect", "include", "by_block", "pattern", "compare")
-"""Options that masks over single weights read."""
-_OF_TIME = ("latency_batch", "latency_phase", "latency_runtime", "latency_table")
-"""Options of a budget in time."""
-_DEEP_REMEDIES = {
-    "density": "Give one number",
-    "scope": "Leave it at global",
-    "target": "Take params or macs",
-    "search": "Take dp",
-}
-"""Of a search for widths and layers."""
 MOST_STEPS = 1000
 """Rounds of scoring and cutting that somebody may wait for."""
 
@@ -137,8 +131,9 @@ class PruneOptions:
     """File of times: a table of ours, or a CSV file of another device; None = measured on this one, and kept."""
 
     def __post_init__(self) -> None:
+        changed = changed_fields(self)
         if self.elements is not None:
-            self._check_weights(self.elements)
+            check_of_weights(self.elements, changed)
             return
         if self.compare is not None:
             raise ArgumentError(
@@ -152,8 +147,6 @@ class PruneOptions:
                 "hidden features go while a model trains.",
                 "Give other units, or fine-prune: SparseTrainingArguments(units=['hidden']).",
             )
-        if self.reconstruct is not None:
-            one_of("reconstruct", self.reconstruct, REPAIRS)
         if self.allocation is not None and self.scope == "uniform":
             raise ArgumentError(
                 "allocation", "uniform widths leave nothing to share out.", "Use `scope='global'`."
@@ -172,221 +165,19 @@ class PruneOptions:
             raise ArgumentError(
                 "max_prune", f"{self.max_prune} is not in (0, 1].", "Give the share a layer may lose."
             )
-        self._check_floors()
-        self._check_search()
-        self._check_time()
-        self._check_repair()
+        check_floors(self.budget, self.max_prune)
+        check_search(self.widths, self.budget, changed)
+        check_time(self.time, self.target, self.density, changed)
+        self.repairing.check_kinds(self.budget.kinds)
         one_of("normalize", self.normalize, STANDARDIZERS)
         if self.pooling is not None:
             one_of("pooling", self.pooling, MODES)
+        scored = tuple(kind for kind in self.budget.kinds if self.search is None or kind.is_width)
         for where, asked in self.asked.items():
-            self._check_criterion(where, asked)
-
-    def _check_weights(self, asked: ElementOptions) -> None:
-        """Refuse options of whole units beside single weights, and a pattern that another density contradicts."""
-        for field in fields(PruneOptions):
-            if field.name not in _OF_WEIGHTS and getattr(self, field.name) != field.default:
-                raise ArgumentError(
-                    field.name, "is for whole units, not for single weights.", "Drop it, or give other units."
-                )
-        if (
-            asked.pattern is not None
-            and self.density != PruneOptions.density
-            and asked.density != asked.ask.density
-        ):
+            check_criterion(where, asked, self.normalize, scored, by_block=self.by_block)
+        if self.time is not None and isinstance(self.criteria[-1], OwnDensity):
             raise ArgumentError(
-                "density",
-                f"{asked.density:g}, but {asked.pattern} keeps {asked.ask.density:g}.",
-                "Drop one of the two.",
-            )
-
-    def _check_floors(self) -> None:
-        """Refuse floors of layers and branches: each is the only unit of its place, and would never reach one."""
-        kinds = self.budget.kinds
-        floors = self.min_keep if isinstance(self.min_keep, Mapping) else {}
-        for kind in kinds:
-            if kind.is_whole and floors.get(kind, 1) > 1:
-                raise ArgumentError(
-                    "min_keep",
-                    f"{kind} are whole: each has one unit.",
-                    f"Say by `density` how many {kind} stay.",
-                )
-        if self.max_prune < 1 and all(kind.is_whole for kind in kinds):
-            raise ArgumentError(
-                "max_prune",
-                f"{kinds[0]} are whole: each goes or stays.",
-                "Drop it; `density` says how many stay.",
-            )
-
-    def _check_search(self) -> None:
-        """Refuse options of a search without one, and what a search cannot go with."""
-        if self.widths is None:
-            for name in ("levels", "search_tokens", "time_limit", "search_bfloat16"):
-                if getattr(self, name) != getattr(PruneOptions, name):
-                    raise ArgumentError(name, "is of a search.", "Set `search='dp'`, or drop it.")
-            return
-        for name, why in (
-            ("allocation", "the search shares the widths out"),
-            ("standardize", "a search compares losses, not scores"),
-            ("by_block", "a search runs the whole model"),
-        ):
-            if getattr(self, name):
-                raise ArgumentError(name, f"{why}.", f"Drop `{name}`, or `search`.")
-        if self.steps > 1:
-            raise ArgumentError("steps", "a search finds the widths at once.", "Leave it at 1.")
-        self._check_deep_search()
-
-    def _check_deep_search(self) -> None:
-        """Refuse whole branches and layers where a search does not look for them."""
-        branch = next((kind for kind in self.budget.kinds if kind in (ATTENTION, FFN)), None)
-        if branch is not None:
-            raise ArgumentError(
-                "search",
-                f"finds whole {branch} where no width is left.",
-                "Give heads and channels, with `min_keep=0`.",
-            )
-        if LAYERS not in self.budget.kinds:
-            return
-        if not any(kind.is_width for kind in self.budget.kinds):
-            raise ArgumentError(
-                "search", "finds widths beside layers.", "Give heads or channels as well, or drop `search`."
-            )
-        for name, wanted, why in (
-            ("density", not self.budget.is_per_kind, "layers and widths share one budget"),
-            ("scope", self.scope == "global", "layers go anywhere in the model"),
-            ("target", self.target != "units", "a layer counts as much as a channel"),
-            ("search", self.search == "dp", "switches change no layers"),
-        ):
-            if not wanted:
-                raise ArgumentError(
-                    name, f"{why}.", f"{_DEEP_REMEDIES[name]}, or take layers out of `units`."
-                )
-
-    def _check_time(self) -> None:
-        """Refuse a budget in time beside another, options of one where there is none, and what cannot be timed."""
-        if self.time is None:
-            idle = [name for name in _OF_TIME if getattr(self, name) != getattr(PruneOptions, name)]
-            if idle:
-                raise ArgumentError(
-                    idle[0], "nothing is timed.", "Give `speedup` or `milliseconds`, or drop it."
-                )
-            return
-        if self.target not in (LATENCY, PruneOptions.target):
-            raise ArgumentError(
-                "target", f"{self.target} beside {self.time.asked}.", "Drop it, or `target='latency'`."
-            )
-        if self.density != PruneOptions.density:
-            raise ArgumentError(
-                "density", f"{shown(self.density)} beside {self.time.asked}.", "Drop one of the two."
-            )
-        if self.by_block and self.latency_table is None:
-            raise ArgumentError(
-                "by_block",
-                "the model stays on the CPU, and would be timed there.",
-                "Drop it, or give `latency_table`.",
-            )
-        if isinstance(self.criteria[-1], OwnDensity):
-            raise ArgumentError(
-                "criterion",
-                f"{self.name} says itself how many layers go.",
-                "Take block_influence or angular.",
-            )
-
-    def _check_repair(self) -> None:
-        self._check_depth_repair()
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ArgumentError(
-                "damping", f"{self.damping} is negative or endless.", "Give 0.1, or 0 for none."
-            )
-        if self.damping != DAMPING and not (self.reconstruct and "damping" in options_read(self.reconstruct)):
-            raise ArgumentError(
-                "damping",
-                "nothing is solved that it damps.",
-                "Set `reconstruct='least_squares'`, or drop it.",
-            )
-        if self.reconstruct_bias is not None and self.repair is None:
-            raise ArgumentError(
-                "reconstruct_bias", "there is nothing to repair.", "Set `reconstruct`, or drop it."
-            )
-        if self.sequential and self.repair is None:
-            raise ArgumentError("sequential", "there is nothing to repair.", "Set `reconstruct`.")
-        if self.refit_behind and not (self.repair is not None and self.repair.repairs_runs):
-            raise ArgumentError(
-                "refit_behind",
-                "nothing is refitted to states of the whole model.",
-                "Set `reconstruct='least_squares'`, or drop it.",
-            )
-        if self.refit_behind and self.sequential:
-            raise ArgumentError(
-                "sequential",
-                "`refit_behind` repairs one layer after the other anyway.",
-                "Drop one of the two.",
-            )
-        if self.reconstruct_bias and self.repair is not None and not self.repair.adds_bias:
-            raise ArgumentError(
-                "reconstruct_bias", f"{self.reconstruct!r} moves no bias.", "Use 'least_squares' or 'bias'."
-            )
-
-    def _check_depth_repair(self) -> None:
-        """Refuse repairs that know no cut in depth, and ways of working that know no repair of one."""
-        kinds = self.budget.kinds
-        if self.repair is None or all(kind.is_width for kind in kinds):
-            return
-        if not self.repair.repairs_runs:
-            whole = next(kind for kind in kinds if not kind.is_width)
-            raise ArgumentError(
-                "reconstruct",
-                f"{self.reconstruct!r} repairs no removed {whole}.",
-                "Use 'least_squares', or set none.",
-            )
-        if self.sequential:
-            raise ArgumentError(
-                "sequential",
-                "is for widths; removed layers are repaired one after the other anyway.",
-                "Drop it, or take `refit_behind`.",
-            )
-
-    def _check_criterion(self, where: str, asked: CriterionLike) -> None:
-        if not isinstance(asked, str | Mapping | WidthCriterion):
-            raise ArgumentError(
-                where, f"{shown(asked)} is no criterion.", "Give a name, an instance or names with weights."
-            )
-        try:
-            criterion = criterion_of(asked, self.normalize)
-            requests, scored = criterion.requests(), scored_kinds(criterion)
-        except TypeError as error:
-            raise ArgumentError(
-                where, str(error), "Give a name, an instance or names with weights."
-            ) from error
-        kinds = tuple(kind for kind in self.budget.kinds if self.search is None or kind.is_width)
-        unscored = [kind for kind in kinds if kind not in scored]
-        if unscored:
-            raise ArgumentError(
-                where,
-                f"{name_of(asked)} does not score {unscored[0]}.",
-                f"Take {', '.join(criteria_for(kinds))}; or other units.",
-            )
-        if searches(criterion) and (where == "allocation" or isinstance(criterion, Mixture)):
-            raise ArgumentError(
-                where,
-                f"{name_of(asked)}: {NOT_MIXED}",
-                "Let it be the only criterion, or take block_influence.",
-            )
-        if not self.by_block:
-            return
-        if isinstance(criterion, ChoosesRun | Searches):
-            raise ArgumentError(
-                where,
-                f"{name_of(asked)} looks at more than one block at a time.",
-                "Drop `by_block`, or take block_influence.",
-            )
-        if any(request.loss is not None for request in requests):
-            raise ArgumentError(
-                where, "it needs gradients, through the whole model.", "Drop `by_block`, or take wanda or obs."
-            )  # fmt: skip
-        if isinstance(asked, Mapping) and self.normalize in ACROSS_LAYERS:
-            raise ArgumentError(
-                where, f"{self.normalize!r} compares all layers.", "Take `normalize='zscore_layer'` with `by_block`."
+                "criterion", f"{self.name} says itself how many layers go.", "Take block_influence or angular."
             )  # fmt: skip
 
     @property
@@ -436,11 +227,20 @@ class PruneOptions:
         )
 
     @cached_property
+    def repairing(self) -> RepairOptions:
+        """How consumers are refitted."""
+        return RepairOptions(
+            method=self.reconstruct,
+            damping=self.damping,
+            moves_bias=self.reconstruct_bias,
+            sequential=self.sequential,
+            refit_behind=self.refit_behind,
+        )
+
+    @property
     def repair(self) -> Repair | None:
         """What refits the consumers of units that go, if anything does."""
-        if self.reconstruct is None:
-            return None
-        return make_repair(self.reconstruct, damping=self.damping, reconstruct_bias=self.reconstruct_bias)
+        return self.repairing.repair
 
     @cached_property
     def elements(self) -> ElementOptions | None:
@@ -529,18 +329,7 @@ class PruneOptions:
         if self.standardize is not None:
             parts.append(f"standardized by {self.standardize}")
         if self.reconstruct is not None:
-            parts.append(f"repaired by {self.reconstruct}{self._changed_repair()}")
+            parts.append(f"repaired by {self.reconstruct}{self.repairing.changes}")
         if self.steps > 1:
             parts.append(f"in {self.steps} steps")
         return ", ".join(parts)
-
-    def _changed_repair(self) -> str:
-        """Return what of the repair is not as it is by default."""
-        changed = {
-            "damping": None if self.damping == DAMPING else self.damping,
-            "bias": self.reconstruct_bias,
-            "sequential": self.sequential or None,
-            "refit_behind": self.refit_behind or None,
-        }
-        named = ", ".join(f"{name}={value}" for name, value in changed.items() if value is not None)
-        return f" ({named})" if named else ""
