@@ -1,6 +1,5 @@
 """The command `compare`: which criterion suits a model and its data, before anything is saved."""
 
-import re
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -13,7 +12,7 @@ from rich.console import RenderableType
 from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.cli.prune import CALIBRATION, PLACE, calibration_text
+from sparse_trainer.cli.shared import CALIBRATION, PLACE, Overwrite, calibration_text, criteria_of
 from sparse_trainer.cli.tables import table
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.fields import check_counts
@@ -32,8 +31,6 @@ from sparse_trainer.run.pictures import check_drawing
 from sparse_trainer.run.prune_folder import read_calibration
 from sparse_trainer.run.together import check_alone
 
-_COMMA = re.compile(r",(?![^()]*\))")
-"""Commas in brackets belong to the options of a criterion."""
 PRUNING = Fields(
     PruneSection,
     "Budget",
@@ -62,13 +59,13 @@ def compare_command(
     place: Annotated[Values, PLACE],
     out: Annotated[Path | None, typer.Option(help="Folder for a table and a picture.")] = None,
     pictures: Annotated[bool, typer.Option(help="Draw as PNG what is written as CSV.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Prune by several criteria on one pass over the text; show what each costs on text held out. Nothing is saved."""
     source, text = made(SourceOptions, name_or_path=model, **place), calibration_text(calibration)
-    names = [name.strip() for name in _COMMA.split(criteria) if name.strip()]
+    names = criteria_of(criteria)
     prunings = [made(PruneSection, criterion=name, **pruning) for name in names]
     with redirect_stdout(sys.stderr):
         check_alone("compare")

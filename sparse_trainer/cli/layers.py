@@ -1,6 +1,5 @@
 """The command `layers`: every criterion of depth side by side, and a study of how important layers are."""
 
-import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,7 +12,7 @@ from patchers.units import LAYERS
 from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.options import Values, expanded, made, per_kind
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.cli.prune import CALIBRATION, PLACE, calibration_text
+from sparse_trainer.cli.shared import CALIBRATION, PLACE, Overwrite, calibration_text, criteria_of
 from sparse_trainer.cli.tables import table
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.replace import check_target
@@ -31,9 +30,6 @@ from sparse_trainer.run.options import SourceOptions
 from sparse_trainer.run.pictures import check_drawing
 from sparse_trainer.run.prune_folder import read_calibration
 from sparse_trainer.run.together import check_alone
-
-_COMMA = re.compile(r",(?![^()]*\))")
-"""Commas in brackets belong to the options of a criterion."""
 
 
 @expanded
@@ -57,13 +53,13 @@ def layers_command(
     calibration: Annotated[Values, CALIBRATION],
     place: Annotated[Values, PLACE],
     pictures: Annotated[bool, typer.Option(help="Draw as PNG what is written as CSV.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Show what every criterion of depth says of each layer, and which it would take. Nothing is cut."""
     source, text = made(SourceOptions, name_or_path=model, **place), calibration_text(calibration)
-    names = None if criteria is None else [name for name in _COMMA.split(criteria) if name.strip()]
+    names = None if criteria is None else criteria_of(criteria)
     with redirect_stdout(sys.stderr):
         check_alone("layers")
         check_target(out, overwrite=overwrite, ours=TABLE)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.folders.exports import EXPORTS
+from sparse_trainer.cli.shared import Export, Overwrite
 from sparse_trainer.run.cut_folder import compact_folder
 
 
@@ -24,11 +24,11 @@ def optimize_command(
     plan: Annotated[
         Path | None, typer.Option(help="Cut a model by this plan; a folder is cut without loading it whole.")
     ] = None,
-    export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
+    export: Export = "auto",
     base_model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the model below an adapter; default: as it says.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:

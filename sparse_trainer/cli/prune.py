@@ -11,12 +11,11 @@ from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
+from sparse_trainer.cli.shared import CALIBRATION, PLACE, RESULT, Export, Overwrite, calibration_text
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
-from sparse_trainer.errors import ArgumentError
-from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.one_shot.elements.registry import ELEMENT_CRITERIA
 from sparse_trainer.one_shot.repairs.registry import REPAIRS
-from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions
+from sparse_trainer.run.options import PruneSection, SourceOptions
 from sparse_trainer.run.prune_folder import prune_folder
 
 CRITERIA = Fields(
@@ -63,19 +62,6 @@ TIME = Fields(
     latency_runtime="eager or compile.",
     latency_table="Times in a file: of `sparse-trainer timing`, or .csv of another device; default: measured.",
 )
-CALIBRATION = Fields(
-    CalibrationOptions,
-    "Calibration",
-    unset=True,
-    source="wikitext2, c4, boolq, ... or a local file.",
-    file="Stands in for the data set on the hub.",
-    samples="Sequences; default: 128.",
-    length="Tokens per sequence; default: 512.",
-    seed="Which sequences are drawn; default: 42.",
-    batch_size="Sequences per forward pass; default: 8.",
-    text_columns="Of a table whose rows stand by themselves; may be repeated.",
-    chat_template="Put the text into the chat template.",
-)
 BY_BLOCK = Fields(PruneSection, "Calibration", by_block="One block at a time on the device: less memory.")
 REPAIR = Fields(
     PruneSection,
@@ -85,13 +71,6 @@ REPAIR = Fields(
     damping="Of least squares.",
     sequential="Repair layer by layer.",
     refit_behind="Refit layer after layer to the states of the whole model.",
-)
-RESULT = "Result"
-PLACE = Fields(
-    SourceOptions,
-    RESULT,
-    dtype="auto (as stored), float32, bfloat16, float16.",
-    device="cpu, cuda, ...; default: an accelerator where there is one.",
 )
 
 
@@ -103,15 +82,11 @@ def prune_command(
     pruning: Annotated[Values, CRITERIA, BUDGET, TIME, SEARCH, BY_BLOCK, REPAIR],
     calibration: Annotated[Values, CALIBRATION],
     place: Annotated[Values, PLACE],
-    export: Annotated[
-        str, typer.Option(help=f"One of {', '.join(EXPORTS)}.", rich_help_panel=RESULT)
-    ] = "auto",
+    export: Export = "auto",
     pictures: Annotated[
         bool, typer.Option(help="Draw scores and widths, and write them as CSV.", rich_help_panel=RESULT)
     ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier result.", rich_help_panel=RESULT)
-    ] = False,
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -134,17 +109,3 @@ def prune_command(
         "files": {what: str(path) for what, path in files.items()},
     }
     print_result(as_json, facts, show.pruned_lines(folder, plan, files))
-
-
-def calibration_text(given: Values) -> CalibrationOptions | None:
-    """Return what is to be read, None where nothing is.
-
-    Raises:
-        ArgumentError: How to read it is said, but not what.
-    """
-    if not given:
-        return None
-    source = given.get("source", given.get("file"))
-    if source is None:
-        raise ArgumentError(min(given), "there is no calibration text.", "Set `calibration`, or drop it.")
-    return made(CalibrationOptions, **{**given, "source": source})

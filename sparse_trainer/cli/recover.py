@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.folders.exports import EXPORTS
+from sparse_trainer.cli.shared import PLACE, Export, Overwrite
 from sparse_trainer.run.options import SourceOptions
 from sparse_trainer.run.recover_folder import recover_folder
 from sparse_trainer.run.recovery_options import RecoveryOptions
@@ -49,12 +49,6 @@ DURATION = Fields(
     tokens="Most tokens.",
     minutes="Most minutes of training.",
 )
-PLACE = Fields(
-    SourceOptions,
-    "Result",
-    dtype="auto (as stored), float32, bfloat16, float16.",
-    device="cpu, cuda, ...; default: an accelerator where there is one.",
-)
 
 
 @expanded
@@ -69,8 +63,8 @@ def recover_command(
     ] = None,
     save_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    export: Export = "auto",
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:

@@ -9,19 +9,12 @@ import typer
 from rich.console import RenderableType
 
 from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.options import Fields, Values, expanded, made
+from sparse_trainer.cli.options import Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
+from sparse_trainer.cli.shared import PLACE, Export, Overwrite
 from sparse_trainer.cut.vocabulary.trim import Trimmed
-from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.run.options import SourceOptions, VocabularyOptions
 from sparse_trainer.run.vocabulary import trim_folder
-
-PLACE = Fields(
-    SourceOptions,
-    "Result",
-    dtype="auto (as stored), float32, bfloat16, float16.",
-    device="cpu, cuda, ...; default: an accelerator where there is one.",
-)
 
 
 @expanded
@@ -34,8 +27,8 @@ def trim_vocabulary_command(
     ],
     keep_minimum_count: Annotated[int, typer.Option(help="How often a token has to occur to stay.")] = 1,
     place: Annotated[Values, PLACE],
-    export: Annotated[str, typer.Option(help=f"One of {', '.join(EXPORTS)}.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    export: Export = "auto",
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
