@@ -9,6 +9,7 @@ from sparse_trainer.errors import SparseTrainerError as SparseTrainerError
 from sparse_trainer.folders.exports import register_export as register_export
 from sparse_trainer.folders.load import load_pruned as load_pruned
 from sparse_trainer.folders.save import save_pruned as save_pruned
+from sparse_trainer.one_shot.kv_merge import merge_kv_heads as merge_kv_heads
 from sparse_trainer.one_shot.prune import prune as prune
 from sparse_trainer.tasks.registry import register_task as register_task
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments as SparseTrainingArguments

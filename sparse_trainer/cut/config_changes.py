@@ -161,26 +161,34 @@ def head_changes(config: PreTrainedConfig, cut: Cut) -> Iterator[tuple[Change, l
             [g for g in structure.of([HEADS]) if (g.stack, inner_name(g)) == (stack, inner)]
             for structure in (cut.before, cut.after)
         )
-        widths = {(g.num_units, g.consumer_slice.width) for g in new}
-        if len(widths) != 1 or not old or (old[0].num_units, old[0].consumer_slice.width) in widths:
+        sizes = {_size_of(g) for g in new}
+        if len(sizes) != 1 or not old or _size_of(old[0]) in sizes:
             continue
-        units, width = widths.pop()
+        units, width, is_shared = sizes.pop()
         weights = [f"{s.path}.weight" for g in new for s in g.slices]
         for part in configs_of(config):
-            change = _heads_in(part, old[0], units, width)
+            change = _heads_in(part, old[0], units, width, 1 if is_shared else units)
             if change:
                 yield change, weights
 
 
-def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int) -> Change:
-    """Return the change of one config to `units` with `width` features each; empty where it counts other heads."""
+def _size_of(group: Group) -> tuple[int, int, bool]:
+    """Return units, features of one, and whether one KV head serves all: then queries are the units, without values."""
+    shared = not any(s.is_value for s in group.slices)
+    return group.num_units, group.consumer_slice.width, shared
+
+
+def _heads_in(part: PreTrainedConfig, old: Group, units: int, width: int, groups: int) -> Change:
+    """Return the change of one config to `units` with `width` features each; empty where it counts other heads.
+
+    Args:
+        groups: KV heads that are left.
+    """
     name = next((n for n in NUM_HEADS_FIELDS if isinstance(vars(part).get(n), int)), None)
     if name is None or vars(part)[name] % old.num_units:
         return []
     head_dim = old.consumer_slice.width // (vars(part)[name] // old.num_units)
     left = units * width // head_dim
-    # With one KV group left, its query heads are the units.
-    groups = 1 if old.consumer_slice.width > width else units
     change: Change = [(part, name, left)]
     change += [(part, field, groups) for field in NUM_KV_HEADS if vars(part).get(field) == old.num_units]
     return change + [(part, field, head_dim) for field in HEAD_DIM if field in vars(part)]

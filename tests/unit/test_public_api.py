@@ -17,6 +17,7 @@ PUBLIC_NAMES = [
     "SparseTrainingArguments",
     "discover",
     "load_pruned",
+    "merge_kv_heads",
     "optimize_model",
     "prune",
     "register_criterion",

@@ -189,11 +189,11 @@ def take_over(
     norms = _norms_between(model, found, chosen, batches)
     walk = iter(cut)
     while groups := _next(model, walk, decision):
-        wanted = _wanted(whole, [by_group[group.name] for group in groups], norms)
+        wanted = wanted_states(whole, [by_group[group.name] for group in groups], norms)
         for group, request in zip(groups, wanted, strict=True):
             with _closed(model, decision):
                 target = cut.collect([group], [request]).of(request)[group.consumer]
-            _refit(model, group, decision.keep, target, damping, bias)
+            refit_to_target(model, group, decision.keep, target, damping, bias)
 
 
 def _next(model: Any, walk: Iterator[tuple[Group, ...]], decision: Decision) -> tuple[Group, ...] | None:
@@ -221,7 +221,7 @@ def _norms_between(
     return {g.consumer: norms[g.consumer] for g in own if g.block in closing and g.consumer in norms}
 
 
-def _wanted(whole: Blockwise, chosen: Sequence[Heir], norms: Mapping[str, str]) -> list[StateTargets]:
+def wanted_states(whole: Blockwise, chosen: Sequence[Heir], norms: Mapping[str, str]) -> list[StateTargets]:
     """Return what the whole model has at places of one block: passes over blocks of it, none of them refitted yet."""
     own = {heir.group.name: _request_of(heir, norms) for heir in chosen}
     between = {request for request in own.values() if request is not None}
@@ -247,7 +247,7 @@ def _request_of(heir: Heir, norms: Mapping[str, str]) -> StatesBetween | None:
 
 
 @torch.no_grad()
-def _refit(
+def refit_to_target(
     model: Any,
     group: Group,
     keep: Mapping[str, Tensor],
