@@ -55,8 +55,15 @@ class ConcreteGate(Gate):
         """Return z in training mode, the mask in evaluation mode, shape [U]."""
         assert self.score_U is not None
         if not self.training:
-            return self.keep_U
+            return super().value()
         return torch.sigmoid((self.score_U + self.noise_U) / BETA).mul(HIGH - LOW).add(LOW).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def start(self, odds_U: Tensor) -> None:
+        """Let the gate be open with these log-odds."""
+        assert self.score_U is not None
+        self.score_U.copy_(odds_U - SHIFT)
+        self.clamp()
 
     @torch.no_grad()
     def clamp(self) -> None:

@@ -18,6 +18,7 @@ from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.selectors import AnySelector
 from sparse_trainer.budget.standardize import STANDARDIZERS, fitting
 from sparse_trainer.budget.ties import tied, warn_of_ties, warn_of_whole_groups
+from sparse_trainer.criteria.calibration.base import Evidence
 from sparse_trainer.criteria.scores import check_scores
 from sparse_trainer.criteria.training.base import (
     Calibrates,
@@ -27,7 +28,9 @@ from sparse_trainer.criteria.training.base import (
     Penalizes,
     Penalty,
     ReadsGradients,
+    StartsAt,
 )
+from sparse_trainer.criteria.training.start import start_scores
 from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.record import remember_request
 from sparse_trainer.cut.speed import Timed
@@ -71,7 +74,8 @@ class GateDriver:
         self._normalizer = self.budget.standardize or fitting(self.criterion.standardize, kinds)
         self._follow()
         self._scores()
-        self.wants_calibration = isinstance(self.criterion, Calibrates) and bool(self.criterion.requests())
+        reads = isinstance(self.criterion, Calibrates) and bool(self.criterion.requests())
+        self.wants_calibration = reads or options.start is not None
         """Whether scores are still to be taken on a calibration set."""
         self._forget()
 
@@ -146,11 +150,18 @@ class GateDriver:
         return groups
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
-        if not isinstance(self.criterion, Calibrates):
-            return
-        statistics = collect(self.model, self.structure, batches, self.criterion.requests())
-        self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
+        """Take the scores of a criterion of one-shot pruning, or those that others start at, from a calibration set."""
+        start = self.options.start
+        if start is not None and isinstance(self.criterion, StartsAt):
+            statistics = collect(self.model, self.structure, batches, start.requests())
+            evidence = Evidence(model=self.model, structure=self.structure, statistics=statistics)
+            constraints = self.selector.constraints
+            start_scores(
+                self.criterion, start, evidence, self.gates, costs=self.costs, constraints=constraints
+            )
+        elif isinstance(self.criterion, Calibrates):
+            statistics = collect(self.model, self.structure, batches, self.criterion.requests())
+            self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
         self.wants_calibration = False
 
     def begin(self, total_steps: int, step: int, warmup_steps: int) -> None:

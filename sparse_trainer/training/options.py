@@ -9,6 +9,7 @@ from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.budget.stages import Stages
 from sparse_trainer.criteria.training.base import TrainingCriterion
+from sparse_trainer.criteria.training.one_shot import OneShot
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.training.protect import Protection
 
@@ -33,6 +34,8 @@ class GateOptions:
     """Of learned scores, unless the criterion has a rate of its own."""
     scale_learning_rate: float | None
     """Of the scales beside the gates; None = there are none."""
+    start: OneShot | None
+    """Where learned scores start; None = where the criterion lets them."""
     protection: Protection | None
 
     @property

@@ -284,7 +284,7 @@ class SparseTrainer:
         with torch.random.fork_rng():
             self.coordinator.calibrate(self._batches_of(rows))
         for gate in self.coordinator.gates.values():
-            for score_U in gate.buffers():
+            for score_U in (*gate.buffers(), *(p.data for p in gate.parameters())):
                 broadcast(score_U)
 
     def _batches_of(self, rows: Any) -> Iterator[dict[str, Any]]:

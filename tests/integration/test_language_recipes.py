@@ -15,7 +15,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.fine_pruning import FinePruningJob, prepare_fine_pruning
 from sparse_trainer.run.pipeline import run
-from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.stages import PRUNED, State
@@ -157,6 +157,18 @@ def test_a_causal_model_is_cut_saved_and_writes_the_same(kind: str, text: Path, 
     assert state.reloaded.samples == 2 * 32  # a prediction per token of as many blocks as are compared
     assert state.comparison is not None
     assert "%" not in state.comparison.rows()[1][1]
+
+
+def test_gates_and_scales_learn_on_a_frozen_model(text: Path, tmp_path: Path) -> None:
+    model = write_language_model("llama", tmp_path / "llama")
+    state = finished(recipe_of("llama-gates", tmp_path, model, text, "data.max_length=32"))
+    check_folder(state)
+    dense, pruned = (state.models[name].state_dict() for name in (DENSE, PRUNED))
+    same = [name for name in pruned if dense[name].shape == pruned[name].shape]
+    assert any("norm" in name for name in same)
+    assert all(torch.equal(dense[name], pruned[name]) for name in same)
+    kept = [layer.mlp.down_proj.in_features for layer in state.models[PRUNED].model.layers]
+    assert sum(kept) == 40
 
 
 def test_the_lines_that_a_run_prints_write_text(text: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.load import load_patched
 from tests.architectures.tiny import tiny_model
 from tests.fixtures.compact_models import batch, logits, perturbed, tiny
-from tests.fixtures.oneshot_models import MODELS, model_of
+from tests.fixtures.oneshot_models import MODELS, calibration, model_of
 from tests.fixtures.training import quiet_model, sparse_args, trainer
 
 FROZEN = ("frozen-movement", "frozen-l0", "scales")
@@ -164,6 +164,10 @@ def test_only_units_that_a_weight_reads_take_scales() -> None:
         ({"freeze_weights": True, "preset": "hybrid"}, "freeze_weights: goes with gates"),
         ({"learn_scales": True, "preset": "hybrid"}, "learn_scales: goes with gates"),
         ({"learn_scales": True, "units": ["layers"]}, "learn_scales: no weight reads layers"),
+        ({"start_scoring": "taylor"}, "start_scoring: taylor scores while a model trains"),
+        ({"start_scoring": "fischer"}, "start_scoring: .*'fischer'"),
+        ({"start_scoring": "fisher", "scoring": "wanda"}, "start_scoring: the scores of wanda start"),
+        ({"start_scoring": "wanda", "units": ["layers"]}, "start_scoring: wanda does not score layers"),
         ({"scale_learning_rate": 0.1}, "scale_learning_rate: no scale is learned"),
         ({"learn_scales": True, "scale_learning_rate": 0.0}, "scale_learning_rate: 0.0 is not positive"),
     ],
@@ -188,9 +192,44 @@ def test_adapters_are_not_frozen_by_mistake() -> None:
         ModelPatchingCoordinator(SparseTrainingArguments(freeze_weights=True)).patch_model(model)
 
 
+@pytest.mark.parametrize("scoring", ["movement", "l0"])
+@pytest.mark.parametrize("options", [{}, {"scope": "layer"}, {"density": {"heads": 0.75, "channels": 0.5}}])
+def test_scores_start_in_the_order_of_a_one_shot_criterion(scoring: str, options: dict[str, Any]) -> None:
+    model = model_of("llama")
+    batches = calibration(model)
+    kept = {}
+    for name, start in (("fisher", None), (scoring, "fisher")):
+        patched = copy.deepcopy(model).train()
+        arguments = SparseTrainingArguments(scoring=name, start_scoring=start, **options)
+        coordinator = ModelPatchingCoordinator(arguments)
+        coordinator.patch_model(patched)
+        assert coordinator.wants_calibration
+        with pytest.raises(ArgumentError, match="has seen none"):
+            coordinator.begin(10)
+        coordinator.calibrate(batches)
+        coordinator.begin(10)
+        coordinator.step(10)
+        kept[name] = coordinator.pruner.decided()
+    for name, keep_U in kept["fisher"].items():
+        assert torch.equal(keep_U, kept[scoring][name]), name
+    assert not all(bool(keep_U.all()) for keep_U in kept[scoring].values())
+
+
+def test_odds_expect_what_the_budget_allows() -> None:
+    model = model_of("llama")
+    arguments = sparse_args("frozen-l0", density=0.4)
+    coordinator = ModelPatchingCoordinator(arguments)
+    coordinator.patch_model(model)
+    coordinator.calibrate(calibration(model))
+    coordinator.begin(10)
+    penalty = coordinator.pruner.budget_penalty
+    scores = {name: gate.score_U for name, gate in coordinator.gates.items()}
+    assert float(penalty.expected(coordinator.gates)(scores).detach()) == pytest.approx(0.4, abs=0.06)
+
+
 def test_gates_stay_learnable_where_something_freezes_all() -> None:
     model = tiny()
-    coordinator = ModelPatchingCoordinator(sparse_args("frozen-l0"))
+    coordinator = ModelPatchingCoordinator(sparse_args("frozen-l0", start_scoring=None))
     coordinator.patch_model(model)
     frozen = copy.deepcopy([name for name, p in model.named_parameters() if not p.requires_grad])
     model.requires_grad_(False)

@@ -103,6 +103,18 @@ class FollowsSchedule(Protocol):
 
 
 @runtime_checkable
+class StartsAt(Protocol):
+    """Can let its learned scores start where a criterion of one-shot pruning says."""
+
+    def start(self, gates: Gates, odds: Mapping[str, Tensor]) -> None:
+        """Set the scores.
+
+        Args:
+            odds: Log-odds, shape [U], by group name: above 0 what would stay, below 0 what would go.
+        """
+
+
+@runtime_checkable
 class OwnSchedule(Protocol):
     """Tightens the budget in a way of its own."""
 

@@ -215,6 +215,12 @@ class L0:
         return {name: gate.score_U + SHIFT for name, gate in gates.items() if gate.score_U is not None}
 
     @torch.no_grad()
+    def start(self, gates: Gates, odds: Mapping[str, Tensor]) -> None:
+        """Set alpha so that a gate is not closed with these odds, within reach of its gradient."""
+        for name, gate in gates.items():
+            _concrete(gate).start(odds[name])
+
+    @torch.no_grad()
     def advance(self, gates: Gates, progress: float, schedule: Schedule) -> None:
         """Draw the noise of the next step; keep gates open before, and as selected after, the time of learning."""
         concrete = [_concrete(gate) for gate in gates.values()]

@@ -5,9 +5,11 @@ score is a parameter; the mask is the top of the scores under the budget; the gr
 dL/dS_u = sum over the unit's consumer weights of W * dL/dW.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from patchers.patching.gates import Gate
@@ -32,3 +34,10 @@ class Movement:
     def scores(self, model: nn.Module, structure: Structure, gates: Gates) -> dict[str, Tensor]:
         """Return the learned scores."""
         return {name: gate.score_U for name, gate in gates.items() if gate.score_U is not None}
+
+    @torch.no_grad()
+    def start(self, gates: Gates, odds: Mapping[str, Tensor]) -> None:
+        """Set the scores, which the optimizer moves by about its learning rate per step."""
+        for name, gate in gates.items():
+            if gate.score_U is not None:
+                gate.score_U.copy_(odds[name])

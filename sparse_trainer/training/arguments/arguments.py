@@ -90,6 +90,7 @@ class SparseTrainingArguments(
             check_units(options, self.blending)
             self.check_scaled(options.kinds)
             check_staged(options)
+            self.check_start(options.criterion, self.scoring, options.kinds)
         else:
             check_mask_options(options, changed_fields(self))
             check_one_budget(self.stages)
@@ -187,5 +188,6 @@ class SparseTrainingArguments(
             stages=self.stages,
             score_learning_rate=self.score_learning_rate,
             scale_learning_rate=self.scale_learning_rate if self.learn_scales else None,
+            start=self.start,
             protection=self.protection,
         )
