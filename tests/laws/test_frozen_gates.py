@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel, TrainingArguments
 
 from patchers.discovery.discover import discover
 from patchers.patching.gates import Gate
-from patchers.patching.patch import gates_by_group, patch
+from patchers.patching.patch import gates_by_group, gates_of, patch
 from patchers.patching.scales import fold_scales, takes_scales
 from patchers.units import KINDS, Group
 from sparse_trainer.cut.optimize import optimize_model
@@ -21,10 +21,11 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.load import load_patched
+from sparse_trainer.training.trainer import PruningTrainer
 from tests.architectures.tiny import tiny_model
 from tests.fixtures.compact_models import batch, logits, perturbed, tiny
 from tests.fixtures.oneshot_models import MODELS, calibration, model_of
-from tests.fixtures.training import quiet_model, sparse_args, trainer
+from tests.fixtures.training import quiet_model, rows, sparse_args, trainer
 
 FROZEN = ("frozen-movement", "frozen-l0", "scales")
 
@@ -183,6 +184,32 @@ def test_scales_that_are_no_numbers_stop_a_training() -> None:
     next(iter(coordinator.gates.values())).scale_U.data.fill_(torch.nan)
     with pytest.raises(NonFiniteError, match="scales are NaN"):
         coordinator.check_finite()
+
+
+def test_scales_alone_make_up_for_an_earlier_cut(tmp_path: Path) -> None:
+    dense = trainable("llama")
+    pruned = copy.deepcopy(dense)
+    ModelPatchingCoordinator(sparse_args("magnitude")).patch_model(pruned)
+    for gate in gates_of(pruned).values():
+        gate.set_keep(torch.arange(gate.keep_U.numel()) % 2 == 0)
+    pruned = optimize_model(pruned).train()
+    sizes = {name: p.shape for name, p in pruned.named_parameters()}
+    arguments = SparseTrainingArguments(density=1.0, freeze_weights=True, learn_scales=True)
+    assert not arguments.prunes_nothing
+    run = PruningTrainer(
+        model=pruned,
+        args=TrainingArguments(
+            str(tmp_path), max_steps=4, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True
+        ),
+        sparse_args=arguments,
+        teacher=dense,
+        train_dataset=rows(),
+    )
+    run.train()
+    expected = logits(pruned.eval())
+    scaled_model = optimize_model(pruned)
+    assert {name: p.shape for name, p in scaled_model.named_parameters()} == sizes
+    torch.testing.assert_close(logits(scaled_model), expected, rtol=0, atol=1e-9)
 
 
 def test_adapters_are_not_frozen_by_mistake() -> None:

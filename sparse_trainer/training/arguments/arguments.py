@@ -115,7 +115,8 @@ class SparseTrainingArguments(
     @property
     def prunes_nothing(self) -> bool:
         """Whether all stays as it is: a mistake, except to try something else."""
-        return not self.uses_masks and not self.cheaper_layers and keeps_all(self.budget.density)
+        changes = self.uses_masks or self.cheaper_layers or self.learn_scales
+        return not changes and keeps_all(self.budget.density)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
