@@ -76,6 +76,7 @@ class TargetCollector:
         self._pass = 0
         self._probing = False
         self._x: Tensor | None = None
+        self._dtype = torch.float32
         self._moments: RunningMoments | None = None
         self._sums: tuple[Tensor, Tensor] | None = None
         self._tokens: Tensor | int = 0
@@ -110,7 +111,7 @@ class TargetCollector:
     def _read(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._probing:
             return output + _probe(output)
-        self._x = args[0].detach()
+        self._x, self._dtype = args[0].detach(), output.dtype
         return None
 
     @torch.no_grad()
@@ -151,7 +152,9 @@ class TargetCollector:
         largest = float(state.abs().amax()) + (
             0.0 if self._added is None else float(self._added.abs().amax())
         )
-        tolerance = 0.02 + 8 * torch.finfo(state.dtype).eps * largest
+        # Under autocast the linear is coarser than the states.
+        eps = max(torch.finfo(dtype).eps for dtype in (state.dtype, self._dtype))
+        tolerance = 0.02 + 8 * eps * largest
         if moved.shape != added.shape or float((moved - added).abs().amax()) > tolerance:
             raise UnsupportedModelError(
                 self.path,

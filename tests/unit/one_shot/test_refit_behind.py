@@ -201,6 +201,14 @@ def test_what_cannot_be_followed_is_refused(
         )
 
 
+def test_under_autocast_linears_are_coarser_than_states() -> None:
+    model, batches = model_of("llama").float(), text(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        repaired = pruned_by(model, batches, reconstruct="least_squares")
+        behind = pruned_by(model, batches, reconstruct="least_squares", refit_behind=True)
+    assert error(model, behind, text(9, 4)) < error(model, repaired, text(9, 4))
+
+
 def test_too_short_a_text_is_refused() -> None:
     short = [{"input_ids": text(0, 1)[0]["input_ids"][:1, :4]}]
     with pytest.raises(DataError, match="calibration tokens"):
