@@ -61,6 +61,11 @@ class Decision:
         return tuple(g for g in self.structure.groups if g.name in self.keep)
 
     @property
+    def scored(self) -> tuple[Group, ...]:
+        """The groups of them that a criterion scored: not layers that a search tried."""
+        return tuple(g for g in self.groups if g.name in self.scores)
+
+    @property
     def reaches_heads(self) -> bool:
         """Whether task heads are cut too: they read hidden features."""
         return bool(self.structure.of([HIDDEN]))

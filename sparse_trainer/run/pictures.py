@@ -78,7 +78,7 @@ def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
     rows = (
         [number, group.name, group.kind, group.layer, unit, score, int(keep)]
         for number, decision in enumerate(decisions, start=1)
-        for group in decision.groups
+        for group in decision.scored
         for unit, (score, keep) in enumerate(
             zip(decision.scores[group.name].tolist(), decision.keep[group.name].tolist(), strict=True)
         )
@@ -175,7 +175,7 @@ def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
     """Return the scores, as they were compared, and the kept flags of all units of each kind, both of shape [N]."""
     scores = decision.compared or decision.scores
     groups: dict[str, list[str]] = {}
-    for group in decision.groups:
+    for group in decision.scored:
         groups.setdefault(group.kind, []).append(group.name)
     return {
         kind: (

@@ -31,9 +31,12 @@ from sparse_trainer.run.recipes.shipped import read_sections, shipped
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 ALL = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
-OF_WEIGHTS = [name for name in ALL if load_recipe(name).prunings[-1].elements is not None]
+PRUNINGS = {name: load_recipe(name, ["model.name_or_path=MODEL"]).prunings for name in ALL}
+OF_WEIGHTS = [name for name in ALL if PRUNINGS[name][-1].elements is not None]
 OF_UNITS = [name for name in ALL if name not in OF_WEIGHTS]
-DEPTH = [name for name in OF_UNITS if LAYERS in load_recipe(name).prunings[0].budget.kinds]
+DEPTH = [
+    name for name in OF_UNITS if LAYERS in PRUNINGS[name][0].budget.kinds and PRUNINGS[name][0].search is None
+]
 ELSEWHERE = (
     "llava-afr",
     "llava-afr-towers",
