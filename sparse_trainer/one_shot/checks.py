@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from patchers.modeling_pruned import base_of
 from patchers.patching.merging import has_adapters
 from patchers.patching.patch import is_patched
 from patchers.units import CHANNELS, HEADS, LAYERS, WIDTH_KINDS, Structure
@@ -17,7 +18,7 @@ from sparse_trainer.criteria.calibration.scorable import check_scorable
 from sparse_trainer.criteria.weights import check_weights
 from sparse_trainer.cut.decide import found_in
 from sparse_trainer.cut.record import plan_of
-from sparse_trainer.errors import UnsupportedModelError
+from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.one_shot.elements.mask import check_maskable
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress
@@ -89,6 +90,10 @@ def layers_left(prunings: Sequence[PruneOptions], shape: PreTrainedModel) -> int
 
 def _units_of(options: PruneOptions, model: Any) -> tuple[Structure, Structure]:
     """Return all that is found in a model, and the part that may be pruned; a model without numbers will do."""
+    if options.pooling is not None and base_of(model) is not model:
+        raise ArgumentError(
+            "pooling", f"{type(model).__name__} has a head, whose output is compared.", "Drop it."
+        )
     found = found_in(model)
     if options.elements is not None:
         structure = prunable(model, found, (HEADS, CHANNELS), options.protect, options.include)

@@ -28,6 +28,7 @@ from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.plan.document import PLAN_FILE, Plan
+from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.run.lora import merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
@@ -39,7 +40,7 @@ from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_mode
 from sparse_trainer.run.task_data import example_inputs
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import from_first, is_first, together
-from sparse_trainer.run.trainings import bare_model, dense_trainer, trained_whole
+from sparse_trainer.run.trainings import dense_trainer, trained_whole
 from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments

@@ -25,10 +25,11 @@ from sparse_trainer.errors import (
 )
 from sparse_trainer.folders.configs import first_line
 from sparse_trainer.plan.document import Plan, Recovered
+from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.run.lora import check_peft, merged
 from sparse_trainer.run.options import SourceOptions, Tell
 from sparse_trainer.run.recovery_options import RecoveryOptions
-from sparse_trainer.run.trainings import bare_model, dense_trainer
+from sparse_trainer.run.trainings import dense_trainer
 from sparse_trainer.tasks.base import Prepared
 from sparse_trainer.tasks.language.causal_model import check_causal, check_foretells
 from sparse_trainer.tasks.language.token_losses import PERPLEXITY

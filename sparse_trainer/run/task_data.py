@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PrinterCallback
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.errors import CheckpointError, DataError
 from sparse_trainer.inputs.labels import IGNORED, is_read_shifted, without_labels
+from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.run.options import CalibrationOptions
-from sparse_trainer.run.trainings import bare_model
 from sparse_trainer.tasks.base import Prepared, Task
 
 _BATCH = 64

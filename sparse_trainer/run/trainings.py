@@ -3,9 +3,10 @@
 import copy
 from typing import Any
 
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from patchers.patching.shards import copy_whole
+from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.training.checkpoint import is_over
 from sparse_trainer.training.sharding import is_fsdp
 
@@ -32,14 +33,3 @@ def trained_whole(trainer: Trainer, checkpoint: str | None) -> Any:
     shared: Any = trainer.model
     copy_whole(shared, whole)
     return whole
-
-
-def bare_model(trainer: Trainer, model: PreTrainedModel) -> PreTrainedModel:
-    """Take off the mixed-precision wrapper that accelerate leaves on the model: it would be timed and compared, too.
-
-    Its mark goes as well: accelerate 1.15 gives a marked model no wrapper, so that the next Trainer, whatever its
-    `bf16`, would train it without autocast.
-    """
-    bare: PreTrainedModel = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    vars(bare).pop("_is_accelerate_prepared", None)
-    return bare

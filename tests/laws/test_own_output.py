@@ -20,6 +20,7 @@ from patchers.patching.gates import Gate
 from patchers.patching.patch import patch, unpatch
 from patchers.units import CHANNELS, HEADS
 from sparse_trainer.architectures.perturb import perturb
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.one_shot.search.divergence import DenseOutput
@@ -162,6 +163,13 @@ def test_a_model_without_labels_is_pruned_the_same_however_it_is_padded(
     assert cut[0][1].groups == cut[1][1].groups
     for one, other in zip(cut[0][0].parameters(), cut[1][0].parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_pooling_beside_a_head_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="has a head"):
+        prune(model_with("classes"), [padded()], pooling="mean")
+    with pytest.raises(ArgumentError, match="pooling"):
+        prune(model_with("texts"), [padded()], pooling="sum")
 
 
 def test_labels_count_where_there_are_some() -> None:
