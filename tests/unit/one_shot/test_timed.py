@@ -218,3 +218,20 @@ def test_options_that_cannot_be_meant(options: Mapping[str, Any], named: str) ->
 def test_a_file_that_is_not_there_is_told(phone: str) -> None:
     with pytest.raises(SparseTrainerError, match=r"none\.csv"):
         prune(large(), criterion="magnitude", speedup=2.0, latency_table="none.csv")
+
+
+def test_layers_and_widths_are_searched_for_in_time(phone: str) -> None:
+    model = large()
+    plan = prune(
+        model,
+        calibration(model),
+        criterion="magnitude",
+        search="dp",
+        levels=2,
+        units=["channels", "layers"],
+        latency_table=phone,
+        speedup=1.8,
+    )[1]
+    reached = 1e3 * seconds(phone, model, plan)
+    assert 0.85 * DENSE / 1.8 <= reached <= DENSE / 1.8 + 1e-6
+    assert any(g["kind"] == "layers" and not g["keep"] for g in plan.groups.values())
