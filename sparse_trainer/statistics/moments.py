@@ -63,7 +63,7 @@ class MomentSums:
     def second_II(self) -> Tensor:
         """Return E[x x^T]."""
         assert self.centred_II is not None
-        return self.centred_II.double() + torch.outer(self.mean_I, self.mean_I)
+        return torch.addr(self.centred_II.double(), self.mean_I.double(), self.mean_I.double())
 
 
 @final
@@ -135,7 +135,9 @@ class RunningMoments:
         else:
             count, sum_I = weighted_N.sum(dtype=self.count.dtype), weighted_N @ x_NI
         mean_I = sum_I / _divisor(count).to(x_NI.dtype)
-        centred_NI = x_NI - mean_I
+        # The last row is what the means differ by: one product brings both.
+        rows_NI = x_NI.new_empty(len(x_NI) + 1, x_NI.shape[1])
+        centred_NI = torch.sub(x_NI, mean_I, out=rows_NI[:-1])
         if weighted_N is not None:
             centred_NI.mul_(weighted_N.sqrt().unsqueeze(-1))
         scatter_I = centred_NI.square().sum(0)
@@ -143,9 +145,8 @@ class RunningMoments:
         step_I = mean_I.to(self.mean_I.dtype) - self.mean_I
         weight = self.count * count / total
         if self.scatter_II is not None:
-            step = (step_I * weight.sqrt()).to(x_NI.dtype)
-            _add_products(self.scatter_II, centred_NI)
-            self.scatter_II.addr_(step, step)
+            rows_NI[-1] = step_I * weight.sqrt()
+            _add_products(self.scatter_II, rows_NI)
         self.scatter_I += scatter_I + step_I.square() * weight
         self.mean_I += step_I * (count / total)
         self.count = self.count + count
@@ -156,9 +157,8 @@ class RunningMoments:
         count = _divisor(self.count)
         centred_II = None
         if self.scatter_II is not None:
-            upper_II = self.scatter_II.triu_().div_(count.to(self.scatter_II.dtype))
+            centred_II = _mirrored(self.scatter_II.div_(count.to(self.scatter_II.dtype)))
             self.scatter_II = None
-            centred_II = upper_II.add_(upper_II.triu(1).T)
         return MomentSums(
             tokens=self.count,
             mean_I=self.mean_I,
@@ -178,6 +178,16 @@ def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:
     for start in range(0, size, _STRIP):
         end = min(start + _STRIP, size)
         sum_II[start:end, start:].addmm_(x_NI[:, start:end].T, x_NI[:, start:])
+
+
+def _mirrored(upper_II: Tensor) -> Tensor:
+    """Return the symmetric matrix of which an upper triangle, in strips as they are added, is given; in place."""
+    for start in range(0, len(upper_II), _STRIP):
+        end = start + _STRIP
+        upper_II[end:, start:end] = upper_II[start:end, end:].T
+        square = upper_II[start:end, start:end]
+        square.copy_(square.triu() + square.triu(1).T)
+    return upper_II
 
 
 def linears_in(model: nn.Module, structure: Structure) -> tuple[str, ...]:
