@@ -82,6 +82,11 @@ COMMANDS = {
         "sweep_command",
         "Run a recipe for every combination of some options; collect one table, and quality over speed in a picture.",
     ),
+    "family": Command(
+        "sparse_trainer.cli.family",
+        "family_command",
+        "Train once through several speed-ups or densities; write a finished model at each, and one table.",
+    ),
     "recipes": Command(
         "sparse_trainer.cli.recipes",
         "recipes_command",

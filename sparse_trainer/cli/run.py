@@ -9,7 +9,7 @@ import typer
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.pipeline import makes_family, run, run_family
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.together import is_first
 
@@ -28,6 +28,11 @@ def run_command(
 ) -> None:
     """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
     loaded = load_recipe(recipe, overrides or [])
+    if makes_family(loaded):
+        with redirect_stdout(sys.stderr):
+            family = run_family(loaded, tell, overwrite=overwrite, resume=resume)
+        print_result(as_json, family.to_json(), show.family_lines(family))
+        return
     with redirect_stdout(sys.stderr):
         result = run(loaded, tell, overwrite=overwrite, resume=resume)
     if is_first():

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from sparse_trainer.cli.tables import table
 from sparse_trainer.folders.card import speed_text
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.family import FAMILY_FILE, FamilyResult
 from sparse_trainer.run.latency import Conditions
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import kept_lines, zero_lines
@@ -32,6 +33,15 @@ def run_lines(result: RunResult) -> list[RenderableType]:
     shown += _files(result.files)
     shown += [f"done in {result.seconds / 60:.1f} minutes", "", *result.load_lines]
     return shown
+
+
+def family_lines(result: FamilyResult) -> list[RenderableType]:
+    """Return what a family has to show."""
+    return [
+        table(result.rows(), f"family by recipe {result.recipe}"),
+        f"table: {result.folder / FAMILY_FILE}",
+        f"done in {result.seconds / 60:.1f} minutes",
+    ]
 
 
 def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:

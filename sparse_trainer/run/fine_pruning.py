@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from transformers import (
@@ -29,6 +29,7 @@ from sparse_trainer.folders.replace import new_folder
 from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.bare_model import bare_model
+from sparse_trainer.run.family import FamilyWriter, StageEnd
 from sparse_trainer.run.lora import merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
@@ -39,13 +40,14 @@ from sparse_trainer.run.speed import measure_speed
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.run.task_data import example_inputs
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
-from sparse_trainer.run.together import from_first, is_first, together
+from sparse_trainer.run.together import check_alone, from_first, is_first, together
 from sparse_trainer.run.trainings import dense_trainer, trained_whole
 from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed
 from sparse_trainer.training.sharding import is_fsdp
+from sparse_trainer.training.stage_ends import StageEnds
 from sparse_trainer.training.trainer import pruning_trainer
 
 
@@ -59,13 +61,15 @@ class FinePruningJob:
     data: Prepared
     source: str
     folder: RunFolder
+    end: StageEnd | None = None
+    """Of a family: the stage whose model is the result."""
     teacher: PreTrainedModel | None = None
     """A teacher that the recipe names; the dense model of this run is handed on by its stage."""
 
     @property
     def result(self) -> Path:
         """The folder of the finished model."""
-        return self.folder.result
+        return self.folder.result if self.end is None else self.member_folder(self.end.name)
 
     @property
     def spare(self) -> Path:
@@ -77,6 +81,8 @@ class FinePruningJob:
         """Without pruning: fine-tune, measure, save. Else: fine-tune dense, fine-prune and cut, evaluate, finish."""
         if self.recipe.pruning is None:
             return (self.fine_tune, measure_models, self.save_dense)
+        if self.recipe.pruning.stages is not None:
+            return (self.fine_tune_dense, self.fine_prune_family)
         return (self.fine_tune_dense, self.fine_prune, self.evaluate_pruned, *FINISH)
 
     def fine_tune(self, state: State) -> State:
@@ -109,18 +115,9 @@ class FinePruningJob:
         """Fine-tune under the budget, and cut."""
         pruning = self.recipe.pruning
         assert pruning is not None
-        teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
         training, kept = self.recipe.training, from_first(self.folder.uncut_model)
         state.tell("fine-pruning" if kept is None else f"taking the fine-pruned model from {kept}")
-        student = self.adapted(state.model)
-        trainer = pruning_trainer(self.recipe.task.trainer)(
-            model=student,
-            args=training,
-            sparse_args=_of_coordinator(pruning, has_teacher=teacher is not None),
-            teacher=teacher,
-            callbacks=self.recipe.callbacks(training),
-            **self.trainer_options(),
-        )
+        trainer, student = self._pruning_trainer(state, pruning)
         if kept is None:
             student = trained_whole(trainer, self.checkpoint(training))
             trainer.save_model(str(self.folder.uncut))
@@ -142,6 +139,43 @@ class FinePruningJob:
             remedy = f"{error.remedy} The trained model, with its gates, is in {self.folder.uncut}."
             raise type(error)(error.where, error.what, remedy) from error
 
+    def fine_prune_family(self, state: State) -> State:
+        """Fine-tune under one budget after the other; each stage ends with a finished model."""
+        pruning = self.recipe.pruning
+        assert pruning is not None
+        state.tell("fine-pruning, stage by stage")
+        trainer, student = self._pruning_trainer(state, pruning)
+        writer = FamilyWriter(self, state, pruning, lambda: bare_model(trainer, optimize_model(student)))
+        trainer.add_callback(StageEnds(trainer.coordinator, writer.write, writer.go_on))
+        trained_whole(trainer, self.checkpoint(self.recipe.training))
+        return state
+
+    def as_member(self, end: StageEnd) -> Self:
+        """Return the job whose result is the model of one stage."""
+        return dataclasses.replace(self, end=end)
+
+    def member_folder(self, name: str) -> Path:
+        """Return where the model of a stage goes."""
+        return self.folder.result / name
+
+    def is_done(self, name: str) -> bool:
+        """Tell whether an earlier, stopped run has written the model of a stage."""
+        return self.folder.has(self.member_folder(name))
+
+    def _pruning_trainer(self, state: State, pruning: SparseTrainingArguments) -> tuple[Any, Any]:
+        """Return what fine-prunes, and the model as it trains."""
+        teacher = state.models[DENSE] if pruning.distil_teacher_name_or_path == DENSE else self.teacher
+        training, student = self.recipe.training, self.adapted(state.model)
+        trainer = pruning_trainer(self.recipe.task.trainer)(
+            model=student,
+            args=training,
+            sparse_args=_of_coordinator(pruning, has_teacher=teacher is not None),
+            teacher=teacher,
+            callbacks=self.recipe.callbacks(training),
+            **self.trainer_options(),
+        )
+        return trainer, student
+
     def evaluate_pruned(self, state: State) -> State:
         """Measure the cut model on the validation set."""
         model = state.models[PRUNED]
@@ -153,8 +187,10 @@ class FinePruningJob:
         return self.recipe.task.outputs
 
     def beside(self, folder: Path) -> None:
-        """Write what the task says."""
+        """Write what the task says; of a family, where the stage ended."""
         self.recipe.task.beside(folder, self.data)
+        if self.end is not None:
+            self.end.write(folder)
 
     def auto_class(self, plan: Plan) -> str:
         """Return the name of the auto class in transformers that loads the result."""
@@ -266,6 +302,8 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
         SparseTrainerError: Bad input.
     """
     folder = RunFolder(recipe=recipe, resume=resume)
+    if recipe.pruning is not None and recipe.pruning.stages is not None:
+        check_alone("speedups, densities")
     with together():
         if is_first():
             folder.check(overwrite=overwrite)
@@ -284,7 +322,7 @@ def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bo
         rehearse_training(recipe, trained, job.trainer_options())
     if recipe.pruning is not None and is_first():
         folder.check_room(
-            least_bytes(model, recipe.pruning.density if recipe.pruning.budget.time is None else 0.0)
+            least_bytes(model, recipe.pruning.budget.density if recipe.pruning.budget.time is None else 0.0)
         )
     completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
     job = dataclasses.replace(job, data=completed)

@@ -5,6 +5,7 @@ import time
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.family import FamilyResult, Member, write_table
 from sparse_trainer.run.fine_pruning import prepare_fine_pruning
 from sparse_trainer.run.one_shot import prepare_one_shot
 from sparse_trainer.run.options import Tell
@@ -34,21 +35,74 @@ def run(
     Raises:
         SparseTrainerError: Bad input, before any stage starts; or a result that does not hold what it promises.
     """
+    if makes_family(recipe):
+        raise ArgumentError(
+            recipe.name, "makes several models.", "Call run_family (sparse-trainer family, or run)."
+        )
     start = time.monotonic()
     with speaking_of(recipe):
-        tell = tell if is_first() else _say_nothing
-        try:
-            resume = resume or from_first(lambda: _asks_to_go_on(recipe))
-            with together():
-                state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
-            for stage in state.job.stages:
-                with together(), state.rescuing():
-                    state = stage(state)
-            return from_first(lambda: _result(state, time.monotonic() - start))
-        except (KeyboardInterrupt, SystemExit):
-            if isinstance(recipe, FinePruningRecipe):
-                tell(RunFolder(recipe=recipe, resume=resume).advice())
-            raise
+        state = _finished(recipe, tell, overwrite=overwrite, resume=resume)
+        return from_first(lambda: _result(state, time.monotonic() - start))
+
+
+def makes_family(recipe: Recipe) -> bool:
+    """Tell a recipe that trains through several budgets in turn, and writes a model for each."""
+    return (
+        isinstance(recipe, FinePruningRecipe)
+        and recipe.pruning is not None
+        and recipe.pruning.stages is not None
+    )
+
+
+def run_family(
+    recipe: Recipe, tell: Tell = logger.info, *, overwrite: bool = False, resume: bool = False
+) -> FamilyResult:
+    """Run a recipe that trains through several budgets in turn (`speedups`, `densities`); a model for each is written.
+
+    A run that goes on keeps the models that are there.
+
+    Args:
+        tell, overwrite, resume: As of `run`.
+
+    Raises:
+        SparseTrainerError: Bad input, before any stage starts; or a result that does not hold what it promises.
+    """
+    start = time.monotonic()
+    stages = recipe.pruning.stages if isinstance(recipe, FinePruningRecipe) and recipe.pruning else None
+    if stages is None:
+        raise ArgumentError(
+            recipe.name, "asks for one model.", "Give `speedups` or `densities` (pruning.speedups=[1.5,2])."
+        )
+    with speaking_of(recipe):
+        _finished(recipe, tell, overwrite=overwrite, resume=resume)
+        assert isinstance(recipe, FinePruningRecipe)
+        folder = RunFolder(recipe=recipe, resume=resume)
+        asked = stages.speedups or stages.densities
+        result = FamilyResult(
+            recipe=recipe.name,
+            folder=folder.result,
+            members=tuple(Member.read(*each) for each in zip(folder.results, asked, strict=True)),
+            seconds=time.monotonic() - start,
+        )
+        write_table(result)
+        return result
+
+
+def _finished(recipe: Recipe, tell: Tell, *, overwrite: bool, resume: bool) -> State:
+    """Return what the stages of a recipe have made."""
+    tell = tell if is_first() else _say_nothing
+    try:
+        resume = resume or from_first(lambda: _asks_to_go_on(recipe))
+        with together():
+            state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
+        for stage in state.job.stages:
+            with together(), state.rescuing():
+                state = stage(state)
+        return state
+    except (KeyboardInterrupt, SystemExit):
+        if isinstance(recipe, FinePruningRecipe):
+            tell(RunFolder(recipe=recipe, resume=resume).advice())
+        raise
 
 
 def _say_nothing(line: str) -> None:

@@ -63,7 +63,19 @@ class RunFolder:
         """Where the result goes."""
         if self.recipe.export.output_dir is not None:
             return Path(self.recipe.export.output_dir)
-        return self.path / ("pruned" if self.recipe.pruning else "model")
+        pruning = self.recipe.pruning
+        return self.path / ("model" if pruning is None else "pruned" if pruning.stages is None else "family")
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """The folders that are written: one, or those of a family."""
+        pruning = self.recipe.pruning
+        stages = None if pruning is None else pruning.stages
+        return (self.result,) if stages is None else tuple(self.result / name for name in stages.names)
+
+    def has(self, result: Path) -> bool:
+        """Tell whether one of `results` was finished by an earlier run that goes on."""
+        return self._goes_on and self._is_finished(result)
 
     @property
     def mark(self) -> str:
@@ -78,9 +90,10 @@ class RunFolder:
         """
         # unlike Path.resolve, no error for a link to itself
         here = Path(os.path.realpath(self.path))
-        if Path(os.path.realpath(self.result)) in (here, *here.parents):
+        around = next((r for r in self.results if Path(os.path.realpath(r)) in (here, *here.parents)), None)
+        if around is not None:
             raise CheckpointError(
-                f"export.output_dir: {self.result}",
+                f"export.output_dir: {around}",
                 f"holds the folder that the run trains in ({self.path}), and is replaced as a whole.",
                 "Name another folder, or one inside it.",
             )
@@ -89,8 +102,9 @@ class RunFolder:
             self._check_recipe()
         self._check_shared()
         # A run that was stopped after its result was there writes it again.
-        is_own = self.resume and self._is_of_this_recipe(self.result / RECIPE_FILE)
-        check_target(self.result, overwrite=overwrite or is_own, ours=self.mark)
+        for result in self.results:
+            is_own = self.resume and self._is_of_this_recipe(result / RECIPE_FILE)
+            check_target(result, overwrite=overwrite or is_own, ours=self.mark)
         if not self.path.exists():
             check_target(self.path)
             return
@@ -106,7 +120,7 @@ class RunFolder:
 
     def check_room(self, need: int) -> None:
         """Raise `CheckpointError` where this many bytes have no room at the place of the result."""
-        check_target(self.result, ours=self.mark, need=need)
+        check_target(self.results[-1], ours=self.mark, need=need)
 
     def start(self) -> None:
         """Write down which recipe is run here, unless an earlier run goes on."""

@@ -13,8 +13,7 @@ from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.schedule import Schedule
 from sparse_trainer.budget.selectors import AnySelector, make_selector
-from sparse_trainer.budget.stages import StagedSchedule
-from sparse_trainer.training.options import GateOptions
+from sparse_trainer.budget.stages import StagedSchedule, Stages
 from sparse_trainer.training.timed import timed_selectors
 
 
@@ -35,21 +34,27 @@ class Leg:
 class Course:
     """The budgets of one training, in turn, and which of them counts when.
 
+    Args:
+        budget: The last one.
+        stages: What is asked of each; None = there is one budget.
+        schedule: Of as many stages.
+
     Raises:
         BudgetError: one of them cannot be met.
     """
 
-    def __init__(self, model: Any, structure: Structure, options: GateOptions) -> None:
-        self.schedule: Schedule = options.schedule
-        stages = options.stages
-        budgets = (options.budget,) if stages is None else stages.budgets(options.budget)
-        if options.budget.time is not None:
+    def __init__(
+        self, model: Any, structure: Structure, budget: Budget, stages: Stages | None, schedule: Schedule
+    ) -> None:
+        self.schedule = schedule
+        budgets = (budget,) if stages is None else stages.budgets(budget)
+        if budget.time is not None:
             found = timed_selectors(model, structure, budgets)
             first = found[0][0]
             self.costs, self.nesting = first.costs, first.nesting
             self.legs = _legs(budgets, found, [selector.density for selector, _ in found])
             return
-        target, length = options.budget.target, options.budget.sequence_length
+        target, length = budget.target, budget.sequence_length
         self.costs = {g.name: unit_cost(model, g, target, length) for g in structure.groups}
         per_feature = feature_costs(model, structure.groups, target)
         self.nesting = Nesting(structure.groups, self.costs, per_feature)

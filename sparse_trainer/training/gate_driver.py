@@ -57,7 +57,7 @@ class GateDriver:
     def __init__(self, model: nn.Module, structure: Structure, options: GateOptions) -> None:
         self.model, self.structure, self.options = model, structure, options
         self.criterion, self.schedule = options.criterion, options.schedule
-        self.course = Course(model, structure, options)
+        self.course = Course(model, structure, options.budget, options.stages, options.schedule)
         self.costs, self.nesting = self.course.costs, self.course.nesting
         self.progress = 0.0
         self.protected = protected_units(options.protection, model, structure)

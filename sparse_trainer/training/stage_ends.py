@@ -1,7 +1,7 @@
 """What is done where a stage of a training ends: the model is as asked, and training goes on as if nothing was."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -25,20 +25,32 @@ class StageEnds(TrainerCallback):
     Args:
         coordinator: Of the training.
         at_end: Called with the number of the stage, from 0, and the Trainer's state.
+        at_start: Called when training begins, with the stages that one which goes on is past.
 
     Raises:
         ArgumentError: the training has one budget.
     """
 
     def __init__(
-        self, coordinator: ModelPatchingCoordinator, at_end: Callable[[int, TrainerState], None]
+        self,
+        coordinator: ModelPatchingCoordinator,
+        at_end: Callable[[int, TrainerState], None],
+        at_start: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         schedule = coordinator.pruner.schedule
         if not isinstance(schedule, StagedSchedule):
             raise ArgumentError(
                 "speedups, densities", "name no stage.", "Give one of them, e.g. `speedups=[1.5, 2]`."
             )
-        self.schedule, self.at_end = schedule, at_end
+        self.schedule, self.at_end, self.at_start = schedule, at_end, at_start
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell which stages are past."""
+        if self.at_start is not None:
+            ends = (self.schedule.ends(step, state.max_steps) for step in range(1, state.global_step + 1))
+            self.at_start([stage for stage in ends if stage is not None])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

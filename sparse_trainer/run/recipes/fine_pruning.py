@@ -121,6 +121,7 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
         **header,
     )
     _check_dense(recipe)
+    _check_family(recipe)
     if recipe.distillation is not None and recipe.pruning is not None:
         raise RecipeError(
             f"{origin}: distillation",
@@ -134,6 +135,24 @@ def parse_fine_pruning(sections: Sections, name: str, origin: str) -> FinePrunin
             "Give less, e.g. 0.5; or train without pruning (pruning: null).",
         )
     return recipe
+
+
+def _check_family(recipe: FinePruningRecipe) -> None:
+    """Refuse what chooses one model of a training in which every stage ends with one."""
+    if recipe.pruning is None or recipe.pruning.stages is None:
+        return
+    family = "speedups" if recipe.pruning.stages.speedups else "densities"
+    chooses = {
+        "early_stopping": recipe.early_stopping is not None,
+        "training.load_best_model_at_end": recipe.training.load_best_model_at_end,
+    }
+    for key, is_set in chooses.items():
+        if is_set:
+            raise RecipeError(
+                f"{recipe.origin}: {key}",
+                f"chooses among the models of one budget, and pruning.{family} has each written as its stage ends.",
+                "Leave it out.",
+            )
 
 
 def _training(

@@ -131,6 +131,12 @@ def _check(recipe: Recipe) -> None:
         if isinstance(recipe, FinePruningRecipe):
             check_options(recipe)
             find_model(recipe)
+            if recipe.pruning is not None and recipe.pruning.stages is not None:
+                raise RecipeError(
+                    f"{recipe.origin}: pruning",
+                    "asks for a family, and a sweep compares runs of one model.",
+                    "Give one `speedup` or `density`; or call sparse-trainer family.",
+                )
         else:
             assert isinstance(recipe, OneShotRecipe)
             check_one_shot(recipe)

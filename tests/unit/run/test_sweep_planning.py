@@ -116,6 +116,7 @@ def test_runs_without_a_dense_model_share_none(place: Path, tmp_path: Path) -> N
         ("fine.yaml", ("model.name_or_path=nowhere/x,nowhere/y",), r"override 'model\.name_or_path=nowhere/x'"),
         ("fine.yaml", ("pruning.density=0.5,0.25,0.5",), "density=0.5 and density=0.5 are the same run"),
         ("fine.yaml", ("pruning.density=0.5,0.50",), "density=0.5 and density=0.50 are the same run"),
+        ("fine.yaml", ("pruning.densities=[0.5]", "training.seed=0,1"), "asks for a family"),
         ("fine.yaml", ("training.output_dir=a,b",), "a folder of its own.*--out"),
         ("fine.yaml", ("export.output_dir=a", "training.seed=0,1"), "a folder of its own.*--out"),
         ("fine.yaml", ("plugins=a,b",), "no override names code"),
