@@ -4,9 +4,11 @@ from sparse_trainer.convert.base import Conversion
 from sparse_trainer.convert.decilm.target import DeciLM
 from sparse_trainer.convert.gguf.target import Gguf
 from sparse_trainer.convert.onnx.target import Onnx
+from sparse_trainer.convert.openvino.target import OpenVino
 
 CONVERSIONS: dict[str, Conversion] = {
     "decilm": DeciLM(),
     "gguf": Gguf(),
     "onnx": Onnx(),
+    "openvino": OpenVino(),
 }

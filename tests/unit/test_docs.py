@@ -25,8 +25,8 @@ NEEDED = {
     "with-other-trainers.md": ("trl", "sentence_transformers"),
 }
 """What a page needs beyond the extra `dev`."""
-ELSEWHERE = ("your-script-pruned.md", "onnx.md")
-"""Pages whose Python needs what was made before: test_scripts.py and convert/test_onnx.py run them."""
+ELSEWHERE = ("your-script-pruned.md", "onnx.md", "openvino.md")
+"""Pages whose Python needs what was made before: test_scripts.py and those of the conversions run them."""
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 

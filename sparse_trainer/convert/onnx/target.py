@@ -1,39 +1,29 @@
 """The conversion to ONNX: one graph, whose answers are compared before it is kept."""
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparse_trainer.convert.base import Convertible
-from sparse_trainer.convert.onnx.graph import (
-    GRAPH,
-    NEXT,
-    PAST,
-    export_graph,
-    left_padded,
-    open_session,
+from sparse_trainer.convert.exporting import (
+    compared,
+    decoding_steps,
+    other_batches,
     quiet,
-    reads_cache,
-    step_inputs,
+    refuse_old_exporters,
     without_cache,
 )
-from sparse_trainer.errors import ConversionError
+from sparse_trainer.convert.onnx.graph import GRAPH, NEXT, PAST, export_graph, open_session, step_inputs
 from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.inputs.evaluating import evaluating, plain_outputs
-from sparse_trainer.inputs.limits import positions_of
-from sparse_trainer.inputs.sample import reads_tokens_only, sample_batch, tokens_for
 
 # Shape legend: B = rows, T = tokens, V = vocabulary.
 
 _INT8 = "int8"
-_TOLERANCE = 1e-5
-"""Of the largest output: as far as float32 of ONNX Runtime may be from that of torch."""
 
 
 class Onnx:
@@ -48,13 +38,8 @@ class Onnx:
     is_file = False
 
     def refuse(self, origin: Convertible, numbers: str) -> None:
-        """Refuse releases of transformers without these exporters, and models whose inputs are not known."""
-        if importlib.util.find_spec("transformers.exporters.runners") is None:
-            raise ConversionError(
-                origin.place(),
-                f"transformers {transformers.__version__} has no exporters that save and run what they export.",
-                "Run `pip install -U transformers` (tested with 5.24.0).",
-            )
+        """Refuse releases of transformers without these exporters."""
+        refuse_old_exporters(origin)
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Export in float32, compare on other rows and lengths, and quantize the weights where that is asked.
@@ -77,20 +62,13 @@ class Onnx:
 
 def _checked(model: PreTrainedModel, file: Path, place: str) -> dict[str, Any]:
     """Return facts about a graph; raise `ConversionError` where it is further from the model than rounding."""
-    difference, largest = _difference(model, file)
-    if not difference <= _TOLERANCE * max(1.0, largest):
-        raise ConversionError(
-            place,
-            f"the graph differs by {difference:.2g}, at outputs up to {largest:.2g}.",
-            "Please report this model; or choose gguf.",
-        )
+    found = compared(_pairs(model, file), place)
     session = open_session(file)
     return {
         "inputs": [each.name for each in session.get_inputs() if not each.name.startswith(PAST)],
         "outputs": [each.name for each in session.get_outputs() if not each.name.startswith(NEXT)],
         "reads_a_cache": any(each.name.startswith(PAST) for each in session.get_inputs()),
-        "largest_output": largest,
-        "difference": difference,
+        **found,
     }
 
 
@@ -104,25 +82,13 @@ def _quantized(model: PreTrainedModel, file: Path) -> dict[str, Any]:
     quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=False)
     whole.unlink()
     data.unlink(missing_ok=True)
-    return {"difference_of_int8": _difference(model, file)[0]}
+    pairs = _pairs(model, file)
+    return {"difference_of_int8": max(float((wanted - found).abs().max()) for wanted, found in pairs)}
 
 
-def _difference(model: PreTrainedModel, file: Path) -> tuple[float, float]:
-    """Return the largest difference between a graph's outputs and the model's, and the largest output."""
-    pairs = [pair for batch in _other_batches(model) for pair in _answers(model, file, batch)]
-    return (
-        max(float((expected - found).abs().max()) for expected, found in pairs),
-        max(float(expected.abs().max()) for expected, _ in pairs),
-    )
-
-
-def _other_batches(model: PreTrainedModel) -> list[dict[str, Tensor]]:
-    """Return inputs of other sizes than those that were traced."""
-    if not reads_tokens_only(model):
-        return [{name: tensor[:2] for name, tensor in sample_batch(model).items()}]
-    longest = min(11, positions_of(model.config) or 11)
-    make = left_padded if reads_cache(model) else tokens_for
-    return [make(model, rows=rows, length=length) for rows, length in ((3, longest), (1, longest // 2))]
+def _pairs(model: PreTrainedModel, file: Path) -> list[tuple[Tensor, Tensor]]:
+    """Return outputs of the model and of its graph, on other sizes than were traced."""
+    return [pair for batch in other_batches(model) for pair in _answers(model, file, batch)]
 
 
 def _answers(
@@ -136,19 +102,13 @@ def _answers(
         found = _run(session, {name: tensor.numpy() for name, tensor in batch.items()})
         yield from ((expected[name], value) for name, value in found.items() if name in expected)
         return
-    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
-    places = {"position_ids": (mask_BT.cumsum(-1) - 1).clamp_min(0)}
-    reads_places = any(each.name in places for each in session.get_inputs())
-    with torch.no_grad():
-        logits_BTV = model(**batch, **(places if reads_places else {}))["logits"]
-    half = ids_BT.shape[1] // 2
     past: dict[str, Any] = {}
-    for start, stop in ((0, half), (half, ids_BT.shape[1])):
-        ids, mask = ids_BT[:, start:stop].numpy(), mask_BT[:, :stop].numpy()
-        found = _run(session, step_inputs(session, ids, past, mask))
+    reads = [each.name for each in session.get_inputs()]
+    for given, wanted_BTV, real_BT in decoding_steps(model, batch, reads):
+        ids_BT, mask_BK = given["input_ids"].numpy(), given["attention_mask"].numpy()
+        found = _run(session, step_inputs(session, ids_BT, past, mask_BK))
         past = {name.replace(NEXT, PAST): value for name, value in found.items() if name.startswith(NEXT)}
-        real_BT = mask_BT[:, start:stop] != 0
-        yield logits_BTV[:, start:stop][real_BT], found["logits"][real_BT]
+        yield wanted_BTV[real_BT], found["logits"][real_BT]
 
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
