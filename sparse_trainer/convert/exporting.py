@@ -11,7 +11,6 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparse_trainer.convert.base import Convertible
 from sparse_trainer.errors import ConversionError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating, plain_outputs
 from sparse_trainer.inputs.limits import positions_of
@@ -23,11 +22,11 @@ _TOLERANCE: Final = 1e-5
 """Of the largest output: as far as float32 of another runtime may be from that of torch."""
 
 
-def refuse_old_exporters(origin: Convertible) -> None:
+def refuse_old_exporters(place: str) -> None:
     """Raise `ConversionError` for releases of transformers that do not save and run what they export."""
     if importlib.util.find_spec("transformers.exporters.runners") is None:
         raise ConversionError(
-            origin.place(),
+            place,
             f"transformers {transformers.__version__} has no exporters that save and run what they export.",
             "Run `pip install -U transformers` (tested with 5.24.0).",
         )

@@ -39,7 +39,7 @@ class Onnx:
 
     def refuse(self, origin: Convertible, numbers: str) -> None:
         """Refuse releases of transformers without these exporters."""
-        refuse_old_exporters(origin)
+        refuse_old_exporters(origin.place())
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Export in float32, compare on other rows and lengths, and quantize the weights where that is asked.

@@ -40,7 +40,7 @@ class OpenVino:
 
     def refuse(self, origin: Convertible, numbers: str) -> None:
         """Refuse releases of transformers without these exporters."""
-        refuse_old_exporters(origin)
+        refuse_old_exporters(origin.place())
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Export in float32, and compare on other rows and lengths.
