@@ -171,6 +171,30 @@ def test_gates_and_scales_learn_on_a_frozen_model(text: Path, tmp_path: Path) ->
     assert sum(kept) == 40
 
 
+def test_scales_learn_after_a_cut(text: Path, tmp_path: Path) -> None:
+    dense = write_language_model("llama", tmp_path / "llama")
+    cut = run(
+        recipe_of("llama-gates", tmp_path, dense, text, "data.max_length=32", "export.verify=false"),
+        lambda line: None,
+    )
+    more = (
+        "data.max_length=32",
+        f"training.output_dir={tmp_path / 'scaled'}",
+        "pruning.density=1.0",
+        "pruning.start_scoring=null",
+        f"pruning.distil_teacher_name_or_path={dense}",
+    )
+    result = run(recipe_of("llama-gates", tmp_path, cut.folder, text, *more), lambda line: None)
+    before, after = (load_pruned(folder).state_dict() for folder in (cut.folder, result.folder))
+    assert {name: tensor.shape for name, tensor in before.items()} == {
+        name: tensor.shape for name, tensor in after.items()
+    }
+    changed = {
+        name.rpartition(".weight")[0][-9:] for name in before if not torch.equal(before[name], after[name])
+    }
+    assert changed == {"down_proj", "tn.o_proj"}
+
+
 def test_the_lines_that_a_run_prints_write_text(text: Path, tmp_path: Path) -> None:
     model = write_language_model("llama", tmp_path / "llama", bos=True)
     more = ("data.max_length=32", "pruning=null", "model.dense_training.max_steps=2")
