@@ -86,7 +86,13 @@ class ModelPatchingCoordinator:
         refuse_shared(model)
         if self.args.prunes_nothing:
             logger.warning("density %s keeps all: nothing is pruned.", self.args.density)
-        distiller = make_distiller(model, self.args.distillation, self.teacher, self._load_teacher)
+        distiller = make_distiller(
+            model,
+            self.args.distillation,
+            self.teacher,
+            self._load_teacher,
+            is_frozen=self.args.freeze_weights,
+        )
         return self._attach(model, distiller)
 
     def restore(self, model: nn.Module) -> nn.Module:

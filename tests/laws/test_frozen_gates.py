@@ -254,6 +254,22 @@ def test_odds_expect_what_the_budget_allows() -> None:
     assert float(penalty.expected(coordinator.gates)(scores).detach()) == pytest.approx(0.4, abs=0.06)
 
 
+def test_the_teacher_of_a_frozen_model_needs_no_weights_of_its_own() -> None:
+    for frozen in (True, False):
+        model = tiny()
+        arguments = SparseTrainingArguments(freeze_weights=frozen, distil_teacher_name_or_path="self")
+        coordinator = ModelPatchingCoordinator(arguments)
+        coordinator.patch_model(model)
+        own = dict(model.named_parameters())
+        teacher = coordinator.distiller.teacher
+        assert all((own[name] is weight) == frozen for name, weight in teacher.named_parameters())
+        whole = logits(teacher)
+        for gate in coordinator.gates.values():
+            gate.set_keep(torch.arange(gate.keep_U.numel()) > 0)
+        assert torch.equal(logits(teacher), whole)
+        assert not torch.equal(logits(model), whole)
+
+
 def test_gates_stay_learnable_where_something_freezes_all() -> None:
     model = tiny()
     coordinator = ModelPatchingCoordinator(sparse_args("frozen-l0", start_scoring=None))

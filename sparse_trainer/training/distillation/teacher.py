@@ -143,15 +143,25 @@ class TeacherSource:
 
 
 def make_distiller(
-    model: nn.Module, options: DistillationOptions, teacher: nn.Module | None, source: TeacherSource
+    model: nn.Module,
+    options: DistillationOptions,
+    teacher: nn.Module | None,
+    source: TeacherSource,
+    *,
+    is_frozen: bool = False,
 ) -> Distiller | None:
-    """Return what compares `model` with `teacher`, or with the one that is named; None without either."""
+    """Return what compares `model` with `teacher`, or with the one that is named; None without either.
+
+    Args:
+        is_frozen: Whether the weights of `model` stay as they are: `self` then needs no copy of them.
+    """
     check_distillation(model, options, teacher)
     name = options.teacher
     if teacher is model:
         raise ArgumentError("teacher", "it is the student itself.", "Pass a copy, or 'self'.")
     if teacher is None and name == "self":
-        teacher = copy.deepcopy(model)
+        shared: dict[int, Any] = {id(weight): weight for weight in model.parameters()} if is_frozen else {}
+        teacher = copy.deepcopy(model, shared)
     elif teacher is None and name is not None:
         teacher = _load(name, model, source)
     if teacher is None:
