@@ -135,8 +135,8 @@ def best_path(stages: Sequence[Stage], allowed: float) -> list[list[int] | None]
     """
     whole, size = _in_steps(stages, allowed)
     nothing = np.full(size + 1, np.inf)
+    # Least loss of the stages in front of each place, for each part of the budget: the last of them kept, or gone.
     kept, gone = [np.zeros(size + 1)], [nothing] * (len(stages) + 1)
-    """Least loss of the stages in front of each place for each part of the budget: the last of them kept, or gone."""
     lengths = [np.zeros(size + 1, dtype=np.uint8) for _ in range(len(stages) + 1)]
     levels: list[list[npt.NDArray[np.uint8]]] = []
     for place, stage in enumerate(stages):
