@@ -86,6 +86,13 @@ def prune_command(
     pictures: Annotated[
         bool, typer.Option(help="Draw scores and widths, and write them as CSV.", rich_help_panel=RESULT)
     ] = True,
+    perplexity: Annotated[
+        bool,
+        typer.Option(
+            help="Measure a language model before and after, on text beside the calibration's.",
+            rich_help_panel=RESULT,
+        ),
+    ] = True,
     overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: Json = False,
@@ -96,7 +103,15 @@ def prune_command(
     text = calibration_text(calibration)
     with redirect_stdout(sys.stderr):
         folder, plan, files = prune_folder(
-            source, out, options, text, export=export, overwrite=overwrite, draw=pictures, tell=tell
+            source,
+            out,
+            options,
+            text,
+            export=export,
+            overwrite=overwrite,
+            draw=pictures,
+            measure=perplexity,
+            tell=tell,
         )
     facts = {
         "folder": str(folder),

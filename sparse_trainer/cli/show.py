@@ -9,7 +9,6 @@ from sparse_trainer.cli.tables import table
 from sparse_trainer.folders.card import speed_text
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.family import FAMILY_FILE, FamilyResult
-from sparse_trainer.run.latency import Conditions
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import kept_lines, zero_lines
 
@@ -21,7 +20,7 @@ def run_lines(result: RunResult) -> list[RenderableType]:
         kept = [*kept_lines(result.plan), *zero_lines(result.plan)]
         shown += ["", *kept, ""]
     shown.append(table(result.comparison.rows(), f"recipe {result.recipe}"))
-    shown.append(conditions_line(result.comparison.conditions))
+    shown.append(str(result.comparison.conditions))
     if result.plan is not None:
         shown += _densities(result.plan)
     if result.reloaded is not None:
@@ -70,13 +69,3 @@ def _densities(plan: Plan) -> list[str]:
 
 def _files(files: Mapping[str, Path]) -> list[str]:
     return [f"{what}: {path}" for what, path in files.items()]
-
-
-def conditions_line(conditions: Conditions) -> str:
-    """Return what latencies were measured under."""
-    length = conditions.sequence_length
-    inputs = "inputs of the models' own size" if length is None else f"sequences of {length} tokens"
-    return (
-        f"latency on {conditions.device}, {conditions.dtype}, {conditions.threads} threads, "
-        f"{inputs}, median of {conditions.rounds} rounds, torch {conditions.torch}"
-    )

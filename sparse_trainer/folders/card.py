@@ -1,8 +1,6 @@
 """The model card: what was kept, what it measures, how to load it."""
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -12,19 +10,15 @@ from transformers.pipelines import SUPPORTED_TASKS
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ExportError, shown
+from sparse_trainer.folders.card_facts import CardFacts, front_matter, hub_name
 from sparse_trainer.folders.exports import Export, fills_up
 from sparse_trainer.folders.pipeline_files import pipeline_for
 from sparse_trainer.plan.document import Plan, Speed
 
+_TRUST = ", trust_remote_code=True"
 _TEMPLATE = """\
 ---
-library_name: transformers
-{% if task %}pipeline_tag: {{ task }}
-{% endif %}{% if base %}base_model: {{ base }}
-{% endif %}tags:
-- pruning
-- structured-sparsity
-- sparse-trainer
+{{ front }}
 ---
 
 # {{ title }}
@@ -48,7 +42,16 @@ kernels for sparse matrices{% if plan.scope == "2:4" %}, as `torch.sparse.to_spa
 {%- if norms %} Its blocks scale and shift where its class in transformers normalizes (NoNorm).{% endif %}
 
 {{ loading }}
-{% if travelling %}
+{% if facts.example is not none and task and not travelling %}
+It answers like this:
+
+```python
+from transformers import pipeline
+
+answer = pipeline("{{ task }}", model="this-folder"{{ trust }})
+print(answer({{ example }}))
+```
+{% endif %}{% if travelling %}
 transformers 5 has no such pipeline of its own, so one comes with the model, in a file that imports torch, numpy and \
 transformers only:
 
@@ -65,6 +68,10 @@ answer = pipeline("{{ task }}", model="this-folder", trust_remote_code=True)
 {% for name, row in rows -%}
 | {{ name }} | {{ row.dense }} | {{ row.pruned }} |
 {% endfor %}
+{% if facts.conditions -%}
+Conditions: {{ facts.conditions }}.
+
+{% endif -%}
 ## What was kept
 
 Chosen by `{{ plan.method }}`{% if asked %}, asked to keep {{ asked }}{% endif %}\
@@ -99,6 +106,27 @@ spelled in shorter pieces or bytes, and is unknown where there are none.
 {{ speed }}
 
 {% endif -%}
+{% if facts.commands -%}
+## Other runtimes
+
+{% for runtime, command in facts.commands.items() -%}
+{{ runtime }}:
+
+```bash
+{{ command }}
+```
+
+{% endfor -%}
+{% endif -%}
+{% if facts.settings -%}
+## Made by
+
+| setting | value |
+|---|---|
+{% for name, setting in facts.settings.items() -%}
+| {{ value(name) }} | {{ value(setting) }} |
+{% endfor %}
+{% endif -%}
 {% if plan.recoveries -%}
 ## Recovered
 
@@ -116,19 +144,27 @@ Made with {{ made_with }}.
 
 
 def model_card(
-    model: PreTrainedModel, plan: Plan, metrics: Mapping[str, Mapping[str, Any]], export: Export
+    model: PreTrainedModel,
+    plan: Plan,
+    metrics: Mapping[str, Mapping[str, Any]],
+    export: Export,
+    facts: CardFacts | None = None,
 ) -> str:
     """Return the card as Markdown.
 
     Args:
         metrics: Rows of the table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
         export: The form in which the model is saved: it says how it is loaded.
+        facts: What model and plan do not say.
 
     Raises:
         ExportError: what it says is no text.
     """
     autos = auto_classes_of(plan.architecture) or ("AutoModel",)
-    base = _hub_name(model.config.name_or_path or "")
+    facts, origin = facts or CardFacts(), model.config.name_or_path or ""
+    title = f"{hub_name(origin) or plan.model_type}, pruned"
+    task = pipeline_for(plan.architecture) or _task(autos)
+    loading = _loading(export, model, autos[0])
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
@@ -137,11 +173,14 @@ def model_card(
         zeros=plan.zeros_in_all,
         filled=fills_up(export, model),
         norms=bool(earlier_layout(model.config)["norms"]),
-        title=f"{base or plan.model_type}, pruned",
-        base=base,
-        task=pipeline_for(plan.architecture) or _task(autos),
+        title=title,
+        front=front_matter(title, task, origin, facts),
+        facts=facts,
+        example=repr(facts.example),
+        trust=_TRUST if _TRUST in loading else "",
+        task=task,
         travelling=pipeline_for(plan.architecture) is not None,
-        loading=_loading(export, model, autos[0]),
+        loading=loading,
         rows=_rows(plan, metrics),
         asked=_asked(plan),
         speed=plan.speed and speed_text(plan.speed),
@@ -224,13 +263,3 @@ def _task(autos: tuple[str, ...]) -> str | None:
         if any(auto.__name__ in autos and auto.__name__ != "AutoModel" for auto in entry["pt"]):
             return task
     return None
-
-
-def _hub_name(name: str) -> str | None:
-    """Return a model's name on the hub, None for a path on this machine.
-
-    >>> _hub_name("google-bert/bert-base-uncased"), _hub_name("/home/me/out"), _hub_name("")
-    ('google-bert/bert-base-uncased', None, None)
-    """
-    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) is not None
-    return name if is_name and not Path(name).exists() else None

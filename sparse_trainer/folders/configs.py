@@ -13,10 +13,11 @@ from transformers.utils.hub import cached_file
 
 from patchers.discovery.tables.names import NUM_LAYERS
 from patchers.modeling_pruned import LayoutError, pruned_class
-from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_folder
+from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_place
 from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
 from sparse_trainer.files.json_text import read_object
 from sparse_trainer.files.names import ADAPTER_CONFIG
+from sparse_trainer.folders.gguf_files import is_gguf, unpacked
 
 CONFIG_FILE = "config.json"
 DAMAGED = "Save the model again, or restore the folder."
@@ -30,7 +31,8 @@ _REMEDY = "Give a model folder or a hub id."
 
 def resolve(name: str) -> str:
     """Return the folder or hub id that a model name stands for."""
-    return str(packaged_folder(name)) if is_packaged(name) else name
+    place = str(packaged_place(name)) if is_packaged(name) else name
+    return unpacked(place) if is_gguf(place) else place
 
 
 def check_name(where: str) -> None:

@@ -13,6 +13,7 @@ from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, ExportError
 from sparse_trainer.files.writing import place_of, write_text
 from sparse_trainer.folders.card import model_card
+from sparse_trainer.folders.card_facts import CardFacts
 from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.replace import new_folder
@@ -35,6 +36,7 @@ def save_pruned(
     processor: Processor | None = None,
     plan: Plan | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    facts: CardFacts | None = None,
     export: str = "auto",
     overwrite: bool = False,
     beside: Callable[[Path], object] | None = None,
@@ -46,6 +48,7 @@ def save_pruned(
     Args:
         plan: The record of the cut; default: the one the model carries.
         metrics: Rows of the card's table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
+        facts: What else the card says: results for its `model-index`, how the model was made, an example.
         export: A name in `EXPORTS`: `native` (a stock checkpoint, where the shapes allow it), `self-contained` (any
             shapes, with the file that builds them), `padded` (a stock checkpoint with zeros: compatible, less gain);
             `auto` = the first that fits; or one of your own (`register_export`).
@@ -66,7 +69,7 @@ def save_pruned(
         )
     _check_finished(model)
     form.check(model)
-    card = model_card(model, plan, metrics or {}, form)
+    card = model_card(model, plan, metrics or {}, form, facts)
     with new_folder(directory, overwrite=overwrite, need=bytes_of(model)) as folder:
         form.write(model, folder)
         if not any(folder.iterdir()):

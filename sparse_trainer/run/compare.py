@@ -6,22 +6,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from transformers import PreTrainedModel
 
 from patchers.units import WIDTH_KINDS
 from sparse_trainer.criteria.calibration.mixture import name_of
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.figures import INK, KEPT, look, panels, save_picture
-from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.one_shot.checks import check_prunable
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.held_out import sequence_losses
 from sparse_trainer.run.pictures import write_csv
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
-from sparse_trainer.statistics.forward import ForwardPass
 from sparse_trainer.tasks.language.text import ratio_of_sums
 
 TABLE: Final = "compare.csv"
@@ -96,13 +94,13 @@ def compare_criteria(
     batches = Batches(model, calibration)
     statistics = collect(model, structures[0], batches, requests)
     judged = Batches(model, held_out)
-    dense = _losses(model, judged)
+    dense = sequence_losses(model, judged)
     found: dict[str, tuple[_Losses, Plan, float]] = {}
     for name, options in named.items():
         start = time.perf_counter()
         pruned, plan = prune_by(options, model, statistics=statistics, check=False)
         seconds = time.perf_counter() - start
-        found[name] = _losses(pruned, judged), plan, seconds
+        found[name] = sequence_losses(pruned, judged), plan, seconds
         del pruned
     best = min(found, key=lambda name: sum(loss for loss, _ in found[name][0]))
     outcomes = [
@@ -140,21 +138,6 @@ def named_prunings(prunings: Sequence[PruneOptions]) -> dict[str, PruneOptions]:
             )
         named[name] = options
     return named
-
-
-@torch.no_grad()
-def _losses(model: PreTrainedModel, batches: Batches) -> _Losses:
-    """Return the losses of single sequences."""
-    forward = ForwardPass(model, (), labelled=True, differentiable=False)
-    found: list[tuple[float, int]] = []
-    with torch.inference_mode(False), evaluating(model):
-        for batch in batches.read(labelled=True, one_by_one=True):
-            loss = forward(batch)
-            if loss is not None and batch.terms is not None:
-                found.append((float(loss), int(batch.terms)))
-    if not found:
-        raise DataError("held_out", "there is no loss.", "Give labels that count.")
-    return tuple(found)
 
 
 def _outcome(

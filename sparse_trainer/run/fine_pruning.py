@@ -23,6 +23,7 @@ from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
+from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
@@ -199,6 +200,34 @@ class FinePruningJob:
     def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return examples of the validation set."""
         return example_inputs(self.recipe.task, self.data, model, self.recipe.export.verify_samples)
+
+    def card_facts(self, state: State) -> CardFacts:
+        """Return the metrics on the validation set, how the model was trained, and an example."""
+        training, data, pruning = self.recipe.training, self.recipe.data, self.recipe.pruning
+        assert pruning is not None
+        name = data.source if data.config is None else f"{data.source} ({data.config})"
+        found = state.metrics[PRUNED] or {}
+        scored = (
+            CardScore(
+                metric=metric, value=value, data=name or "local files",
+                split=data.validation_split if data.source else "validation",
+            )
+            for metric, value in found.items()
+        )  # fmt: skip
+        settings = {
+            "data": name or "local files",
+            "training examples": len(self.data.train),
+            "epochs": training.num_train_epochs,
+            "batch size": training.train_batch_size * training.gradient_accumulation_steps,
+            "learning rate": training.learning_rate,
+            "learning rate schedule": str(training.lr_scheduler_type),
+            "seed": training.seed,
+            "mixed precision": "bfloat16" if training.bf16 else "float16" if training.fp16 else "no",
+            "scores": pruning.scoring,
+            "teacher": "the dense model" if pruning.distil_teacher_name_or_path else "none",
+        }
+        example = None if self.recipe.task.pipeline is None else self.data.example
+        return CardFacts(scored=tuple(scored), settings=settings, example=example)
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result and asks it about an example."""

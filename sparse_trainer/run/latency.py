@@ -41,6 +41,15 @@ class Conditions:
     rounds: int
     torch: str
 
+    def __str__(self) -> str:
+        """Return them in a line."""
+        length = self.sequence_length
+        inputs = "inputs of the models' own size" if length is None else f"sequences of {length} tokens"
+        return (
+            f"latency on {self.device}, {self.dtype}, {self.threads} threads, {inputs}, "
+            f"median of {self.rounds} rounds, torch {self.torch}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:

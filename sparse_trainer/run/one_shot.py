@@ -13,6 +13,7 @@ from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.share import check_sharing, share_by
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.processors import (
     find_processor,
@@ -146,6 +147,15 @@ class OneShotJob:
         if self.of_task is not None:
             return self.of_task.examples(model, self.recipe.export.verify_samples)
         return inputs_for(model, rows=self.recipe.export.verify_samples)
+
+    def card_facts(self, state: State) -> CardFacts:
+        """Return what was measured, and what text the choice was made on."""
+        calibration = self.recipe.calibration
+        scored = tuple(
+            CardScore(metric=name.rpartition(" ")[2], value=value, data=Path(name.rpartition(" ")[0]).name)
+            for name, value in (state.metrics[PRUNED] or {}).items()
+        )
+        return CardFacts(scored=scored, settings=calibration.told if calibration and self.batches else {})
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result, and asks it about an example where there is a task."""

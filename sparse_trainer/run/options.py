@@ -110,6 +110,16 @@ class CalibrationOptions:
         check_source(find(self.source), "calibration", self.file)
 
     @property
+    def told(self) -> dict[str, str]:
+        """What a card says of it; local files by their names alone."""
+        return {"calibrated on": f"{self.samples} x {self.length} tokens of {self.name}, seed {self.seed}"}
+
+    @property
+    def name(self) -> str:
+        """The corpus, or the name of a local file without its folder."""
+        return Path(self.source).name if find(self.source).file else self.source
+
+    @property
     def local_file(self) -> str | None:
         """The local file that is read, None where it is the hub."""
         return find(self.source).file if self.file is None else self.file

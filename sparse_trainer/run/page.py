@@ -2,7 +2,7 @@
 
 import importlib.resources
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def render(page: Page) -> str:
         ],
         zeros=zero_lines(plan),
         latencies=_latencies(page.comparison),
-        conditions=_conditions(page.comparison),
+        conditions="" if page.comparison is None else str(page.comparison.conditions),
         facts=_facts(plan),
     )
 
@@ -108,14 +108,6 @@ def _latencies(comparison: Comparison | None) -> list[list[str]]:
             seconds = (latency.median, latency.low, latency.high)
             rows.append([name, str(batch), *(f"{1e3 * value:.2f} ms" for value in seconds)])
     return rows
-
-
-def _conditions(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return ""
-    told = comparison.conditions
-    shown = {f.name.replace("_", " "): getattr(told, f.name) for f in fields(told)}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
 
 def _facts(plan: Plan) -> Mapping[str, object]:

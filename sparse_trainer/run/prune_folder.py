@@ -1,34 +1,42 @@
 """One-shot pruning from a model's name to a folder: load, calibrate, prune, save."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.data.image_text.batches import image_text_batches
 from sparse_trainer.data.image_text.rows import holds_images
 from sparse_trainer.errors import CheckpointError
+from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import find_export
 from sparse_trainer.folders.processors import find_processor, is_image_text, load_processor, tokenizer_in
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.rescue import rescuing, spare_folder
-from sparse_trainer.folders.save import least_bytes, save_pruned
+from sparse_trainer.folders.save import Processor, least_bytes, save_pruned
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.checks import check_shape
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
+from sparse_trainer.run.held_out import Rows, held_out, perplexity_on
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions, Tell, check_calibration
 from sparse_trainer.run.page import PAGE_FILE, Page, write_page
 from sparse_trainer.run.texts import pooled_as_stored, read_text_files, reading_of
 from sparse_trainer.run.together import check_alone
+
+PERPLEXITY: Final = "perplexity"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,7 @@ def prune_folder(
     export: str = "auto",
     overwrite: bool = False,
     draw: bool = True,
+    measure: bool = True,
     tell: Tell,
 ) -> tuple[Path, Plan, dict[str, Path]]:
     """Prune a model and save it with its tokenizer; return the folder, the plan, and the files beside it.
@@ -59,6 +68,7 @@ def prune_folder(
     Args:
         calibration: None for criteria that look at weights only.
         draw: Whether pictures and tables of scores and widths go into the folder.
+        measure: Whether a causal language model is measured, before and after, on text like that of the calibration.
         tell: Called with one line at the start of every stage.
 
     Raises:
@@ -83,6 +93,9 @@ def prune_folder(
     density = options.density if options.elements is None else 1.0
     density = density if options.time is None else 0.0
     check_target(folder, overwrite=overwrite, need=least_bytes(model, density))
+    trial = (
+        _Trial.of(model, processor, calibration, batches, tell) if measure and not options.by_block else None
+    )
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
     of_texts = read_text_files(source, model)
     page = Page(name=source.name_or_path, plan=pruned.plan, decisions=pruned.decisions)
@@ -93,18 +106,67 @@ def prune_folder(
             pictures.write_pictures(pruned.plan, pruned.decisions, place)
             write_page(place, page)
 
+    facts = CardFacts(settings=calibration.told if calibration and batches else {})
+    metrics: dict[str, dict[str, Any]] = {}
+    if trial is not None:
+        metrics, facts = trial.told(pruned.model, facts, tell)
     tell(f"saving to {folder}")
     with rescuing(pruned.model, processor, spare_folder(folder)):
         save_pruned(
             pruned.model,
             folder,
             processor=processor,
+            metrics=metrics,
+            facts=facts,
             export=export,
             overwrite=overwrite,
             beside=beside,
         )
     files = {"page": PAGE_FILE} | pictures.picture_files(pruned.plan, pruned.decisions)
     return folder, pruned.plan, {what: folder / name for what, name in files.items() if draw}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """Text that a causal language model is measured on, before it is pruned and after."""
+
+    rows: Rows
+    name: str
+    before: float
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        processor: Processor | None,
+        calibration: CalibrationOptions | None,
+        batches: list[dict[str, Tensor]] | None,
+        tell: Tell,
+    ) -> _Trial | None:
+        """Measure the model as it is; None for other models, and where there is no text."""
+        tokenizer = tokenizer_in(processor)
+        autos = auto_classes_of(type(model).__name__)
+        if calibration is None or batches is None or tokenizer is None or "AutoModelForCausalLM" not in autos:
+            return None
+        rows = held_out(calibration, batches, tokenizer)
+        if rows is None:
+            tell(f"{calibration.name} has no text beside what is calibrated on: perplexity is not measured")
+            return None
+        name = f"{len(rows)} sequences of {calibration.name} that were not calibrated on"
+        tell(f"measuring perplexity on {name}")
+        return cls(rows=rows, name=name, before=perplexity_on(model, rows))
+
+    def told(
+        self, model: PreTrainedModel, facts: CardFacts, tell: Tell
+    ) -> tuple[dict[str, dict[str, Any]], CardFacts]:
+        """Measure the pruned model; return the row of the card's table, and the facts with this one."""
+        after = perplexity_on(model, self.rows)
+        tell(f"perplexity on {self.name}: {self.before:.2f} before, {after:.2f} after")
+        told = f"perplexity on {self.name}, in {str(model.dtype).removeprefix('torch.')}"
+        scored = (CardScore(metric=PERPLEXITY, value=after, data=self.name),)
+        return {PERPLEXITY: {"dense": self.before, "pruned": after}}, replace(
+            facts, scored=scored, conditions=told
+        )
 
 
 def read_calibration(

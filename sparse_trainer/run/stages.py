@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sparse_trainer.budget.counting import parameter_count
 from sparse_trainer.cut.decision import Decision
+from sparse_trainer.folders.card_facts import CardFacts
 from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.folders.save import Processor, save_pruned
 from sparse_trainer.plan.document import Plan
@@ -71,6 +72,9 @@ class Job(Protocol):
 
     def examples(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return a batch without labels on which the reloaded model is compared."""
+
+    def card_facts(self, state: State) -> CardFacts:
+        """Return what the card of the result says beside its plan and the table."""
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads and uses the result."""
@@ -163,6 +167,7 @@ def save(state: State) -> State:
         job.result,
         processor=job.processor,
         metrics=comparison.card_rows(),
+        facts=replace(job.card_facts(state), conditions=str(comparison.conditions)),
         export=job.recipe.export.export,
         overwrite=True,
         beside=beside,

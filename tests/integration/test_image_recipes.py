@@ -10,7 +10,6 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.utils.import_utils import is_torchvision_available
 
-from sparse_trainer.cli.show import _conditions
 from sparse_trainer.errors import CheckpointError, SparseTrainerError
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.one_shot.options import PruneOptions
@@ -72,7 +71,7 @@ def test_the_recipe_leaves_a_folder_that_the_pipeline_runs(files: Path, tmp_path
     assert pruned.parameters < dense.parameters
     assert pruned.latencies[2].median > 0
     assert result.comparison.conditions.sequence_length is None
-    assert "inputs of the models' own size" in _conditions(result.comparison.conditions)
+    assert "inputs of the models' own size" in str(result.comparison.conditions)
     assert pruned.metrics is not None
     assert 0 <= pruned.metrics["accuracy"] <= 1
     assert result.reloaded is not None

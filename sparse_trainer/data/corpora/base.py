@@ -1,6 +1,6 @@
 """What a corpus is: where its rows come from, and how a row becomes text or a question."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Corpus:
     """Hub id; None for a local file."""
     file: str | None = None
     """The local file that is the corpus."""
+    read: Callable[[Part], Sequence[Row]] | None = None
+    """What yields its rows, of a corpus that is on every machine."""
     config: str | None = None
     calibration: str = "train"
     """Split of the hub data set for calibration."""

@@ -55,6 +55,8 @@ def rows(corpus: Corpus, part: Part, file: str | Path | None = None) -> Sequence
     """
     where = f"{corpus.name}, {part}"
     file = corpus.file if file is None else file
+    if file is None and corpus.read is not None:
+        return corpus.read(part)
     if file is None:
         assert corpus.hub is not None
         remedy = "a local file as `files`" if part == "evaluation" else "a local file as `file`"

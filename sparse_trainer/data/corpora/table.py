@@ -2,6 +2,7 @@
 
 from sparse_trainer.data.corpora import questions
 from sparse_trainer.data.corpora.base import Corpus, Row, value
+from sparse_trainer.data.corpora.python_docs import python_docs
 from sparse_trainer.errors import DataError
 
 
@@ -42,6 +43,7 @@ CORPORA: dict[str, Corpus] = {
             joint="",
             is_one_text=True,
         ),
+        Corpus(name="python-docs", hub=None, read=python_docs, text=plain),
         Corpus(
             name="c4",
             hub="allenai/c4",

