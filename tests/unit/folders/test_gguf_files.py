@@ -4,13 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.folders import gguf_files
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.load import load_model
-from tests.fixtures.recipe_files import write_tiny_llama
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a BPE tokenizer like that of GPT-2, with a handful of merges."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    words.train_from_iterator(["a small text about the same small things"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>")
 
 
 @pytest.fixture
@@ -23,7 +35,16 @@ def test_a_file_is_unpacked_once_and_says_what_the_folder_said(tmp_path: Path, c
     pytest.importorskip("gguf")
     from sparse_trainer.convert.folder import convert_folder
 
-    write_tiny_llama(tmp_path / "model")
+    words = byte_tokenizer()
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=len(words),
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
     file = tmp_path / "model.gguf"
     convert_folder(str(tmp_path / "model"), file, "gguf", quantize="f32")
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
