@@ -72,6 +72,11 @@ COMMANDS = {
         "convert_command",
         "Write a model folder, dense or pruned, in the form of another runtime.",
     ),
+    "merge-kv-heads": Command(
+        "sparse_trainer.cli.merge_kv_heads",
+        "merge_kv_heads_command",
+        "Merge KV heads of layers and keep all query heads: a smaller cache, which stock engines serve.",
+    ),
     "trim-vocabulary": Command(
         "sparse_trainer.cli.trim_vocabulary",
         "trim_vocabulary_command",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from patchers.units import HEADS, LAYERS
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.share import check_sharing, share_by
@@ -27,6 +28,7 @@ from sparse_trainer.folders.save import Processor
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.inputs.make import inputs_for
 from sparse_trainer.one_shot.checks import check_prunable, check_shape, layers_left
+from sparse_trainer.one_shot.kv_merge import KvMergeOptions, check_kv_merge, merge_kv_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import pictures
 from sparse_trainer.run.options import Tell
@@ -79,10 +81,11 @@ class OneShotJob:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Measure, prune, share layers and recover where the recipe says so, measure, and finish."""
+        """Measure, prune, merge KV heads, share layers and recover where the recipe says so, measure, and finish."""
+        merged = () if self.recipe.kv_merge is None else (self.merge,)
         shared = () if self.recipe.sharing is None else (self.share,)
         recovered = () if self.recipe.recovery is None else (self.recover,)
-        return (self.evaluate_dense, self.prune, *shared, *recovered, self.evaluate_pruned, *FINISH)
+        return (self.evaluate_dense, self.prune, *merged, *shared, *recovered, self.evaluate_pruned, *FINISH)
 
     def beside(self, folder: Path) -> None:
         """Write what the task says."""
@@ -105,6 +108,13 @@ class OneShotJob:
             )
             model, decisions = pruned.model, (*decisions, *pruned.decisions)
         return replace(state.having(PRUNED, model), decisions=decisions)
+
+    def merge(self, state: State) -> State:
+        """Merge KV heads of the layers that are left."""
+        options = self.recipe.kv_merge
+        assert options is not None
+        state.tell(options.method)
+        return state.having(PRUNED, merge_kv_by(options, state.models[PRUNED], self.batches, inplace=True))
 
     def share(self, state: State) -> State:
         """Make groups of the layers that are left share their linears."""
@@ -205,7 +215,12 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     of_task, batches = _read_task(recipe, tell), None
     if of_task is None:
         batches = read_calibration(
-            recipe.model, tokenizer_in(processor), recipe.prunings, recipe.calibration, tell
+            recipe.model,
+            tokenizer_in(processor),
+            recipe.prunings,
+            recipe.calibration,
+            tell,
+            always=recipe.kv_merge is not None,
         )
     tell("loading the model")
     dense = recipe.model.load(by_block=any(options.by_block for options in recipe.prunings))
@@ -288,11 +303,15 @@ def check_one_shot(recipe: OneShotRecipe) -> None:
 
 
 def _check_shape(recipe: OneShotRecipe) -> None:
-    """Refuse prunings and sharing that the sizes of the model forbid."""
+    """Refuse prunings, merging and sharing that the sizes of the model forbid."""
     shape, prunings = recipe.model.shape(), recipe.prunings
     device = recipe.model.place_of_model(by_block=any(options.by_block for options in prunings))
     for options in prunings:
         check_shape(options, shape, device)
+    if recipe.kv_merge is not None:
+        kinds = {kind for options in prunings if options.elements is None for kind in options.budget.kinds}
+        counted = kinds.isdisjoint((HEADS, LAYERS))
+        check_kv_merge(recipe.kv_merge if counted else KvMergeOptions(kv_heads=1), shape)
     if recipe.sharing is not None:
         check_sharing(recipe.sharing, shape, layers_left(prunings, shape))
 

@@ -214,6 +214,27 @@ evaluation: {tasks: [wikitext2]}
 """
 
 
+MERGING = """
+model: {name_or_path: m}
+calibration: {}
+prune: {criterion: magnitude, density: {channels: 0.7}}
+kv_merge: {kv_heads: 1}
+evaluation: {tasks: [wikitext2]}
+"""
+
+
+def test_a_section_merges_kv_heads_after_the_cut(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(MERGING)
+    said: list[str] = []
+    result = run(small(str(tmp_path / "r.yaml"), files, tmp_path / "out", "export.verify=false"), said.append)
+    assert "KV heads merged into 1 (all layers)" in said
+    assert result.plan is not None
+    assert result.plan.method.endswith("then KV heads merged into 1 (all layers)")
+    assert load_pruned(tmp_path / "out").config.num_key_value_heads == 1
+    with pytest.raises(SparseTrainerError, match=r"kv_heads.*does not divide"):
+        run(small(str(tmp_path / "r.yaml"), files, tmp_path / "no", "kv_merge.kv_heads=99"), said.append)
+
+
 def test_a_section_takes_tokens_out_before_the_cut(files: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("what color is it? it is blue.")
     corpus = f"vocabulary.corpus=['{tmp_path / 'corpus.txt'}']"

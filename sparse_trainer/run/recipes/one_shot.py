@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 from sparse_trainer.cut.share import SharingOptions
 from sparse_trainer.data.splits import DataOptions
 from sparse_trainer.errors import DataError, RecipeError, shown
+from sparse_trainer.one_shot.kv_merge import KvMergeOptions
 from sparse_trainer.run.options import (
     CalibrationOptions,
     PruneSection,
@@ -54,6 +55,7 @@ class OneShotRecipe(Recipe):
         "calibration": CalibrationOptions,
         PRUNE: PruneSection,
         STAGES: PruneSection,
+        "kv_merge": KvMergeOptions,
         "sharing": SharingOptions,
         "recovery": RecoveryOptions,
         "evaluation": MeasureOptions,
@@ -72,6 +74,8 @@ class OneShotRecipe(Recipe):
     """None where criterion and repair look at weights only."""
     prunings: tuple[PruneSection, ...]
     """What `prune`, or each entry of `stages`, asks for, in order: each starts from what the one before it left."""
+    kv_merge: KvMergeOptions | None
+    """How many KV heads stay in the layers that are left; None = all."""
     sharing: SharingOptions | None
     """Which of the layers that are left share their linears; None = each has its own."""
     recovery: RecoveryOptions | None
@@ -102,6 +106,7 @@ def parse_one_shot(sections: Sections, name: str, origin: str) -> OneShotRecipe:
         vocabulary=parsed_or_none(VocabularyOptions, sections, "vocabulary", origin),
         calibration=parsed_or_none(CalibrationOptions, sections, "calibration", origin),
         prunings=_prunings(sections, origin),
+        kv_merge=parsed_or_none(KvMergeOptions, sections, "kv_merge", origin),
         sharing=parsed_or_none(SharingOptions, sections, "sharing", origin),
         recovery=parsed_or_none(RecoveryOptions, sections, "recovery", origin),
         evaluation=parsed_or_none(MeasureOptions, sections, "evaluation", origin),

@@ -31,6 +31,7 @@ from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.kv_merge import merge_kv_heads
 from sparse_trainer.one_shot.prune import prune
 from tests.fixtures.character_tokenizer import character_tokenizer
+from tests.unit.cli.test_cli import answer
 
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
@@ -190,3 +191,13 @@ def test_models_of_another_form_are_refused() -> None:
         merge_kv_heads(BertForMaskedLM(BertConfig(vocab_size=64, **sizes)), None, kv_heads=2)
     with pytest.raises(UnsupportedModelError, match="share their weights"):
         merge_kv_heads(share_layers(model_of(), 3), None, kv_heads=2)
+
+
+def test_the_command_writes_what_python_makes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    model_of().save_pretrained(model)
+    said = answer(monkeypatch, capsys, "merge-kv-heads", str(model), str(out), "--kv-heads", "2")
+    assert said["method"] == "KV heads merged into 2 (all layers)"
+    assert torch.equal(logits(load_pruned(out)), logits(merge_kv_heads(model_of(), None, kv_heads=2)))
