@@ -37,7 +37,9 @@ OF_UNITS = [name for name in ALL if name not in OF_WEIGHTS]
 DEPTH = [
     name for name in OF_UNITS if LAYERS in PRUNINGS[name][0].budget.kinds and PRUNINGS[name][0].search is None
 ]
+QUICKSTART = "quickstart-llm"
 ELSEWHERE = (
+    QUICKSTART,
     "llava-afr",
     "llava-afr-towers",
     "llama-staged-lora",
@@ -47,7 +49,6 @@ ELSEWHERE = (
 """Recipes with images run in tests/unit/data/test_image_text.py, those with recovery in test_recovery.py, those of
 encoders in test_encoders_in_one_shot.py."""
 ONE_SHOT = [name for name in OF_UNITS if name not in (*DEPTH, *ELSEWHERE)]
-NEEDS_NO_FILE = "quickstart-llm"
 PICTURES = ("kept.png", "widths.png", "widths.csv", "scores.png", "scores.csv")
 
 
@@ -69,7 +70,7 @@ def small(name: str, files: Path, out: Path, *overrides: str) -> Any:
             f"calibration.file={files / 'text.txt'}",
             "calibration.samples=6",
             "calibration.length=24",
-            *(() if name == NEEDS_NO_FILE else (f"evaluation.files.wikitext2={files / 'text.txt'}",)),
+            *([] if name == QUICKSTART else [f"evaluation.files.wikitext2={files / 'text.txt'}"]),
             "evaluation.max_tokens=120",
             f"export.output_dir={out}",
             "export.latency_rounds=1",
@@ -120,6 +121,19 @@ def test_a_recipe_of_depth_leaves_fewer_layers_that_load(name: str, files: Path,
     assert loaded.config.num_hidden_layers == 2
     assert loaded.num_parameters() == result.comparison.models["pruned"].parameters
     assert result.comparison.models["pruned"].metrics["wikitext2 perplexity"] > 1
+
+
+def test_the_quickstart_of_language_models_brings_its_own_text(files: Path, tmp_path: Path) -> None:
+    short = ("evaluation.length=24", "stages.0.density={layers: 0.67}", "stages.1.min_keep=1")
+    recipe = small(QUICKSTART, files, tmp_path / "out", "calibration.file=null", *short)
+    result = run(recipe, lambda line: None)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert loaded.config.num_hidden_layers == 2
+    assert result.comparison.models["pruned"].metrics["python-docs perplexity"] > 1
+    assert (
+        "| calibrated on | 6 x 24 tokens of python-docs, seed 42 |"
+        in (tmp_path / "out/README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)

@@ -21,7 +21,7 @@ from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
-from sparse_trainer.run.recipes.load import load_recipe
+from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
 from sparse_trainer.run.recipes.shipped import read_sections, shipped
 from tests.fixtures.recipe_files import STEPS, small, write_small_files
 
@@ -36,6 +36,7 @@ TRAINING = sorted(
     name
     for name, path in shipped().items()
     if read_sections(path).get("task", {}).get("name") in TASKS_OF_TEXTS
+    and not is_one_shot(read_sections(path))
 )
 
 
