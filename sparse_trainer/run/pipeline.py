@@ -2,6 +2,9 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.plan.document import Plan
@@ -40,8 +43,8 @@ def run(
             recipe.name, "makes several models.", "Call run_family (sparse-trainer family, or run)."
         )
     start = time.monotonic()
-    with speaking_of(recipe):
-        state = _finished(recipe, tell, overwrite=overwrite, resume=resume)
+    with speaking_of(recipe), _advising(recipe, tell, resume=resume) as told:
+        state = _finished(recipe, told, overwrite=overwrite)
         return from_first(lambda: _result(state, time.monotonic() - start))
 
 
@@ -73,8 +76,8 @@ def run_family(
         raise ArgumentError(
             recipe.name, "asks for one model.", "Give `speedups` or `densities` (pruning.speedups=[1.5,2])."
         )
-    with speaking_of(recipe):
-        _finished(recipe, tell, overwrite=overwrite, resume=resume)
+    with speaking_of(recipe), _advising(recipe, tell, resume=resume) as told:
+        _finished(recipe, told, overwrite=overwrite)
         assert isinstance(recipe, FinePruningRecipe)
         folder = RunFolder(recipe=recipe, resume=resume)
         asked = stages.speedups or stages.densities
@@ -88,21 +91,37 @@ def run_family(
         return result
 
 
-def _finished(recipe: Recipe, tell: Tell, *, overwrite: bool, resume: bool) -> State:
-    """Return what the stages of a recipe have made."""
-    tell = tell if is_first() else _say_nothing
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """How a run speaks, and whether it goes on with one that was stopped."""
+
+    tell: Tell
+    resume: bool
+
+
+@contextmanager
+def _advising(recipe: Recipe, tell: Tell, *, resume: bool) -> Iterator[_Told]:
+    """Say how to go on when the block is interrupted, at whatever point; of several processes the first one speaks."""
+    told = _Told(tell=tell if is_first() else _say_nothing, resume=resume)
     try:
-        resume = resume or from_first(lambda: _asks_to_go_on(recipe))
-        with together():
-            state = _prepared(recipe, tell, overwrite=overwrite or recipe.export.overwrite, resume=resume)
-        for stage in state.job.stages:
-            with together(), state.rescuing():
-                state = stage(state)
-        return state
+        told = replace(told, resume=resume or from_first(lambda: _asks_to_go_on(recipe)))
+        yield told
     except (KeyboardInterrupt, SystemExit):
         if isinstance(recipe, FinePruningRecipe):
-            tell(RunFolder(recipe=recipe, resume=resume).advice())
+            told.tell(RunFolder(recipe=recipe, resume=told.resume).advice())
         raise
+
+
+def _finished(recipe: Recipe, told: _Told, *, overwrite: bool) -> State:
+    """Return what the stages of a recipe have made."""
+    with together():
+        state = _prepared(
+            recipe, told.tell, overwrite=overwrite or recipe.export.overwrite, resume=told.resume
+        )
+    for stage in state.job.stages:
+        with together(), state.rescuing():
+            state = stage(state)
+    return state
 
 
 def _say_nothing(line: str) -> None:
