@@ -110,8 +110,12 @@ def test_the_command_line_writes_the_table_that_a_pruning_reads(
     assert "heads of LlamaDecoderLayer" in capsys.readouterr().out
     assert json.loads(file.read_text())["conditions"]["sequence_length"] == 8
     other = ["prune", str(model), str(tmp_path / "out"), "--speedup", "1.1", "--latency-table", str(file)]
-    monkeypatch.setattr(sys, "argv", ["sparse-trainer", *other, "--criterion", "magnitude", "--no-pictures"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["sparse-trainer", *other, "--criterion", "magnitude", "--no-pictures", "--sequence-length", "16"],
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code
-    assert "sequence_length: 8 there, 128 here" in capsys.readouterr().err
+    assert "sequence_length: 8 there, 16 here" in capsys.readouterr().err
