@@ -35,7 +35,7 @@ def convert_folder(
     form = CONVERSIONS[one_of("to", to, CONVERSIONS)]
     numbers = form.formats[0] if quantize is None else one_of("quantize", quantize, form.formats)
     check_installed(f"to {to!r}", form.extra, form.packages)
-    target = _free_place(out, form)
+    target = free_place(out, form)
     origin = find_origin(source)
     form.refuse(origin, numbers)
     if form.is_file:
@@ -79,7 +79,7 @@ def find_origin(source: str) -> Convertible:
     return Convertible(name=source, skeleton=load_shape(source))
 
 
-def _free_place(out: str | os.PathLike[str], form: Conversion) -> Path:
+def free_place(out: str | os.PathLike[str], form: Conversion) -> Path:
     """Return where the output goes, and raise `CheckpointError` where something is, or nothing can be written."""
     target = place_of(out)
     if (target.is_dir() and any(target.iterdir())) or (form.is_file and target.exists()):

@@ -72,7 +72,7 @@ class OneShotJob:
     @property
     def result(self) -> Path:
         """The folder of the finished model."""
-        return _result_of(self.recipe)
+        return result_of(self.recipe)
 
     @cached_property
     def spare(self) -> Path:
@@ -206,7 +206,7 @@ def prepare_one_shot(recipe: OneShotRecipe, tell: Tell, *, overwrite: bool) -> S
     Raises:
         SparseTrainerError: Bad input.
     """
-    check_target(_result_of(recipe), overwrite=overwrite)
+    check_target(result_of(recipe), overwrite=overwrite)
     check_one_shot(recipe)
     recipe = _trimmed(recipe, tell)
     pooled = tuple(pooled_as_stored(options, recipe.model, tell) for options in recipe.prunings)
@@ -260,7 +260,7 @@ def _trimmed(recipe: OneShotRecipe, tell: Tell) -> OneShotRecipe:
     """Return the recipe with the model as it is without the tokens that the recipe's corpus does not use."""
     if recipe.vocabulary is None:
         return recipe
-    model, folder = recipe.model, _result_of(recipe).parent
+    model, folder = recipe.model, result_of(recipe).parent
     source = trimmed_source(model.name_or_path, model.revision, recipe.vocabulary, folder, tell)
     return replace(recipe, model=replace(model, name_or_path=source, revision="main"))
 
@@ -316,7 +316,8 @@ def _check_shape(recipe: OneShotRecipe) -> None:
         check_sharing(recipe.sharing, shape, layers_left(prunings, shape))
 
 
-def _result_of(recipe: OneShotRecipe) -> Path:
+def result_of(recipe: OneShotRecipe) -> Path:
+    """Return the folder of the finished model."""
     return Path(recipe.export.output_dir or f"runs/{recipe.name}/pruned")
 
 

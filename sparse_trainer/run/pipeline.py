@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.conversions import AskedConversion, asked_conversions, convert_result
 from sparse_trainer.run.family import FamilyResult, Member, write_table
 from sparse_trainer.run.fine_pruning import prepare_fine_pruning
-from sparse_trainer.run.one_shot import prepare_one_shot
+from sparse_trainer.run.one_shot import prepare_one_shot, result_of
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, RunResult
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
@@ -44,8 +46,11 @@ def run(
         )
     start = time.monotonic()
     with speaking_of(recipe), _advising(recipe, tell, resume=resume) as told:
+        with together():
+            asked = from_first(lambda: _conversions(recipe, resume=told.resume))
         state = _finished(recipe, told, overwrite=overwrite)
-        return from_first(lambda: _result(state, time.monotonic() - start))
+        converted = from_first(lambda: convert_result(asked, state.job.result, told.tell))
+        return from_first(lambda: _result(state, converted, time.monotonic() - start))
 
 
 def makes_family(recipe: Recipe) -> bool:
@@ -75,6 +80,12 @@ def run_family(
     if stages is None:
         raise ArgumentError(
             recipe.name, "asks for one model.", "Give `speedups` or `densities` (pruning.speedups=[1.5,2])."
+        )
+    if recipe.export.convert:
+        raise ArgumentError(
+            "export.convert",
+            "is for runs that make one model.",
+            "Run `sparse-trainer convert` on each of them.",
         )
     with speaking_of(recipe), _advising(recipe, tell, resume=resume) as told:
         _finished(recipe, told, overwrite=overwrite)
@@ -124,6 +135,20 @@ def _finished(recipe: Recipe, told: _Told, *, overwrite: bool) -> State:
     return state
 
 
+def _conversions(recipe: Recipe, *, resume: bool) -> tuple[AskedConversion, ...]:
+    """Return what is written for other runtimes in the end; a run that goes on leaves out what is there."""
+    texts = recipe.export.convert
+    if isinstance(recipe, FinePruningRecipe):
+        folder, source = RunFolder(recipe=recipe, resume=resume).result, None
+    else:
+        assert isinstance(recipe, OneShotRecipe)
+        folder = result_of(recipe)
+        source = recipe.model.name_or_path if recipe.vocabulary is None else None
+    if resume:
+        texts = tuple(text for text in texts if not AskedConversion.parse(text).place(folder).exists())
+    return asked_conversions(texts, folder, source)
+
+
 def _say_nothing(line: str) -> None:
     """Stand in for `tell` in all processes but the first."""
 
@@ -148,7 +173,7 @@ def _prepared(recipe: Recipe, tell: Tell, *, overwrite: bool, resume: bool) -> S
     return prepare_one_shot(recipe, tell, overwrite=overwrite)
 
 
-def _result(state: State, seconds: float) -> RunResult:
+def _result(state: State, converted: dict[str, Path], seconds: float) -> RunResult:
     assert state.comparison is not None
     job, folder = state.job, state.job.result
     plan = Plan.load(folder) if PRUNED in state.models else None
@@ -160,6 +185,6 @@ def _result(state: State, seconds: float) -> RunResult:
         plan=plan,
         reloaded=state.reloaded,
         load_lines=job.load_lines(plan),
-        files={what: folder / name for what, name in files.items()},
+        files={what: folder / name for what, name in files.items()} | converted,
         seconds=seconds,
     )

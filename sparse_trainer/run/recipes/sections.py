@@ -172,6 +172,8 @@ class ExportOptions:
     """Tokens per sequence of the latency table."""
     latency_rounds: int = 20
     """Timed calls per model and batch size."""
+    convert: tuple[str, ...] = ()
+    """Other runtimes that the result is written for, beside its folder: gguf, gguf:q8_0, onnx, …"""
 
     def __post_init__(self) -> None:
         find_export(self.export)
