@@ -7,7 +7,7 @@ from pathlib import Path
 from sparse_trainer.convert.base import Conversion
 from sparse_trainer.convert.folder import check_installed, convert_folder, find_origin, free_place
 from sparse_trainer.convert.registry import CONVERSIONS
-from sparse_trainer.errors import one_of
+from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.run.options import Tell
 
 WHERE = "export.convert"
@@ -58,6 +58,10 @@ def asked_conversions(texts: Sequence[str], folder: Path, source: str | None) ->
         ConversionError: The form cannot hold this model.
     """
     asked = tuple(AskedConversion.parse(text) for text in texts)
+    if len({one.to for one in asked}) < len(asked):
+        raise ArgumentError(
+            WHERE, "names a runtime twice.", "Give it once; `sparse-trainer convert` writes others."
+        )
     for one in asked:
         check_installed(f"{WHERE} {one.to!r}", one.form.extra, one.form.packages)
         free_place(one.place(folder), one.form)

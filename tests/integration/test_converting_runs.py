@@ -49,6 +49,7 @@ def test_a_run_ends_with_the_other_forms_beside_its_folder(tmp_path: Path) -> No
     [
         ("[tensorrt]", ArgumentError, "export.convert"),
         ("[onnx:q3]", ArgumentError, "export.convert"),
+        ("[onnx, onnx:int8]", ArgumentError, "twice"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_any_work(
