@@ -1,5 +1,6 @@
 """What a model card says beside what the model and its plan say, and what is carried over from the card before."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ class CardScore:
     value: float
     data: str
     """The data set: a name on the hub, or what local files are called."""
+    part: str = ""
+    """Which part of it, in words."""
     split: str | None = None
 
 
@@ -49,6 +52,7 @@ def front_matter(name: str, task: str | None, origin: str, facts: CardFacts) -> 
         origin: What it was loaded from: a name on the hub, or a folder.
     """
     before = _card_of(origin)
+    finite = [scored for scored in facts.scored if math.isfinite(scored.value)]  # JSON knows no others
     data = ModelCardData(
         language=before.language,
         license=before.license,
@@ -59,8 +63,8 @@ def front_matter(name: str, task: str | None, origin: str, facts: CardFacts) -> 
         base_model=hub_name(origin) or before.base_model,
         datasets=[s.data for s in facts.scored if "/" in s.data and hub_name(s.data)] or None,
         tags=list(TAGS),
-        model_name=name if facts.scored else None,
-        eval_results=[_result(scored, task or "other") for scored in facts.scored] or None,
+        model_name=name if finite else None,
+        eval_results=[_result(scored, task or "other") for scored in finite] or None,
     )
     return data.to_yaml()
 
@@ -79,7 +83,7 @@ def _result(scored: CardScore, task: str) -> EvalResult:
     return EvalResult(
         task_type=task,
         dataset_type=scored.data,
-        dataset_name=scored.data,
+        dataset_name=f"{scored.part} of {scored.data}" if scored.part else scored.data,
         dataset_split=scored.split,
         metric_type=scored.metric,
         metric_value=scored.value,

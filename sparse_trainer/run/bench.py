@@ -141,7 +141,7 @@ def run_bench(options: BenchOptions) -> BenchResult:
 
 
 def _place(name: str) -> Path:
-    return Path(resolve(name)).resolve()
+    return Path(name if name.endswith(".gguf") else resolve(name)).resolve()
 
 
 def _check_file(name: str, runtimes: set[str]) -> None:

@@ -1,6 +1,7 @@
 """How a model does on text that was not calibrated on."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -20,6 +21,7 @@ SEQUENCES: Final = 16
 _LEAST = 4
 _RUN = 32
 """Tokens in a row that tell one text from another."""
+_LARGEST = math.log(sys.float_info.max)
 Rows = Sequence[Mapping[str, Tensor]]
 
 
@@ -74,7 +76,7 @@ def sequence_losses(model: PreTrainedModel, batches: Batches) -> tuple[tuple[flo
 
 
 def perplexity_on(model: PreTrainedModel, rows: Rows) -> float:
-    """Return the perplexity of a causal language model on some sequences; infinity where it is beyond all numbers."""
+    """Return the perplexity of a causal language model on some sequences: NaN or infinity where its loss is."""
     losses = sequence_losses(model, Batches(model, rows))
     mean = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
-    return math.exp(mean) if mean < math.log(1e300) else math.inf
+    return math.inf if mean > _LARGEST else math.exp(mean)

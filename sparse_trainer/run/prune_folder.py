@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sparse_trainer.cut.decision import Decision
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.data.image_text.batches import image_text_batches
 from sparse_trainer.data.image_text.rows import holds_images
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, NonFiniteError
 from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.exports import find_export
@@ -131,7 +132,9 @@ class _Trial:
     """Text that a causal language model is measured on, before it is pruned and after."""
 
     rows: Rows
-    name: str
+    part: str
+    """Which part of the source, in words."""
+    source: str
     before: float
 
     @classmethod
@@ -146,24 +149,31 @@ class _Trial:
         """Measure the model as it is; None for other models, and where there is no text."""
         tokenizer = tokenizer_in(processor)
         autos = auto_classes_of(type(model).__name__)
-        if calibration is None or batches is None or tokenizer is None or "AutoModelForCausalLM" not in autos:
+        if calibration is None or tokenizer is None or "AutoModelForCausalLM" not in autos:
             return None
-        rows = held_out(calibration, batches, tokenizer)
+        positions = positions_of(model.config) or calibration.length
+        fitting = replace(calibration, length=min(calibration.length, positions))
+        rows = held_out(fitting, batches or [], tokenizer)
         if rows is None:
             tell(f"{calibration.name} has no text beside what is calibrated on: perplexity is not measured")
             return None
-        name = f"{len(rows)} sequences of {calibration.name} that were not calibrated on"
-        tell(f"measuring perplexity on {name}")
-        return cls(rows=rows, name=name, before=perplexity_on(model, rows))
+        part = f"{len(rows)} sequences that were not calibrated on"
+        tell(f"measuring perplexity on {part} of {calibration.name}")
+        before = perplexity_on(model, rows)
+        if math.isnan(before):
+            raise NonFiniteError(
+                type(model).__name__, "says NaN on text.", "Look for NaN weights; or load it in float32."
+            )
+        return cls(rows=rows, part=part, source=calibration.name, before=before)
 
     def told(
         self, model: PreTrainedModel, facts: CardFacts, tell: Tell
     ) -> tuple[dict[str, dict[str, Any]], CardFacts]:
         """Measure the pruned model; return the row of the card's table, and the facts with this one."""
         after = perplexity_on(model, self.rows)
-        tell(f"perplexity on {self.name}: {self.before:.2f} before, {after:.2f} after")
-        told = f"perplexity on {self.name}, in {str(model.dtype).removeprefix('torch.')}"
-        scored = (CardScore(metric=PERPLEXITY, value=after, data=self.name),)
+        tell(f"perplexity on {self.part} of {self.source}: {self.before:.2f} before, {after:.2f} after")
+        told = f"perplexity on {self.part} of {self.source}, in {str(model.dtype).removeprefix('torch.')}"
+        scored = (CardScore(metric=PERPLEXITY, value=after, data=self.source, part=self.part),)
         return {PERPLEXITY: {"dense": self.before, "pruned": after}}, replace(
             facts, scored=scored, conditions=told
         )

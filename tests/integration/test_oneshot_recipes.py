@@ -21,7 +21,7 @@ from sparse_trainer.errors import BudgetError, CheckpointError, DataError, Spars
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import PLAN_FILE, Plan
-from sparse_trainer.run.options import PruneSection, SourceOptions
+from sparse_trainer.run.options import CalibrationOptions, PruneSection, SourceOptions
 from sparse_trainer.run.outcome import ALWAYS, FILES
 from sparse_trainer.run.pictures import ZERO_FILES
 from sparse_trainer.run.pipeline import run
@@ -574,3 +574,19 @@ def test_pictures_without_matplotlib_are_refused_before_any_work(
     with pytest.raises(SparseTrainerError, match=r"matplotlib is not installed.*--no-pictures"):
         command("prune", files / "model", tmp_path / "out", "--criterion", "random")
     command("prune", files / "model", tmp_path / "out", "--criterion", "random", "--no-pictures")
+
+
+def test_a_pruned_language_model_is_measured_on_text_that_it_was_not_calibrated_on(
+    files: Path, tmp_path: Path
+) -> None:
+    write_text(tmp_path / "long.txt", 400)
+    calibration = CalibrationOptions(source=str(tmp_path / "long.txt"), samples=4, length=24)
+    source, said = SourceOptions(name_or_path=str(files / "model"), device="cpu"), []
+    options = PruneSection(criterion="magnitude", density={"channels": 0.5})
+    prune_folder(source, tmp_path / "out", options, calibration, draw=False, tell=said.append)
+    assert any("before" in line and "perplexity" in line for line in said)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "model-index" in card
+    assert "| perplexity |" in card
+    prune_folder(source, tmp_path / "not", options, calibration, draw=False, measure=False, tell=said.append)
+    assert "perplexity" not in (tmp_path / "not/README.md").read_text()

@@ -142,3 +142,12 @@ def test_a_card_that_cannot_be_read_carries_nothing_over(text: str, tmp_path: Pa
     (tmp_path / "README.md").write_text(text)
     front, _ = told(str(tmp_path), CardFacts())
     assert not {"license", "language", "base_model"} & front.keys()
+
+
+def test_a_result_that_is_no_number_stays_out_of_the_metadata() -> None:
+    score = CardScore(metric="perplexity", value=float("inf"), data="wikitext2", part="16 sequences")
+    front, _ = told("", CardFacts(scored=(score,)))
+    assert "model-index" not in front
+    finite = dataclasses.replace(score, value=9.0)
+    (index,) = told("", CardFacts(scored=(finite,)))[0]["model-index"]
+    assert index["results"][0]["dataset"] == {"name": "16 sequences of wikitext2", "type": "wikitext2"}
