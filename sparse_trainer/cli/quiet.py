@@ -26,6 +26,6 @@ def shorten_report(record: logging.LogRecord) -> bool:
     if "LOAD REPORT" in said:
         rows = [row for row in _ROW.findall(said) if row[0] != "Key"]
         if rows and all(status == "MISSING" for _, status in rows):
-            names = ", ".join(name for name, _ in rows)
+            names = ", ".join(sorted(name for name, _ in rows))
             record.msg, record.args = f"new weights, which training has to fill: {names}", None
     return True
