@@ -50,8 +50,16 @@ class SharingOptions:
     @property
     def method(self) -> str:
         """What plans and cards call it."""
-        which = "all layers" if self.layers is None else f"layers {', '.join(map(str, self.layers))}"
-        return f"sharing in groups of {self.size} ({which}; start: {self.start})"
+        return f"sharing in groups of {self.size} ({layers_in_words(self.layers)}; start: {self.start})"
+
+
+def layers_in_words(layers: Sequence[int] | None) -> str:
+    """Return numbers of layers as plans and cards name them; None = all.
+
+    >>> layers_in_words(None), layers_in_words([2, 3])
+    ('all layers', 'layers 2, 3')
+    """
+    return "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"
 
 
 def share_layers(

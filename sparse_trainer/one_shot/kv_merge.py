@@ -20,6 +20,7 @@ from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.layout import refuse_shared
 from sparse_trainer.cut.model_class import record, take_class
 from sparse_trainer.cut.record import make_plan, measures_of
+from sparse_trainer.cut.share import layers_in_words
 from sparse_trainer.errors import ArgumentError, UnsupportedModelError
 from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.sample import sample_batch
@@ -58,8 +59,7 @@ class KvMergeOptions:
     @property
     def method(self) -> str:
         """What plans and cards call it."""
-        which = "all layers" if self.layers is None else f"layers {', '.join(map(str, self.layers))}"
-        return f"KV heads merged into {self.kv_heads} ({which})"
+        return f"KV heads merged into {self.kv_heads} ({layers_in_words(self.layers)})"
 
 
 def merge_kv_heads(
