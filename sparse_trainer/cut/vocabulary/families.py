@@ -2,7 +2,8 @@
 
 Each works on the `model` of a tokenizer.json. Taking tokens out never changes how a text is cut whose pieces, and what
 they need, all stay: WordPiece takes the longest piece that fits, Unigram the best-scored segmentation, BPE the merge
-that was learned first; and what was best among all tokens is best among fewer.
+that was learned first; and what was best among all tokens is best among fewer. Where two segmentations of Unigram tie,
+the first one found is taken, and pieces that go leave the order of the others.
 """
 
 import re

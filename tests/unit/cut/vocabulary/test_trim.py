@@ -16,20 +16,16 @@ from sparse_trainer.plan.document import Plan
 from tests.architectures.tiny import tiny_config
 from tests.fixtures.tokenizers import KINDS, USED
 
+_BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
 CASES = {
     "bert": ("WordPiece", AutoModelForMaskedLM, {}),
     "llama": ("byte-level BPE", AutoModelForCausalLM, {"tie_word_embeddings": True}),
     "gemma2": ("BPE with bytes", AutoModelForCausalLM, {}),
     "gpt2": ("BPE with ends", AutoModelForCausalLM, {}),
-    "t5": (
-        "Unigram",
-        AutoModelForSeq2SeqLM,
-        {
-            "tie_word_embeddings": False,
-            "relative_attention_num_buckets": 32,
-            "relative_attention_max_distance": 128,
-        },
-    ),
+    "t5": ("Unigram", AutoModelForSeq2SeqLM, {"tie_word_embeddings": False, **_BUCKETS}),
+    "mt5": ("Unigram", AutoModelForSeq2SeqLM, {"tie_word_embeddings": True, **_BUCKETS}),
+    "xlm-roberta": ("Unigram", AutoModelForMaskedLM, {}),
+    "albert": ("Unigram", AutoModelForMaskedLM, {}),
     "bart": ("byte-level BPE", AutoModelForSeq2SeqLM, {}),
     "qwen3_moe": ("byte-level BPE", AutoModelForCausalLM, {"tie_word_embeddings": False}),
 }
@@ -62,11 +58,7 @@ def _logits(model: PreTrainedModel, tokenizer: Any, texts: Any = USED) -> torch.
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.no_grad():
-        return (
-            model(**inputs, use_cache=False).logits
-            if model.config.model_type != "bert"
-            else model(**inputs).logits
-        )
+        return model(**inputs, use_cache=False).logits if model.can_generate() else model(**inputs).logits
 
 
 def _same(model: PreTrainedModel, tokenizer: Any, done: Trimmed) -> None:
