@@ -13,6 +13,7 @@ from sparse_trainer.cli.shared import CALIBRATION, PLACE, calibration_text
 from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.one_shot.kv_merge import KvMergeOptions
 from sparse_trainer.one_shot.repairs.base import DAMPING
+from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.merge_kv import merge_folder
 from sparse_trainer.run.options import SourceOptions
 
@@ -39,6 +40,7 @@ def merge_kv_heads_command(
     text = calibration_text(calibration)
     with redirect_stdout(sys.stderr):
         folder, plan = merge_folder(source, out, options, text, export=export, overwrite=overwrite, tell=tell)
+        add_commands(folder)
     facts = {"folder": str(folder), "method": plan.method, "parameters": plan.params}
     dense, compact = plan.params["dense"], plan.params["compact"]
     print_result(

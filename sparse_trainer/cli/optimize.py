@@ -13,6 +13,7 @@ from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import Export, Overwrite
+from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.cut_folder import compact_folder
 
 
@@ -40,6 +41,7 @@ def optimize_command(
             checkpoint, out, plan=plan, export=export, overwrite=overwrite, base_model=base_model,
             progress=lambda written, total: bar.update(task, completed=written, total=total),
         )  # fmt: skip
+        add_commands(folder)
     print_result(
         as_json,
         {"folder": str(folder), "params": done.params, "macs": done.macs},

@@ -15,6 +15,7 @@ from sparse_trainer.cli.shared import CALIBRATION, PLACE, RESULT, Export, Overwr
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA
 from sparse_trainer.one_shot.elements.registry import ELEMENT_CRITERIA
 from sparse_trainer.one_shot.repairs.registry import REPAIRS
+from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.options import PruneSection, SourceOptions
 from sparse_trainer.run.prune_folder import prune_folder
 
@@ -113,6 +114,7 @@ def prune_command(
             measure=perplexity,
             tell=tell,
         )
+        add_commands(folder)
     facts = {
         "folder": str(folder),
         "method": plan.method,

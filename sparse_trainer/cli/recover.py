@@ -12,6 +12,7 @@ from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.options import Fields, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import PLACE, Export, Overwrite
+from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.options import SourceOptions
 from sparse_trainer.run.recover_folder import recover_folder
 from sparse_trainer.run.recovery_options import RecoveryOptions
@@ -76,6 +77,7 @@ def recover_command(
             source, out, options, checkpoints=checkpoints, save_steps=save_steps, resume=resume,
             export=export, overwrite=overwrite, tell=tell,
         )  # fmt: skip
+        add_commands(folder)
     lines: list[RenderableType] = [
         f"{done['steps']} steps on {done['data']}, at most {done['tokens']:,} tokens",
         f"perplexity of what was held out: {done['perplexity_before']:.4g} => {done['perplexity_after']:.4g}",

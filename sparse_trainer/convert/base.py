@@ -41,6 +41,8 @@ class Conversion(Protocol):
     `convert_folder` asks `refuse` before any work, and makes the output appear whole or not at all.
     """
 
+    runtime: str
+    """What runs it, as its users say."""
     extra: str
     """The extra of sparse-trainer that installs `packages`; "" where there are none."""
     packages: Mapping[str, str]
@@ -54,6 +56,12 @@ class Conversion(Protocol):
         """Raise `ConversionError` for a model, or a format of its numbers, that this form cannot hold, with the reason.
 
         The packages are there. It costs no more than the skeleton: nothing has been loaded or written.
+        """
+
+    def is_advised(self, origin: Convertible) -> bool:
+        """Tell whether a card may give the command for a model that `refuse` lets pass.
+
+        It may where the form is of use for the model, and models of its type are written in our tests.
         """
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:

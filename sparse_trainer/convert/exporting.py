@@ -22,6 +22,17 @@ _TOLERANCE: Final = 1e-5
 """Of the largest output: as far as float32 of another runtime may be from that of torch."""
 
 
+EXPORTED_TYPES: Final = (
+    "bert", "deberta-v2", "distilbert", "llama", "modernbert", "qwen2", "qwen3", "roberta",
+)  # fmt: skip
+"""Model types, by `model_type`, whose uneven models the tests export by every exporter, and compare."""
+
+
+def is_exported(model: PreTrainedModel) -> bool:
+    """Tell whether models of this type are among those that the tests export."""
+    return model.config.model_type in EXPORTED_TYPES
+
+
 def refuse_old_exporters(place: str) -> None:
     """Raise `ConversionError` for releases of transformers that do not save and run what they export."""
     if importlib.util.find_spec("transformers.exporters.runners") is None:

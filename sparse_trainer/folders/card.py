@@ -106,18 +106,6 @@ spelled in shorter pieces or bytes, and is unknown where there are none.
 {{ speed }}
 
 {% endif -%}
-{% if facts.commands -%}
-## Other runtimes
-
-{% for runtime, command in facts.commands.items() -%}
-{{ runtime }}:
-
-```bash
-{{ command }}
-```
-
-{% endfor -%}
-{% endif -%}
 {% if facts.settings -%}
 ## Made by
 

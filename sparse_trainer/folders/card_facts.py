@@ -39,8 +39,6 @@ class CardFacts:
     """How it was trained or calibrated: name -> value."""
     example: object = None
     """An input as the task's pipeline takes it."""
-    commands: Mapping[str, str] = field(default_factory=dict)
-    """Runtime -> command that brings the folder there."""
 
 
 def front_matter(name: str, task: str | None, origin: str, facts: CardFacts) -> str:

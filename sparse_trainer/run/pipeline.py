@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.conversions import AskedConversion, asked_conversions, convert_result
 from sparse_trainer.run.family import FamilyResult, Member, write_table
 from sparse_trainer.run.fine_pruning import prepare_fine_pruning
@@ -50,6 +51,8 @@ def run(
             asked = from_first(lambda: _conversions(recipe, resume=told.resume))
         state = _finished(recipe, told, overwrite=overwrite)
         converted = from_first(lambda: convert_result(asked, state.job.result, told.tell))
+        if PRUNED in state.models and is_first():
+            add_commands(state.job.result, converted)
         return from_first(lambda: _result(state, converted, time.monotonic() - start))
 
 
@@ -98,6 +101,9 @@ def run_family(
             members=tuple(Member.read(*each) for each in zip(folder.results, asked, strict=True)),
             seconds=time.monotonic() - start,
         )
+        if is_first():
+            for member in result.members:
+                add_commands(member.folder)
         write_table(result)
         return result
 

@@ -34,6 +34,7 @@ _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 class DeciLM:
     """A folder for engines that know Llama with other widths, other KV heads or no branch in some layers."""
 
+    runtime = "SGLang, mlx-lm"
     extra = ""
     packages: Mapping[str, str] = {}
     formats = ("auto", *_DTYPES)
@@ -53,6 +54,10 @@ class DeciLM:
                 f"{place}: sliding_window", "is set; DeciLM has none.", "It cannot be held."
             )
         _refuse_heads(decoder_of(origin.skeleton, place), place)
+
+    def is_advised(self, origin: Convertible) -> bool:
+        """Advise models with uneven layers: even ones these engines run as they are."""
+        return not decoder_of(origin.skeleton, origin.place()).is_even
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Write config with its file, weights and tokenizer."""

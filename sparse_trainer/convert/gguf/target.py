@@ -39,6 +39,7 @@ class _Sheet:
 class Gguf:
     """A file for llama.cpp: stock architectures, also with other heads and channels in every layer."""
 
+    runtime = "llama.cpp"
     extra = "gguf"
     packages: Mapping[str, str] = {"gguf": "0.19.0"}
     formats = tuple(FORMATS)
@@ -53,6 +54,10 @@ class Gguf:
                 f"{numbers} packs rows in blocks of {BLOCK}; {sheet.geometry.hidden} hidden features do not divide.",
                 f"Set `quantize=f16`, or prune hidden features by multiples of {BLOCK}.",
             )
+
+    def is_advised(self, origin: Convertible) -> bool:
+        """Advise all: the families that are not refused are those of the tests."""
+        return True
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Write metadata, tokenizer and tensors, one tensor at a time."""

@@ -12,12 +12,14 @@ from sparse_trainer.convert.base import Convertible
 from sparse_trainer.convert.exporting import (
     compared,
     decoding_steps,
+    is_exported,
     other_batches,
     quiet,
     refuse_old_exporters,
     without_cache,
 )
 from sparse_trainer.convert.onnx.graph import GRAPH, NEXT, PAST, export_graph, open_session, step_inputs
+from sparse_trainer.errors import ConversionError
 from sparse_trainer.folders.processors import find_processor
 from sparse_trainer.inputs.evaluating import evaluating, plain_outputs
 
@@ -32,6 +34,7 @@ class Onnx:
     A decoder reads new tokens after a cache of any length, none included; other models have no cache.
     """
 
+    runtime = "ONNX Runtime"
     extra = "onnx"
     packages: Mapping[str, str] = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnxruntime": "1.32.0"}
     formats: tuple[str, ...] = ("float32", _INT8)
@@ -40,6 +43,10 @@ class Onnx:
     def refuse(self, origin: Convertible, numbers: str) -> None:
         """Refuse releases of transformers without these exporters."""
         refuse_old_exporters(origin.place())
+
+    def is_advised(self, origin: Convertible) -> bool:
+        """Advise models of a type that the tests export: of others only an export tells."""
+        return is_exported(origin.skeleton)
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Export in float32, compare on other rows and lengths, and quantize the weights where that is asked.
@@ -62,8 +69,12 @@ class Onnx:
 
 def _checked(model: PreTrainedModel, file: Path, place: str) -> dict[str, Any]:
     """Return facts about a graph; raise `ConversionError` where it is further from the model than rounding."""
-    found = compared(_pairs(model, file), place)
     session = open_session(file)
+    if any(len(each.shape) != 4 for each in session.get_inputs() if each.name.startswith(PAST)):
+        raise ConversionError(
+            place, "the graph reads a cache of a window, not of keys and values alone.", "Choose gguf."
+        )
+    found = compared(_pairs(model, file), place)
     return {
         "inputs": [each.name for each in session.get_inputs() if not each.name.startswith(PAST)],
         "outputs": [each.name for each in session.get_outputs() if not each.name.startswith(NEXT)],

@@ -13,6 +13,7 @@ from sparse_trainer.convert.exporting import (
     compared,
     decoding_steps,
     export_by,
+    is_exported,
     other_batches,
     quiet,
     reads_cache,
@@ -33,6 +34,7 @@ class OpenVino:
     A decoder keeps its cache inside, from one call to the next; `beam_idx` says which row each row goes on from.
     """
 
+    runtime = "OpenVINO"
     extra = "openvino"
     packages: Mapping[str, str] = {"openvino": "2026.4.1"}
     formats: tuple[str, ...] = ("float32",)
@@ -41,6 +43,10 @@ class OpenVino:
     def refuse(self, origin: Convertible, numbers: str) -> None:
         """Refuse releases of transformers without these exporters."""
         refuse_old_exporters(origin.place())
+
+    def is_advised(self, origin: Convertible) -> bool:
+        """Advise models of a type that the tests export: of others only an export tells."""
+        return is_exported(origin.skeleton)
 
     def write(self, origin: Convertible, out: Path, numbers: str) -> Mapping[str, Any]:
         """Export in float32, and compare on other rows and lengths.

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparse_trainer import load_pruned, prune, save_pruned
+from sparse_trainer.convert.exporting import EXPORTED_TYPES
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, ConversionError
@@ -55,6 +56,17 @@ def test_graphs_agree_on_other_sizes_than_were_traced(made: tuple[Path, dict[str
     assert facts["llama"]["reads_a_cache"]
     assert "attention_mask" in facts["llama"]["inputs"]
     assert 1e-5 < facts["bert"]["difference_of_int8"] < 0.5
+
+
+@pytest.mark.parametrize("name", sorted({*EXPORTED_TYPES} - {"bert", "llama"}))
+def test_types_that_cards_promise_are_exported(name: str, tmp_path: Path) -> None:
+    told = convert_folder(str(_folder(name, tmp_path / name)), tmp_path / "out", "onnx")[1]
+    assert told["largest_output"] > 0.1
+
+
+def test_caches_of_windows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="window"):
+        convert_folder(str(_folder("mistral", tmp_path / "one")), tmp_path / "out", "onnx")
 
 
 def test_int8_lies_in_one_file(made: tuple[Path, dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from sparse_trainer import load_pruned, prune, save_pruned
+from sparse_trainer.convert.exporting import EXPORTED_TYPES
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.convert.registry import CONVERSIONS
 from tests.fixtures.character_tokenizer import character_tokenizer
@@ -38,6 +39,14 @@ def test_conversions_agree_on_other_sizes_than_were_traced(made: tuple[Path, dic
     assert {"input_ids", "attention_mask"} <= set(made[1]["bert"]["inputs"])
     assert {"input_ids", "attention_mask", "position_ids", "beam_idx"} == set(made[1]["llama"]["inputs"])
     assert made[1]["llama"]["outputs"] == ["logits"]
+
+
+@pytest.mark.parametrize("name", sorted({*EXPORTED_TYPES} - {"bert", "llama"}))
+def test_types_that_cards_promise_are_exported(name: str, tmp_path: Path) -> None:
+    model, _ = prune(model_of(name).float(), None, criterion="magnitude", density=0.6)
+    folder = save_pruned(model, tmp_path / name, processor=character_tokenizer())
+    told = convert_folder(str(folder), tmp_path / "out", "openvino")[1]
+    assert told["largest_output"] > 0.1
 
 
 def test_the_page_runs_and_says_what_generate_says(
