@@ -86,6 +86,18 @@ def kind_named(text: str) -> Kind:
     return known
 
 
+def unit_name(kind: Kind, *, is_shared: bool) -> str:
+    """Return what units of a kind are called, in the plural.
+
+    Args:
+        is_shared: Of heads: whether query heads share KV heads, so that a unit is a KV group.
+
+    >>> unit_name(HEADS, is_shared=True), unit_name(CHANNELS, is_shared=True)
+    ('KV groups', 'channels')
+    """
+    return "KV groups" if is_shared and kind == HEADS else str(kind)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """Which entries along one axis belong to each unit of a group."""
@@ -201,6 +213,8 @@ class Group:
     """Kept counts are multiples of this, or the whole group, where nobody asks for others: what fast kernels read."""
     least_multiple: int = 1
     """The same in the dtype and with the kernels that the model has now: its module cannot run with other counts."""
+    is_shared: bool = False
+    """Of heads: whether a unit is a KV group, a KV head with the query heads that share it."""
     active: float = 1.0
     """Share of the parameters in `tensors` that a token meets: experts chosen / experts."""
     sort: str = ""
@@ -209,6 +223,11 @@ class Group:
     """Of a layer: features of all its query heads together."""
     norms: tuple[str, ...] = ()
     """Of hidden features: the norms behind which all that reads them stands, or the linear that first writes them."""
+
+    @property
+    def unit_name(self) -> str:
+        """What its units are called."""
+        return unit_name(self.kind, is_shared=self.is_shared)
 
     def fits(self, num_kept: int) -> bool:
         """Tell whether the module can run with so many units."""

@@ -84,6 +84,7 @@ def read_attention(model: nn.Module, path: str, form: AttentionForm) -> Part | R
         form=form.name,
         kind=HEADS,
         units=heads.units,
+        is_shared=heads.per_unit > 1,
         consumer=join(path, form.output),
         slices=slices,
         tensors=tensors,

@@ -215,7 +215,7 @@ def _groups_of_part(stack: Stack, block: _Block, part: Part, prefix: str) -> Ite
     width = Group(
         name=f"{prefix}.{part.kind}", kind=part.kind, layer=block.layer, stack=stack.path, block=block.path,
         num_units=part.units, consumer=part.consumer, slices=part.slices, tensors=part.tensors, edits=part.edits,
-        selects=part.selects, core=part.core, min_units=part.min_units, active=part.active,
+        selects=part.selects, core=part.core, min_units=part.min_units, active=part.active, is_shared=part.is_shared,
         multiple_of=part.multiple_of, least_multiple=part.least_multiple,
     )  # fmt: skip
     yield width

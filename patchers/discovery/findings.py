@@ -38,6 +38,8 @@ class Part:
     multiple_of: int = 1
     least_multiple: int = 1
     active: float = 1.0
+    is_shared: bool = False
+    """Whether a unit is a KV group: a KV head with the query heads that share it."""
     branch: Kind | None = None
     """The kind of the whole branch as a unit; None where it cannot go."""
     entry: str | None = None

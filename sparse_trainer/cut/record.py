@@ -130,6 +130,7 @@ def make_plan(
         shapes=shapes,
         versions=_versions(),
         untouched_towers=whole_among(towers_of(model), shapes),
+        kv_groups=any(g.is_shared for g in recorded),
         speed=None if request.timing is None else request.timing.speed(keep),
     )
 
@@ -207,6 +208,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         versions=second.versions,
         recoveries=(*first.recoveries, *second.recoveries),
         speed=asked.speed,
+        kv_groups=first.kv_groups or second.kv_groups,
         untouched_towers=tuple(tower for tower in first.untouched_towers if tower in second.untouched_towers),
         vocabulary=_both_vocabularies(first.vocabulary, second.vocabulary),
         searches=(*first.searches, *second.searches),

@@ -240,7 +240,7 @@ def speed_text(speed: Speed) -> str:
 def _kept(plan: Plan) -> list[tuple[str, int, int]]:
     return [
         (kind, sum(len(group["keep"]) for group in groups), sum(group["size"] for group in groups))
-        for kind, groups in plan.by_kind().items()
+        for kind, groups in plan.by_name().items()
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self, TypedDict, Union
 import torch
 from torch import Tensor
 
-from patchers.units import KINDS, Kind, Structure
+from patchers.units import KINDS, Kind, Structure, kind_named, unit_name
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.json_text import parse_json
 from sparse_trainer.files.writing import write_text
@@ -129,6 +129,8 @@ class Plan:
     """Searches for widths before the cut, in order."""
     speed: Speed | None = None
     """Where a time was asked for."""
+    kv_groups: bool = False
+    """Whether units of kind heads are KV groups: query heads that share a KV head, and go with it."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -168,6 +170,13 @@ class Plan:
             found.setdefault(group["kind"], []).append(group)
         return found
 
+    def by_name(self) -> dict[str, list[GroupPlan]]:
+        """Return the groups as `by_kind`, by what their units are called: heads, or KV groups."""
+        return {
+            unit_name(kind_named(kind), is_shared=self.kv_groups): groups
+            for kind, groups in self.by_kind().items()
+        }
+
     @property
     def is_cut(self) -> bool:
         """Whether any unit is gone."""
@@ -185,7 +194,15 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text, one line per group and parameter."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("zeros", "recoveries", "untouched_towers", "vocabulary", "searches", "speed"):
+        for name in (
+            "zeros",
+            "recoveries",
+            "untouched_towers",
+            "vocabulary",
+            "searches",
+            "speed",
+            "kv_groups",
+        ):
             if not fields[name]:
                 del fields[name]
         lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in fields.items()]
@@ -207,6 +224,7 @@ class Plan:
             "vocabulary": None,
             "searches": [],
             "speed": None,
+            "kv_groups": False,
         }
         values = {**absent, **values}
         fields = {f.name for f in dataclasses.fields(cls)}
@@ -386,6 +404,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "zeros": (_are_zeros, "an object of [zeros, weights]"),
     "recoveries": (_are_recoveries, "a list of trainings after the cut"),
     "speed": (_is_speed, "what was asked and measured of the time, or null"),
+    "kv_groups": (lambda value: isinstance(value, bool), "true or false"),
     "untouched_towers": (_are_texts, "a list of module paths"),
     "vocabulary": (_is_vocabulary, "null, or the tokens that stay"),
     "searches": (are_searches, "a list of searches for widths"),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from patchers.units import WIDTH_KINDS
+from patchers.units import WIDTH_KINDS, unit_name
 from sparse_trainer.criteria.calibration.mixture import name_of
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.figures import INK, KEPT, look, panels, save_picture
@@ -193,6 +193,7 @@ def _draw(found: CriteriaComparison, path: Path) -> None:
         for name in names:
             groups = found.plans[name].by_kind().get(kind, [])
             axis.plot([len(group["keep"]) for group in groups], marker=".", label=name)
-        axis.set_title(f"{kind} that stay, layer by layer")
+        is_shared = any(plan.kv_groups for plan in found.plans.values())
+        axis.set_title(f"{unit_name(kind, is_shared=is_shared)} that stay, layer by layer")
         axis.legend()
     save_picture(figure, path)

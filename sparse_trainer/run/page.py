@@ -57,7 +57,7 @@ def render(page: Page) -> str:
         figures=_figures(page),
         kinds=[
             share_kept(kind, sum(len(g["keep"]) for g in groups), sum(g["size"] for g in groups))
-            for kind, groups in plan.by_kind().items()
+            for kind, groups in plan.by_name().items()
         ],
         zeros=zero_lines(plan),
         latencies=_latencies(page.comparison),
@@ -85,7 +85,7 @@ def _size(name: str, sizes: Sizes) -> list[str]:
 def _figures(page: Page) -> Mapping[str, Markup]:
     """Return the pictures that there is something to show in: heading -> SVG."""
     found: dict[str, Any] = {}
-    kinds = page.plan.by_kind()
+    kinds = page.plan.by_name()
     if kinds and (page.plan.is_cut or not page.plan.zeros):
         found["Widths and depth"] = widths_figure(kinds)
     if page.decisions:

@@ -68,7 +68,7 @@ def write_widths(plan: Plan, folder: Path) -> None:
         if not plan.is_cut:
             return
     save_picture(map_figure(plan), folder / WIDTH_FILES["map"])
-    save_picture(widths_figure(plan.by_kind(), title_of(plan)), folder / WIDTH_FILES["widths"])
+    save_picture(widths_figure(plan.by_name(), title_of(plan)), folder / WIDTH_FILES["widths"])
     rows = [[name, g["kind"], g["layer"], g["size"], len(g["keep"])] for name, g in plan.groups.items()]
     write_csv(folder / WIDTH_FILES["widths table"], ["group", "kind", "layer", "units", "kept"], rows)
 
@@ -94,7 +94,7 @@ def map_figure(plan: Plan) -> Any:
 
     Few units a layer are cells, one by one; of many, such as channels, each layer shows the share that is kept.
     """
-    kinds = plan.by_kind()
+    kinds = plan.by_name()
     figure, axes = panels([_map_height(groups) for groups in kinds.values()], title_of(plan))
     for axis, (kind, groups) in zip(axes, kinds.items(), strict=False):
         size = max(group["size"] for group in groups)
@@ -176,7 +176,7 @@ def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
     scores = decision.compared or decision.scores
     groups: dict[str, list[str]] = {}
     for group in decision.scored:
-        groups.setdefault(group.kind, []).append(group.name)
+        groups.setdefault(group.unit_name, []).append(group.name)
     return {
         kind: (
             torch.cat([scores[name].double().cpu() for name in names]),

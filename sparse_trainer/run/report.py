@@ -123,7 +123,7 @@ def kept_lines(plan: Plan, width: int = 24) -> list[str]:
     if plan.zeros and not plan.is_cut:
         return []
     lines = []
-    for kind, groups in plan.by_kind().items():
+    for kind, groups in plan.by_name().items():
         counted = [
             (len(group["keep"]), group["size"], group["layer"] - place) for place, group in enumerate(groups)
         ]

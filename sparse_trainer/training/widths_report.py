@@ -77,5 +77,5 @@ def kept_widths(coordinator: ModelPatchingCoordinator) -> dict[str, list[GroupPl
         if gate is not None:
             keep = gate.keep_U.nonzero().flatten().tolist()
             plan = GroupPlan(kind=group.kind, layer=group.layer, size=group.num_units, keep=keep)
-            kinds.setdefault(group.kind, []).append(plan)
+            kinds.setdefault(group.unit_name, []).append(plan)
     return kinds

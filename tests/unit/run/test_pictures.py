@@ -15,7 +15,7 @@ from patchers.units import kind_named
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.files.figures import save_picture
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.plan.document import GroupPlan
+from sparse_trainer.plan.document import GroupPlan, Plan
 from sparse_trainer.plan.widths import widths_figure
 from sparse_trainer.run.pictures import (
     FILES,
@@ -27,6 +27,7 @@ from sparse_trainer.run.pictures import (
     write_pictures,
     write_scores,
 )
+from sparse_trainer.run.report import kept_lines
 from tests.architectures.tiny import tiny_model
 from tests.unit.run.test_report import plan
 
@@ -83,10 +84,22 @@ def test_the_histogram_shows_the_scores(tmp_path: Path, rounds: list[Decision]) 
 
 def test_scores_of_a_kind_are_put_together(rounds: list[Decision]) -> None:
     found = scores_by_kind(rounds[0])
-    assert set(found) == {"heads", "channels"}
+    assert set(found) == {"KV groups", "channels"}
     groups = [g for g in rounds[0].groups if g.kind == "channels"]
     assert len(found["channels"][0]) == sum(g.num_units for g in groups)
     assert int(found["channels"][1].sum()) == sum(int(rounds[0].keep[g.name].sum()) for g in groups)
+
+
+@pytest.mark.parametrize(("model", "name"), [("llama", "KV groups"), ("bert", "heads")])
+def test_query_heads_that_share_keys_are_called_kv_groups(model: str, name: str) -> None:
+    found: list[Decision] = []
+    _, plan = prune(tiny_model(model), criterion="magnitude", density=0.6, watch=found.append)
+    drawn = [map_figure(plan), widths_figure(plan.by_name()), scores_figure(found[0])]
+    for figure in drawn:
+        assert figure.axes[0].get_title("left").startswith(f"{name}: ")
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.kv_groups == (name == "KV groups")
+    assert kept_lines(plan)[0].split()[0] == name.split()[0]
 
 
 @pytest.mark.parametrize("is_log", [True, False])
