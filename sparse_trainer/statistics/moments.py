@@ -1,5 +1,6 @@
 """Moments of what linears read, merged batch by batch (Chan et al. 1983): exact also where means are large."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, final
@@ -10,13 +11,14 @@ from torch.utils.hooks import RemovableHandle
 
 from patchers.layers import is_linear
 from patchers.units import Group, Kind, Structure
+from sparse_trainer.errors import UnsupportedModelError
 from sparse_trainer.statistics.calibration_pass import CalibrationPass, precise, wide
 from sparse_trainer.statistics.requests import READ_BY_A_LINEAR, Statistic
 
 # Shape legend: N = tokens, B = sequences, T = tokens of a sequence, I = input features of a linear.
 
-_STRIP: Final = 256
-"""Features whose products are taken at once."""
+_SQUARE: Final = 256
+"""Features of which no product is left out, although half of them come twice."""
 
 
 @final
@@ -68,7 +70,7 @@ class MomentSums:
 
 @final
 class MomentCollector:
-    """Streams the moments of what linears read."""
+    """Streams the moments of what linears read; once for those that read the same: q, k and v, or gate and up."""
 
     one_by_one: ClassVar[bool] = False
 
@@ -81,12 +83,23 @@ class MomentCollector:
             path for request, paths in self.wanted.items() if request.covariance for path in paths
         }
         self._running: dict[str, RunningMoments] = {}
+        self._owner: dict[str, str] = {}
+        """The linear whose moments those of a path are; most often the path itself."""
+        self._seen: Counter[str] = Counter()
+        self._last: tuple[str, Tensor, int] | None = None
+        """Which linear read last in this batch, what, and how often that had been written into."""
+        run.after_batch.append(self._forget)
 
     def attach(self) -> list[RemovableHandle]:
         """Register the hooks."""
         return self.run.show_inputs(self.paths, self._see)
 
     def _see(self, path: str, x: Tensor) -> None:
+        owner = self._owner_of(path, x)
+        self._last = path, x, x._version
+        self._seen[path] += 1
+        if owner != path:
+            return
         x_BTI, real_BT = self.run.sequences(x, path)
         x_NI = precise(x_BTI).flatten(0, 1)
         real_N = None if real_BT is None else real_BT.flatten()
@@ -94,9 +107,37 @@ class MomentCollector:
             self._running[path] = RunningMoments(x_NI, covariance=path in self._products)
         self.run.watch(path, self._running[path].add(x_NI, real_N))
 
+    def _owner_of(self, path: str, x: Tensor) -> str:
+        """Return the linear whose moments those of a path are: one that has read the same since the first batch."""
+        reader = path
+        if self._last is not None:
+            other, before, version = self._last
+            if x.is_set_to(before) and x._version == version:
+                reader = self._owner[other]
+        if path not in self._owner:
+            shares = self._seen[reader] == 1 and (path in self._products) == (reader in self._products)
+            self._owner[path] = reader if shares else path
+        owner = self._owner[path]
+        if owner not in (path, reader):
+            self._refuse(path, owner)
+        return owner
+
+    def _refuse(self, path: str, owner: str) -> None:
+        raise UnsupportedModelError(
+            path, f"reads what {owner} reads in some calibration batches, and not in others.",
+            "Calibrate with batches of one sort.",
+        )  # fmt: skip
+
+    def _forget(self) -> None:
+        self._last = None
+
     def results(self) -> Mapping[Statistic[Any], Mapping[str, MomentSums]]:
         """Return the moments of all batches; a wider request covers a narrower one."""
-        sums = {path: running.sums() for path, running in self._running.items()}
+        for path, owner in self._owner.items():
+            if self._seen[path] != self._seen[owner]:
+                self._refuse(path, owner)
+        of_owners = {path: running.sums() for path, running in self._running.items()}
+        sums = {path: of_owners[owner] for path, owner in self._owner.items()}
         found: dict[Statistic[Any], Mapping[str, MomentSums]] = {}
         for request, paths in sorted(self.wanted.items(), key=lambda item: item[0].covariance):
             found[request] = {path: sums[path] for path in paths if path in sums}
@@ -140,13 +181,13 @@ class RunningMoments:
         centred_NI = torch.sub(x_NI, mean_I, out=rows_NI[:-1])
         if weighted_N is not None:
             centred_NI.mul_(weighted_N.sqrt().unsqueeze(-1))
-        scatter_I = centred_NI.square().sum(0)
         total = _divisor(self.count + count)
         step_I = mean_I.to(self.mean_I.dtype) - self.mean_I
         weight = self.count * count / total
         if self.scatter_II is not None:
             rows_NI[-1] = step_I * weight.sqrt()
             _add_products(self.scatter_II, rows_NI)
+        scatter_I = centred_NI.square_().sum(0)
         self.scatter_I += scatter_I + step_I.square() * weight
         self.mean_I += step_I * (count / total)
         self.count = self.count + count
@@ -157,7 +198,8 @@ class RunningMoments:
         count = _divisor(self.count)
         centred_II = None
         if self.scatter_II is not None:
-            centred_II = _mirrored(self.scatter_II.div_(count.to(self.scatter_II.dtype)))
+            centred_II = self.scatter_II.div_(count.to(self.scatter_II.dtype))
+            _mirror(centred_II)
             self.scatter_II = None
         return MomentSums(
             tokens=self.count,
@@ -173,21 +215,28 @@ def _divisor(count: Tensor) -> Tensor:
 
 
 def _add_products(sum_II: Tensor, x_NI: Tensor) -> None:
-    """Add x^T x to the upper triangle, in strips: little more than half of the products of the whole square."""
+    """Add x^T x to the upper triangle: the square at the upper right, and in the same way the triangles beside it."""
     size = len(sum_II)
-    for start in range(0, size, _STRIP):
-        end = min(start + _STRIP, size)
-        sum_II[start:end, start:].addmm_(x_NI[:, start:end].T, x_NI[:, start:])
+    if size <= _SQUARE:
+        sum_II.addmm_(x_NI.T, x_NI)
+        return
+    half = size // 2
+    first_NI, second_NI = x_NI[:, :half], x_NI[:, half:]
+    sum_II[:half, half:].addmm_(first_NI.T, second_NI)
+    _add_products(sum_II[:half, :half], first_NI)
+    _add_products(sum_II[half:, half:], second_NI)
 
 
-def _mirrored(upper_II: Tensor) -> Tensor:
-    """Return the symmetric matrix of which an upper triangle, in strips as they are added, is given; in place."""
-    for start in range(0, len(upper_II), _STRIP):
-        end = start + _STRIP
-        upper_II[end:, start:end] = upper_II[start:end, end:].T
-        square = upper_II[start:end, start:end]
-        square.copy_(square.triu() + square.triu(1).T)
-    return upper_II
+def _mirror(upper_II: Tensor) -> None:
+    """Make a symmetric matrix of its upper triangle, in place, by the squares in which that was added."""
+    size = len(upper_II)
+    if size <= _SQUARE:
+        upper_II.copy_(upper_II.triu() + upper_II.triu(1).T)
+        return
+    half = size // 2
+    upper_II[half:, :half] = upper_II[:half, half:].T
+    _mirror(upper_II[:half, :half])
+    _mirror(upper_II[half:, half:])
 
 
 def linears_in(model: nn.Module, structure: Structure) -> tuple[str, ...]:
