@@ -14,8 +14,8 @@ def attention_form_of(module: nn.Module) -> AttentionForm | None:
     """Return the first form whose parts `module` has, or None."""
     paths = present(module)
     for form in attention_forms():
-        needed = [form.output, *(p for p in (form.query, form.key, form.value, form.fused) if p is not None)]
-        if not paths.issuperset(needed):
+        # Most modules have none of the outputs: what else a form needs is looked at after that.
+        if form.output not in paths or not paths.issuperset(_producers(form)):
             continue
         if form.marker is None or any(
             form.marker in vars(m) for m in (module, module.get_submodule(form.core))
@@ -24,11 +24,15 @@ def attention_form_of(module: nn.Module) -> AttentionForm | None:
     return None
 
 
+def _producers(form: AttentionForm) -> list[str]:
+    return [path for path in (form.query, form.key, form.value, form.fused) if path is not None]
+
+
 def ffn_form_of(module: nn.Module) -> FfnForm | None:
     """Return the first form whose parts `module` has with fitting shapes, or None."""
     paths = present(module)
     for form in ffn_forms():
-        if paths.issuperset((*form.up, form.down)) and _fits(module, form):
+        if form.down in paths and paths.issuperset(form.up) and _fits(module, form):
             return form
     return None
 

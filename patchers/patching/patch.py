@@ -44,7 +44,15 @@ def patch(model: nn.Module, structure: Structure, make_gate: Callable[[Group], G
         refuse_copies(model, stack.path)
     for group in structure.groups:
         _refuse_wrapped(model, group)
-    return {group.name: _attach(model, group, make_gate(group)) for group in structure.groups}
+    gates = {group.name: _attach(model, group, make_gate(group)) for group in structure.groups}
+    mark(model, (owner for group in structure.groups for owner in _owners(model, group)))
+    return gates
+
+
+def _owners(model: nn.Module, group: Group) -> Iterator[nn.Module]:
+    """Yield the modules that the gate of a group acts on."""
+    yield chain(model, group.consumer)[-1]
+    yield from map(model.get_submodule, group.norms)
 
 
 def _refuse_wrapped(model: nn.Module, group: Group) -> None:
@@ -92,7 +100,6 @@ def _attach(model: nn.Module, group: Group, gate: Gate) -> Gate:
         follow(owner, wrapper)
     watch()
     owner.add_module(gate_name(group.kind), gate)
-    mark(model, [owner, *map(model.get_submodule, group.norms)])
     return gate
 
 
