@@ -18,7 +18,9 @@ def _mappings() -> Iterator[tuple[str, Any]]:
     """Yield the auto classes with what they build; deprecated ones without "For…" lead to the same models."""
     for auto, value in sorted(vars(modeling_auto).items()):
         is_auto = isinstance(value, type) and issubclass(value, _BaseAutoModelClass)
-        if is_auto and (auto == "AutoModel" or auto.startswith("AutoModelFor")) and value._model_mapping:
+        is_meant = is_auto and (auto == "AutoModel" or auto.startswith("AutoModelFor"))
+        # Whether a mapping is true it finds out by importing the config of every model that there is.
+        if is_meant and value._model_mapping is not None:
             yield auto, value._model_mapping
 
 

@@ -36,7 +36,7 @@ def load_shape(name: str, *, revision: str = "main", dtype: torch.dtype | None =
 
 def _model_class(config: PreTrainedConfig, place: str) -> Any:
     """Return the class that the config names as its architecture, or else the bare model of its type."""
-    known = [name for name in config.architectures or [] if name in dir(transformers)]
+    known = [name for name in config.architectures or [] if getattr(transformers, str(name), None)]
     with refusing(place, "a model class of transformers"):
         stock: Any = getattr(transformers, known[0]) if known else AutoModel._model_mapping[type(config)]
     name = known[0] if known else type(config).__name__
