@@ -469,30 +469,42 @@ def _apply_norm(model: nn.Module, path: str, kind: str) -> None:
     model.set_submodule(path, NoNorm(norm.weight, norm.bias))
 
 
-def _tensor_at(model: nn.Module, name: str) -> Tensor:
-    """Return a parameter or buffer, looked up where tensors are registered and nowhere else."""
+def _place_of(model: nn.Module, name: str) -> tuple[nn.Module, str, Tensor]:
+    """Return the module that holds a parameter or buffer, its name there, and the tensor.
+
+    It is looked up where tensors are registered and nowhere else.
+    """
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
     if tensor is None:
         raise AttributeError(f"no tensor {leaf!r}")
-    return tensor
+    return owner, leaf, tensor
+
+
+def _tensor_at(model: nn.Module, name: str) -> Tensor:
+    return _place_of(model, name)[2]
 
 
 def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
     """Give a tensor another shape; its new values are not set."""
-    old = _tensor_at(model, name)
+    owner, leaf, old = _place_of(model, name)
     # Outside the blocks a tensor may have an entry for every head of every layer (ESM): also of those that are gone.
     most = 0 if any(part.isdigit() for part in name.split(".")) else _MOST_LAYERS
     fits = isinstance(shape, list) and len(shape) == old.dim()
     fits = fits and all(_is_count(new, max(size, most)) for new, size in zip(shape, old.shape, strict=False))
-    _refuse_unless(fits, f"{_shown(shape)} cannot be left of {list(old.shape)}")
-    path, _, leaf = name.rpartition(".")
-    owner: Any = model.get_submodule(path)
+    if not fits:  # there are many shapes, and none of them is worded unless it is wrong
+        raise ValueError(f"{_shown(shape)} cannot be left of {list(old.shape)}")
     if leaf in owner._buffers:
         owner._buffers[leaf] = old.new_empty(shape)
         return
-    setattr(owner, leaf, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+    owner._parameters[leaf] = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
+    if leaf == "weight":
+        _follow_weight(owner)
+
+
+def _follow_weight(owner: Any) -> None:
+    """Make the attributes of a module that count features agree with its weight."""
     if isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape
     elif isinstance(owner, Conv1D):
