@@ -12,9 +12,12 @@ from sparse_trainer.run.family import FAMILY_FILE, FamilyResult
 from sparse_trainer.run.outcome import RunResult
 from sparse_trainer.run.report import kept_lines, zero_lines
 
+_OPENED = {"widths": "picture of what stayed", "page": "report, all on one page"}
+"""Files of a run to look at first -> what they are."""
+
 
 def run_lines(result: RunResult) -> list[RenderableType]:
-    """Return everything a run has to show; the lines that load the result come last."""
+    """Return everything a run has to show; how the result is loaded and what to look at come last."""
     shown: list[RenderableType] = []
     if result.plan is not None:
         kept = [*kept_lines(result.plan), *zero_lines(result.plan)]
@@ -31,6 +34,7 @@ def run_lines(result: RunResult) -> list[RenderableType]:
         )
     shown += _files(result.files)
     shown += [f"done in {result.seconds / 60:.1f} minutes", "", *result.load_lines]
+    shown += _to_open(result.files)
     return shown
 
 
@@ -55,7 +59,7 @@ def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
 def pruned_lines(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
     """Return what one-shot pruning changed, and what it wrote."""
     kept = [*kept_lines(plan), *zero_lines(plan)]
-    return ["", *kept, "", *cut_lines(folder, plan), *_densities(plan), *_files(files)]
+    return ["", *kept, "", *cut_lines(folder, plan), *_densities(plan), *_files(files), *_to_open(files)]
 
 
 def _densities(plan: Plan) -> list[str]:
@@ -68,4 +72,10 @@ def _densities(plan: Plan) -> list[str]:
 
 
 def _files(files: Mapping[str, Path]) -> list[str]:
-    return [f"{what}: {path}" for what, path in files.items()]
+    return [f"{what}: {path}" for what, path in files.items() if what not in _OPENED]
+
+
+def _to_open(files: Mapping[str, Path]) -> list[str]:
+    """Return the files that are worth a look, last of all; nothing where none was drawn."""
+    lines = [f"{words}: {files[what]}" for what, words in _OPENED.items() if what in files]
+    return ["", *lines] if lines else []

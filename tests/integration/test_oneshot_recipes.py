@@ -188,6 +188,8 @@ def test_a_one_shot_run_reloads_elsewhere_and_runs_again(files: Path, tmp_path: 
     assert first.reloaded.parameters == first.plan.params["compact"]
     shown = [part for part in show.run_lines(first) if isinstance(part, str)]
     assert any(line.startswith("scores table: ") for line in shown)
+    opened = [Path(line.rpartition(": ")[2]) for line in shown[-2:]]
+    assert [path.relative_to(first.folder).name for path in opened] == ["widths.png", "report.html"]
     scope: dict[str, Any] = {}
     exec("\n".join(first.load_lines), scope)
     assert scope["model"].num_parameters() == first.plan.params["compact"]
