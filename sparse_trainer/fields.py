@@ -219,8 +219,16 @@ def check_seed(seed: int) -> None:
 def _complaint(value: Any, hint: Any) -> tuple[str, str]:
     """Return what is wrong with a value, and what would do."""
     wanted = " or ".join(dict.fromkeys(_spelled(option) for option in _options(hint)))
-    found = "no finite number" if _is_endless(value) else _article(type(value).__name__)
-    return f"{shown(value)} is {found}.", f"Give {wanted}."
+    lists = [option for option in _options(hint) if typing.get_origin(option) in (list, tuple)]
+    if lists and isinstance(value, list | tuple):
+        items = [item for item in value if not _matches(item, typing.get_args(lists[0])[0])]
+        return f"{shown(items[0])} in it is {_found(items[0])}.", f"Give {wanted}."
+    return f"{shown(value)} is {_found(value)}.", f"Give {wanted}."
+
+
+def _found(value: object) -> str:
+    """Return what a value is, as an author of recipes knows it."""
+    return "no finite number" if _is_endless(value) else _article(type(value).__name__)
 
 
 def _is_endless(value: object) -> bool:

@@ -10,6 +10,7 @@ import typer
 from sparse_trainer.cli import show
 from sparse_trainer.cli.console import Json, print_result, tell
 from sparse_trainer.cli.plugins import Plugins
+from sparse_trainer.errors import ArgumentError
 from sparse_trainer.run.pipeline import run_family
 from sparse_trainer.run.recipes.load import load_recipe
 
@@ -40,6 +41,10 @@ def family_command(
     as_json: Json = False,
 ) -> None:
     """Train once through several speed-ups or densities; write a finished model at each, and one table."""
+    if speedups is not None and densities is not None:
+        raise ArgumentError(
+            "speedups", "is given beside `densities`: each is a family of its own.", "Give one of the two."
+        )
     asked = {
         "export.output_dir": str(out),
         "training.output_dir": str(out / "training"),

@@ -77,6 +77,8 @@ SHARED = (*ONCE, "prune={criterion: last, density: {layers: 0.7}}")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("family", "quickstart", "{place}/out", "--speedups", "2", "--densities", "0.5"), "Give one of the two"),
+        (("family", "quickstart", "{place}/out", "--densities", "0.5,nan"), "'nan' in it is text"),
         ((*PRUNE, "--protect", "zz*"), "'zz*' matches no group"),
         ((*PRUNE, "--include", "zz*"), "'zz*' matches no group"),
         ((*PRUNE, "--protect", "0-99"), "everything is protected"),

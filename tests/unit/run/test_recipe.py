@@ -227,7 +227,7 @@ def test_the_sections_of_a_one_shot_recipe_become_dataclasses(one_shot: Path) ->
         ("prune.density=2", r"prune\.density: 2 is not in \(0, 1\]"),
         (
             "prune.protect=[1.5]",
-            r"prune\.protect: \[1\.5\] is a list\. Give a list of text or a whole number",
+            r"prune\.protect: 1\.5 in it is a number\. Give a list of text or a whole number",
         ),
         (
             "prune.reconstruct=leastsquares",
