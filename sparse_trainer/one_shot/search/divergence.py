@@ -11,8 +11,8 @@ from sparse_trainer.statistics.said import said
 
 # Shape legend: N = positions, C = classes or features.
 
-_ROWS: Final = 512
-"""Positions whose distributions are looked at at once."""
+_AT_ONCE: Final = 1 << 21
+"""Logits that are looked at at once: so few that what is made of them on the way stays in the cache."""
 
 
 class _Measure(Protocol):
@@ -36,17 +36,23 @@ class DenseOutput:
         self.positions = max(len(value_NC) for value_NC, _ in values)
         """How many are real."""
         self._measures: list[list[_Measure]] = [
-            [_measure_of(is_logits, value_NC)(precise(part)) for part in value_NC.split(_ROWS)]
+            [_measure_of(is_logits, value_NC)(precise(part)) for part in _parts(value_NC)]
             for value_NC, is_logits in values
         ]
 
     def divergence(self, other: Any) -> Tensor:
-        """Return the sum over real positions, scalar."""
-        total = torch.zeros((), dtype=torch.float64)
-        for (value_NC, _), measures in zip(said(other, self.batch), self._measures, strict=True):
-            for part, measure in zip(value_NC.split(_ROWS), measures, strict=True):
-                total += measure(precise(part)).double().cpu()
-        return total
+        """Return the sum over real positions, scalar, on the CPU."""
+        found = [
+            measure(precise(part))
+            for (value_NC, _), measures in zip(said(other, self.batch), self._measures, strict=True)
+            for part, measure in zip(_parts(value_NC), measures, strict=True)
+        ]
+        return torch.stack(found).cpu().double().sum()
+
+
+def _parts(value_NC: Tensor) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = value_NC.split(max(1, _AT_ONCE // value_NC.shape[-1]))
+    return parts
 
 
 def _measure_of(is_logits: bool, value_NC: Tensor) -> type["_Kl"] | type["_Distance"] | type["_Change"]:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from sparse_trainer.statistics.replay import Replay
 
 # Shape legend: G = levels of a ladder.
 
+_AT_ONCE: Final = 1 << 26
+"""Numbers of refitted linears that are held in one pass over the batches."""
 logger = logging.getLogger(__name__)
 
 
@@ -76,10 +78,13 @@ def level_losses(
     for ladder in ladders:
         by_block.setdefault(ladder.groups[0].block, []).append(ladder)
     found: dict[str, Tensor] = {}
-    for block in bar(spread(list(by_block)), "measuring levels"):
+    at_once = _blocks_at_once(model, ladders, len(by_block)) if clock.limit is None else 1
+    order = spread(list(by_block))
+    for start in bar(range(0, len(order), at_once), "measuring levels"):
         if found and clock.is_up:
             break
-        found |= _of_block(model, replay, batches, block, by_block[block])
+        together = [ladder for block in order[start : start + at_once] for ladder in by_block[block]]
+        found |= _of_ladders(model, replay, batches, together)
     if len(found) < len(ladders):
         logger.warning(
             "search: time was up when %d of %d groups were measured; others are given what their neighbours lose.",
@@ -89,8 +94,14 @@ def level_losses(
     return found | _from_neighbours(ladders, found)
 
 
-def _of_block(
-    model: Stitched, replay: Replay, batches: Sequence[Batch], block: str, ladders: Sequence[Ladder]
+def _blocks_at_once(model: Stitched, ladders: Sequence[Ladder], blocks: int) -> int:
+    """Return of how many blocks levels are measured in one pass over the batches, all their refitted linears held."""
+    held = sum(model.size(ladder.groups[0]) * (len(ladder.counts) - 1) for ladder in ladders)
+    return max(1, blocks * _AT_ONCE // max(held, 1))
+
+
+def _of_ladders(
+    model: Stitched, replay: Replay, batches: Sequence[Batch], ladders: Sequence[Ladder]
 ) -> dict[str, Tensor]:
     widths = {
         ladder.groups[0].name: [model.width(ladder.groups[0], count) for count in ladder.counts[1:]]

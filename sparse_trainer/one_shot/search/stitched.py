@@ -1,5 +1,6 @@
 """A model whose groups can be put at any width and back again: units closed by gates, what reads them refitted."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from patchers.layers import bare_linear_at, weight_OI
+from patchers.layers import bare_linear_at, features, weight_OI
 from patchers.patching.gates import Gate
 from patchers.patching.patch import patch, unpatch
 from patchers.units import Group, Structure
@@ -64,6 +65,10 @@ class Stitched:
         assert dense.weight_OI is not None
         weight, bias = refitted(dense.weight_OI, dense.bias_O, group, keep_U, moments, self.repair)
         return Width(group=group, keep_U=keep_U, weight_OI=weight, bias_O=bias)
+
+    def size(self, group: Group) -> int:
+        """Return how many numbers a width of the group holds."""
+        return 0 if self.repair is None else math.prod(features(bare_linear_at(self.model, group.consumer)))
 
     def put(self, width: Width) -> None:
         """Put a group at a width."""

@@ -216,6 +216,17 @@ def test_switches_make_the_whole_model_better_and_the_plan_says_so() -> None:
     )
 
 
+def test_blocks_that_are_measured_one_by_one_lose_as_much_as_together() -> None:
+    model = model_of("llama")
+    batches = sequences(model, (60,) * 2)
+    together, alone = (
+        prune(model, batches, search="dp", density=0.5, time_limit=limit, **FAST)[1].searches[0]["losses"]
+        for limit in (None, 1e6)
+    )
+    assert len(together) > 2
+    assert together == alone
+
+
 def test_a_search_whose_time_is_up_returns_the_best_so_far(caplog: pytest.LogCaptureFixture) -> None:
     model = model_of("llama")
     with caplog.at_level(logging.WARNING):
