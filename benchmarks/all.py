@@ -1,7 +1,8 @@
 """Regenerate every figure of docs/benchmarks.md with one command: a JSON file with all numbers, and one to read.
 
     python benchmarks/all.py OUT --quick
-    python benchmarks/all.py OUT --smollm2 FOLDER --train TRAIN --validation VALIDATION
+    python benchmarks/all.py OUT --smollm2 FOLDER --train TRAIN --validation VALIDATION \\
+        --dense-gguf FILE --pruned-gguf FILE
 
 `--quick` runs every script on the smallest shapes: it proves that they run, in less than two minutes, and its numbers
 mean nothing. Without it each takes the arguments of the documentation, hours in all on one core; `--only` takes
@@ -24,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).parent
 COMMON = "--threads 1 --clock cpu"
 JSON_FILE, TEXT_FILE = "benchmarks.json", "benchmarks.md"
-GIVEN = ("smollm2", "train", "validation")
+GIVEN = ("smollm2", "train", "validation", "dense-gguf", "pruned-gguf")
 """Options that name what no script brings along; upper case in `FIGURES`."""
 
 
@@ -48,6 +49,7 @@ class Figure:
 
 
 STEP, LORA, DEPTH = "A training step with gates", "Beside LoRA", "Criteria of depth, and element masks"
+LEFT = "What is left beside the model's own arithmetic"
 TINY_STEP = "--layers 1 --batch 1 --length 16 --repeats 1"
 FIGURES = (
     Figure(
@@ -90,6 +92,26 @@ FIGURES = (
         script="cut_and_load",
         full="--repeats 15",
         quick="--layers 1 --repeats 1",
+    ),
+    Figure(
+        section=LEFT,
+        script="training_step",
+        full="--arms patched distilled --layers 12 --repeats 9",
+        quick=None,
+    ),
+    Figure(
+        section=LEFT,
+        script="runtimes",
+        full="--runtimes eager compile onnx --batches 1 4 --repeats 15",
+        quick="--runtimes eager --batches 1 --layers 1 --length 16 --repeats 1",
+        common="--threads 1",
+    ),
+    Figure(
+        section=LEFT,
+        script="gguf_decoding",
+        full="DENSE-GGUF PRUNED-GGUF --rounds 11 --clock cpu",
+        quick=None,
+        common="",
     ),
     Figure(section="Real models", script="real_models", full="--smollm2 SMOLLM2", quick=None),
     Figure(
@@ -202,7 +224,7 @@ def main() -> int:
     for name in GIVEN:
         parser.add_argument(f"--{name}")
     options = parser.parse_args()
-    given = {name: getattr(options, name) for name in GIVEN}
+    given = {name: vars(options)[name.replace("-", "_")] for name in GIVEN}
     asked = [figure for figure in FIGURES if options.only is None or figure.script in options.only]
     if options.quick:
         asked = [figure for figure in asked if figure.quick is not None]

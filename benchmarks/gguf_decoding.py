@@ -6,6 +6,7 @@ python benchmarks/gguf_decoding.py dense.gguf pruned.gguf
 """
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu = for a busy machine")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()
     models = [server(file, args.threads) for file in (args.dense, args.pruned)]
     for model in models:
@@ -68,6 +70,10 @@ def main() -> None:
     ratios = [pruned / dense for dense, pruned in rounds]
     low, middle, high = statistics.quantiles(ratios, n=4)
     fewer = weights(args.dense) / weights(args.pruned)
+    if args.json:
+        found = {"median": middle, "low": low, "high": high, "weights": fewer, "share": middle / fewer}
+        print(json.dumps({"speed_up": found}))
+        return
     for name, column in zip(("dense", "pruned"), zip(*rounds, strict=True), strict=True):
         print(f"{name}: {statistics.median(column):.1f} tokens/s, median of {args.rounds} rounds")
     print(
