@@ -2,16 +2,20 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
 
 def tell(line: str) -> None:
     """Say on stderr what is being done."""
+    from rich.console import Console  # a tenth of a second, which --help and --version do not need
+
     Console(stderr=True).print(f"[bold]>> {line}", highlight=False)
 
 
@@ -25,11 +29,13 @@ def print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values, indent=2))
 
 
-def print_result(as_json: bool, values: dict[str, Any], shown: list[RenderableType]) -> None:
+def print_result(as_json: bool, values: dict[str, Any], shown: "list[RenderableType]") -> None:
     """Print a result, for a script or for a reader."""
     if as_json:
         print_json(values)
         return
+    from rich.console import Console  # as above
+
     console = Console()
     for part in shown:
         console.print(
