@@ -362,8 +362,7 @@ def _is_elsewhere(model: nn.Module, layout: dict[str, Any], path: str) -> bool:
     """Tell whether a module that a layout names lies in a task head, or a pooler, that this class lacks."""
     if _class_name(model) in layout["heads"]:
         return path.startswith(ROOT) or not _has(model, local(model, path))
-    children = dict(model.named_children())
-    return path.startswith(ROOT) and path.removeprefix(ROOT).partition(".")[0] not in children
+    return path.startswith(ROOT) and path.removeprefix(ROOT).partition(".")[0] not in model._modules
 
 
 def _has(model: nn.Module, path: str) -> bool:
@@ -474,11 +473,13 @@ def _place_of(model: nn.Module, name: str) -> tuple[nn.Module, str, Tensor]:
 
     It is looked up where tensors are registered and nowhere else.
     """
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
-    if tensor is None:
-        raise AttributeError(f"no tensor {leaf!r}")
+    *parts, leaf = name.split(".")
+    owner: nn.Module | None = model
+    for part in parts:  # `get_submodule` asks more at each, and layouts name hundreds of tensors
+        owner = None if owner is None else owner._modules.get(part)
+    tensor = None if owner is None else owner._parameters.get(leaf, owner._buffers.get(leaf))
+    if owner is None or tensor is None:
+        raise AttributeError(f"no tensor {name!r}")
     return owner, leaf, tensor
 
 
@@ -500,19 +501,24 @@ def _apply_shape(model: nn.Module, name: str, shape: list[int]) -> None:
         return
     owner._parameters[leaf] = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
     if leaf == "weight":
-        _follow_weight(owner)
+        _count_features(owner, shape)
 
 
-def _follow_weight(owner: Any) -> None:
-    """Make the attributes of a module that count features agree with its weight."""
-    if isinstance(owner, nn.Linear):
-        owner.out_features, owner.in_features = owner.weight.shape
-    elif isinstance(owner, Conv1D):
-        owner.nx, owner.nf = owner.weight.shape
-    elif isinstance(owner, nn.Embedding):
-        owner.num_embeddings, owner.embedding_dim = owner.weight.shape
-    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm):
-        owner.normalized_shape = tuple(owner.weight.shape)
+_COUNTS = {
+    nn.Linear: ("out_features", "in_features"),
+    Conv1D: ("nx", "nf"),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+}
+"""What a layer calls the sizes of its weight."""
+
+
+def _count_features(owner: nn.Module, shape: list[int]) -> None:
+    """Make the attributes of a module that count features agree with the shape of its weight."""
+    if isinstance(owner, nn.LayerNorm | nn.RMSNorm):
+        vars(owner)["normalized_shape"] = tuple(shape)
+        return
+    names = next((names for cls, names in _COUNTS.items() if isinstance(owner, cls)), ())
+    vars(owner).update(zip(names, shape, strict=bool(names)))
 
 
 def _apply_heads(model: nn.Module, name: str, value: dict[str, list[list[int]]] | str) -> None:
