@@ -24,6 +24,7 @@ from sparse_trainer.cut.record import plan_of
 from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.card_facts import CardFacts, CardScore
+from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.pipeline_files import bring_pipeline
 from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
@@ -49,6 +50,7 @@ from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.checkpoint import check_resumed
 from sparse_trainer.training.sharding import is_fsdp
 from sparse_trainer.training.stage_ends import StageEnds
+from sparse_trainer.training.timed import check_times
 from sparse_trainer.training.trainer import pruning_trainer
 
 
@@ -372,6 +374,7 @@ def _trimmed(recipe: FinePruningRecipe, tell: Tell) -> FinePruningRecipe:
 def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
     """Load tokenizer and data."""
     source = find_model(recipe)
+    _check_times(recipe)
     try:
         processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
     except CheckpointError as error:
@@ -384,6 +387,14 @@ def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
         )
     data = recipe.task.prepare(recipe.data, processor)
     return FinePruningJob(recipe=recipe, processor=processor, data=data, source=source, folder=folder)
+
+
+def _check_times(recipe: FinePruningRecipe) -> None:
+    """Refuse times that cannot be met; of a model that is rewound first, its sizes are not known yet."""
+    if recipe.pruning is not None and recipe.pruning.budget.time is not None and recipe.model.rewind is None:
+        budget, stages = recipe.pruning.budget, recipe.pruning.stages
+        shape = load_shape(recipe.model.name_or_path, revision=recipe.model.revision)
+        check_times(shape, (budget,) if stages is None else stages.budgets(budget))
 
 
 def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from patchers.discovery.discover import discover
 from patchers.patching.merging import has_adapters
@@ -13,12 +14,13 @@ from patchers.units import Structure
 from sparse_trainer.budget.latency.calls import narrowed
 from sparse_trainer.budget.latency.model_time import ModelTime
 from sparse_trainer.budget.latency.selector import TimedSelector
-from sparse_trainer.budget.latency.store import timing_of
+from sparse_trainer.budget.latency.store import known_table, timing_by, timing_of
 from sparse_trainer.budget.latency.timing import Timing
 from sparse_trainer.budget.latency.trial import time_pair
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.cut.bare import bare
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.training.agreement import several_processes
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,34 @@ def timed_selectors(
     if timing.measures and not several_processes() and plain is model:
         selectors = [_tried(plain, found, *each) for each in zip(selectors, timings, strict=True)]
     return list(zip(selectors, timings, strict=True))
+
+
+def check_times(shape: PreTrainedModel, budgets: Sequence[Budget]) -> None:
+    """Refuse times that a model cannot reach on another device, before its weights are read.
+
+    Times of this machine are looked at once the model is there: head and number type may differ.
+
+    Args:
+        shape: The model on the meta device, with any head.
+        budgets: Of the same conditions, the slowest model first.
+
+    Raises:
+        ArgumentError, CheckpointError, DataError: the table that is named cannot be read.
+        BudgetError: a time cannot be met.
+    """
+    times = [budget.time for budget in budgets if budget.time is not None]
+    if not times:
+        return
+    check_positions("sequence_length", times[0].sequence_length, positions_of(shape.config))
+    if not times[0].is_foreign:
+        return
+    found = discover(shape)
+    table = known_table(shape, found, times[0], None)
+    assert table is not None
+    for budget, target in zip(reversed(budgets), reversed(times), strict=True):
+        groups = discover(shape, budget.kinds, budget.exclude, budget.include).groups
+        timing = timing_by(table, shape, found, target)
+        TimedSelector(groups, budget, timing.time, timing.goal)
 
 
 def _tried(plain: Any, found: Structure, selector: TimedSelector, timing: Timing) -> TimedSelector:

@@ -15,7 +15,8 @@ from sparse_trainer.budget.latency.measure import measure_table
 from sparse_trainer.budget.time_target import TimeTarget
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.run import options as run_options
-from tests.fixtures.recipe_files import write_text, write_tiny_llama
+from sparse_trainer.tasks.text_classification import TextClassification
+from tests.fixtures.recipe_files import sst2_rows, write_rows, write_text, write_tiny_llama
 
 ROWS = ("kind,units,milliseconds", "heads,4,0.2", "channels,64,0.4", "layers,1,2", "rest,1,5")
 
@@ -40,6 +41,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation: null\n"
         f"export: {{output_dir: {root}/once, latency_rounds: 1, latency_sequence_length: 8, verify: false}}\n"
     )
+    rows = {name: write_rows(root / f"{name}.jsonl", sst2_rows(8)) for name in ("train", "validation")}
+    (root / "trained.yaml").write_text(
+        "task: {labels: [negative, positive], metrics: [accuracy]}\n"
+        f"model: {{name_or_path: {root}/llama}}\n"
+        f"data: {{train_file: {rows['train']}, validation_file: {rows['validation']}, text_columns: [sentence],"
+        " label_column: label, max_length: 16}\n"
+        f"pruning: {{scoring: movement, target: latency, sequence_length: 16, latency_table: {root}/phone.csv}}\n"
+        f"training: {{output_dir: {root}/trained, use_cpu: true}}\n"
+        "export: {latency_sequence_length: 16}\n"
+    )
     return root
 
 
@@ -56,6 +67,7 @@ def complaint(
     """Return what a command says that refuses its arguments, without a look at weights or text."""
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refused)
     monkeypatch.setattr(run_options, "calibration_batches", refused)
+    monkeypatch.setattr(TextClassification, "prepare", refused)
     filled = [word.replace("{place}", str(place)) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *filled])
     with pytest.raises(SystemExit) as caught:
@@ -70,6 +82,7 @@ PRUNE = ("prune", "{place}/llama", "{place}/out", *TEXT)
 LAYERS = ("layers", "{place}/llama", "--out", "{place}/out", *TEXT)
 COMPARE = ("compare", "{place}/llama", "--criteria", "wanda,obs", *TEXT)
 TIMED = ("--sequence-length", "16", "--speedup")
+TRAINED = ("run", "{place}/trained.yaml")
 ONCE = ("run", "{place}/once.yaml")
 SHARED = (*ONCE, "prune={criterion: last, density: {layers: 0.7}}")
 
@@ -90,6 +103,10 @@ SHARED = (*ONCE, "prune={criterion: last, density: {layers: 0.7}}")
         ((*PRUNE, *TIMED, "2", "--latency-table", "{place}/nowhere.csv"), "nowhere.csv"),
         ((*PRUNE, *TIMED, "900", "--latency-table", "{place}/table.json"), "speedup=900 is not reachable"),
         ((*PRUNE, *TIMED, "9", "--latency-table", "{place}/phone.csv"), "speedup=9 is not reachable"),
+        ((*TRAINED, "pruning.speedup=9"), "speedup=9 is not reachable"),
+        ((*TRAINED, "pruning.speedups=[1.1, 9]"), "speedup=9 is not reachable"),
+        ((*TRAINED, "pruning.speedup=1.1", "pruning.sequence_length=9999"), "9999 tokens, and the model has positions"),
+        ((*TRAINED, "pruning.speedup=1.1", "pruning.latency_table={place}/nowhere.csv"), "nowhere.csv"),
         ((*PRUNE, "--speedup", "2", "--sequence-length", "9999"), "9999 tokens, and the model has positions for"),
         (("timing", "{place}/llama", "--phase", "decode", "--sequence-length", "256"), "257 tokens, and the model has"),
         ((*LAYERS, "--protect", "99"), "'99' matches no group"),

@@ -14,6 +14,7 @@ from patchers.surgery import cut
 from patchers.units import Structure
 from sparse_trainer.budget.time_target import COMPILE, DECODE, TimeTarget
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.inputs.kinds import field_of
 from sparse_trainer.inputs.limits import check_positions, inputs_named, positions_of
 from sparse_trainer.inputs.timed import timed_inputs
 
@@ -39,9 +40,11 @@ def check_timed(model: PreTrainedModel, target: TimeTarget) -> None:
 
 
 def _cache_of(model: PreTrainedModel) -> str | None:
-    """Return what a model that decodes calls its cache."""
+    """Return what a model that decodes calls its cache; None for an encoder whose class could be a decoder (BERT)."""
+    if model.config.is_encoder_decoder or field_of(model.config, "is_decoder") is False:
+        return None
     named = inputs_named(model)[0]
-    return None if model.config.is_encoder_decoder else next((n for n in _CACHES if n in named), None)
+    return next((n for n in _CACHES if n in named), None)
 
 
 @final
