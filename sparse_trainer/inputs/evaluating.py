@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -68,3 +69,18 @@ def _all(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     for value in list(vars(config).values()):
         if isinstance(value, PreTrainedConfig):
             yield from _all(value)
+
+
+@contextmanager
+def fresh_casts() -> Iterator[None]:
+    """Let autocast keep no casts of weights for the time of a `with` block, in which these are changed in place.
+
+    Otherwise a weight that asks for a gradient would go on as it was when it was first read.
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)

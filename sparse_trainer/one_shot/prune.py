@@ -17,6 +17,7 @@ from sparse_trainer.cut.carry_out import carry_out
 from sparse_trainer.cut.decision import Decision, Request
 from sparse_trainer.cut.record import attach_plan, plan_of
 from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.inputs.evaluating import fresh_casts
 from sparse_trainer.one_shot.checks import check_prunable
 from sparse_trainer.one_shot.elements.mask import mask_weights, note_zeros
 from sparse_trainer.one_shot.elements.options import ElementOptions
@@ -151,6 +152,7 @@ def _listed(asked: str | Sequence[T]) -> tuple[str | T, ...]:
 
 
 @torch.inference_mode(False)
+@fresh_casts()
 def prune_by(
     options: PruneOptions,
     model: M,
