@@ -86,7 +86,7 @@ def _check_order(option: str, values: Sequence[float], wanted: str) -> None:
 class StagedSchedule:
     """Budgets that are met in turn: stages of one length, in each of which the budget falls, then holds.
 
-    With one stage it is `CubicSchedule`.
+    With one stage it is `CubicSchedule`. Where the cool-down is all that the dense start leaves, budgets fall at once.
     """
 
     warmup: float
@@ -111,9 +111,13 @@ class StagedSchedule:
         >>> schedule = StagedSchedule(warmup=0.2, cooldown=0.4, count=2)
         >>> [round(schedule.remaining(p), 3) for p in (0.1, 0.3, 0.4, 0.6, 0.7, 0.8)]
         [1.0, 0.125, 0.0, 0.0, 0.125, 0.0]
+        >>> [StagedSchedule(warmup=0.5, cooldown=0.5, count=1).remaining(p) for p in (0.5, 0.51)]
+        [1.0, 0.0]
         """
         start = self.warmup + self.stage(progress) * self._length
         span = self._length - self.cooldown / self.count
+        if span <= _CLOSE:
+            return 1.0 if progress <= start + _CLOSE else 0.0
         gone = (progress - start) / span
         return 0.0 if gone >= 1.0 - _CLOSE else (1.0 - max(0.0, gone)) ** 3
 

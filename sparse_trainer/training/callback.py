@@ -16,9 +16,14 @@ class PruningCallback(TrainerCallback):
     """Moves the coordinator with the Trainer. Holds no state of its own."""
 
     def __init__(
-        self, coordinator: ModelPatchingCoordinator, calibrate: Callable[[], None], restart: Restart
+        self,
+        coordinator: ModelPatchingCoordinator,
+        calibrate: Callable[[], None],
+        check_rows: Callable[[], None],
+        restart: Restart,
     ) -> None:
-        self.coordinator, self.calibrate, self.restart = coordinator, calibrate, restart
+        self.coordinator, self.restart = coordinator, restart
+        self.calibrate, self.check_rows = calibrate, check_rows
 
     def on_train_begin(
         self,
@@ -32,6 +37,8 @@ class PruningCallback(TrainerCallback):
         if self.coordinator.wants_calibration and state.global_step == 0:
             self.calibrate()
         self.coordinator.begin(state.max_steps, state.global_step, args.get_warmup_steps(state.max_steps))
+        if self.coordinator.args.reconstruct is not None:
+            self.check_rows()
         if args.auto_find_batch_size:
             self.restart.begin(self.coordinator.model, optimizer, self.coordinator.score_parameters())
 
@@ -41,6 +48,8 @@ class PruningCallback(TrainerCallback):
         """Select anew; what was measured of a structure that is not final makes no model the best one."""
         was_finished = self.coordinator.finished
         self.coordinator.step(state.global_step)
+        if self.coordinator.wants_calibration:
+            self.calibrate()
         if control.should_log or control.should_evaluate or control.should_save:
             self.coordinator.check_agreement()
         if not was_finished:

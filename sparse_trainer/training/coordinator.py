@@ -25,6 +25,7 @@ from sparse_trainer.training.distillation.layer_map import LayerMap, attach_proj
 from sparse_trainer.training.distillation.teacher import Distiller, TeacherSource, make_distiller, open_layers
 from sparse_trainer.training.drivers import Driver, make_driver
 from sparse_trainer.training.extra_losses import Averages, ExtraLosses
+from sparse_trainer.training.one_cut import check_enough
 
 logger = logging.getLogger(__name__)
 
@@ -197,17 +198,30 @@ class ModelPatchingCoordinator:
 
     @property
     def wants_calibration(self) -> bool:
-        """Whether `calibrate` has to be called before `begin`, unless a training is resumed."""
+        """Whether `calibrate` has to be called: before `begin`, unless a training is resumed; with `reconstruct`, after
+        the step with which the dense start ends, or a stage.
+        """
         return self.pruner.wants_calibration
 
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Score the units by a criterion of one-shot pruning, such as wanda, on batches of the training set.
+
+        With `reconstruct` the budget falls here: units are closed, and what reads them is refitted.
 
         Raises:
             DataError: the batches are too few, or do not fit the model.
             NonFiniteError: NaN or infinity.
         """
         self.pruner.calibrate(batches)
+
+    def check_calibration(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Raise `DataError` for a calibration set that is too small for `reconstruct`, before a step is taken."""
+        if self.args.reconstruct is not None:
+            check_enough(self.model, self.structure, list(batches))
+
+    def refitted_parameters(self) -> list[nn.Parameter]:
+        """Return the weights and biases that `calibrate` may change."""
+        return self.pruner.refitted_parameters()
 
     def begin(self, total_steps: int, step: int = 0, warmup_steps: int = 0) -> None:
         """Start, or resume at `step`, a training of `total_steps` optimizer steps.

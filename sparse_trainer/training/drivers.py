@@ -42,6 +42,9 @@ class Driver(Protocol):
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Take the scores that a criterion of one-shot pruning needs from a calibration set."""
 
+    def refitted_parameters(self) -> list[nn.Parameter]:
+        """Return the weights and biases that `calibrate` may change."""
+
     def begin(self, total_steps: int, step: int, warmup_steps: int) -> None:
         """Start, or go on at `step`: then gates and masks are those that came with the model."""
 

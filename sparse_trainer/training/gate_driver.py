@@ -35,8 +35,11 @@ from sparse_trainer.cut.decision import Request
 from sparse_trainer.cut.record import remember_request
 from sparse_trainer.cut.speed import Timed
 from sparse_trainer.errors import ArgumentError, NonFiniteError
+from sparse_trainer.one_shot.repairs.base import Repair
 from sparse_trainer.statistics.collect import collect
+from sparse_trainer.statistics.requests import Statistics
 from sparse_trainer.training.course import Course
+from sparse_trainer.training.one_cut import check_refittable, refit_closed, refitted_parameters
 from sparse_trainer.training.options import GateOptions
 from sparse_trainer.training.protect import check_affordable, protected_units, put_first
 from sparse_trainer.training.timed import speedup_of
@@ -75,9 +78,19 @@ class GateDriver:
         self._follow()
         self._scores()
         reads = isinstance(self.criterion, Calibrates) and bool(self.criterion.requests())
-        self.wants_calibration = reads or options.start is not None
-        """Whether scores are still to be taken on a calibration set."""
+        self._unscored = reads or options.start is not None
+        self._budgets_cut = 0
+        if options.repair is not None:
+            check_refittable(model, structure, options.repair)
         self._forget()
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether a calibration set is to be looked at now; with a repair, each time that a budget has to fall."""
+        if self.options.repair is None:
+            return self._unscored
+        held = self.course.held(self.progress)
+        return held is not None and held >= self._budgets_cut
 
     @property
     def budget(self) -> Budget:
@@ -160,9 +173,31 @@ class GateDriver:
                 self.criterion, start, evidence, self.gates, costs=self.costs, constraints=constraints
             )
         elif isinstance(self.criterion, Calibrates):
-            statistics = collect(self.model, self.structure, batches, self.criterion.requests())
-            self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
-        self.wants_calibration = False
+            repair = self.options.repair
+            requests = [*self.criterion.requests(), *([] if repair is None else [repair.request])]
+            statistics = collect(self.model, self.structure, batches, requests)
+            if self.criterion.requests():
+                self.criterion.calibrate(self.model, self.structure, statistics, self.gates)
+            if repair is not None:
+                self._cut(repair, statistics)
+        self._unscored = False
+
+    def _cut(self, repair: Repair, statistics: Statistics) -> None:
+        """Close what the budget of this moment leaves no room for, and refit what reads it."""
+        held = self.course.held(self.progress)
+        if held is None:
+            raise ArgumentError(
+                "calibrate",
+                "the dense start is not over: units are scored and closed when it ends.",
+                "Call it after the step after which `wants_calibration` is True.",
+            )
+        self.select()
+        refit_closed(self.model, self.structure, self.decided(), repair, statistics)
+        self._budgets_cut = held + 1
+
+    def refitted_parameters(self) -> list[nn.Parameter]:
+        """Return the weights and biases that `calibrate` may change."""
+        return [] if self.options.repair is None else refitted_parameters(self.model, self.structure)
 
     def begin(self, total_steps: int, step: int, warmup_steps: int) -> None:
         """Start, or go on at `step`: then the gates are those that came with the model.
@@ -170,7 +205,7 @@ class GateDriver:
         Raises:
             ArgumentError: scores are to be taken on a calibration set, and were not.
         """
-        if self.wants_calibration and step == 0:
+        if self.options.repair is None and self._unscored and step == 0:
             raise ArgumentError(
                 "scoring",
                 f"{self.options.scoring} scores on a calibration set, and has seen none.",
@@ -178,6 +213,8 @@ class GateDriver:
             )
         self.course.check_steps(total_steps)
         self.progress = step / total_steps
+        held = self.course.held(self.progress) if step else None
+        self._budgets_cut = 0 if held is None else held + 1
         remember_request(self.model, self._request())
         self._forget()
 
@@ -200,12 +237,19 @@ class GateDriver:
 
     def step(self, progress: float, *, due: bool) -> None:
         """Move to the state after an optimizer step, and select anew where that is due."""
+        if self.options.repair is not None and self.wants_calibration:
+            raise ArgumentError(
+                "scoring",
+                f"{self.options.scoring} was to close units on a calibration set, and has seen none.",
+                "Call calibrate(batches) after each step after which `wants_calibration` is True.",
+            )
         before, was_held = self.course.leg(self.progress), self.course.held(self.progress)
         self.progress = progress
         held = self.course.held(progress)
         if self.course.leg(progress) is not before:
             remember_request(self.model, self._request())
-        if (due or held is not None) and (held is None or held != was_held):
+        cuts = self.options.repair is not None and held is not None
+        if not cuts and (due or held is not None) and (held is None or held != was_held):
             self.select()
         self._follow()
 

@@ -116,6 +116,10 @@ class MaskDriver:
     def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Read nothing: scores are learned."""
 
+    def refitted_parameters(self) -> list[nn.Parameter]:
+        """Return none: nothing is refitted."""
+        return []
+
     def observe(self, loss_scale: Tensor | None = None) -> None:
         """Read nothing: scores are learned."""
 

@@ -11,6 +11,7 @@ from sparse_trainer.budget.stages import Stages
 from sparse_trainer.criteria.training.base import TrainingCriterion
 from sparse_trainer.criteria.training.one_shot import OneShot
 from sparse_trainer.errors import ArgumentError
+from sparse_trainer.one_shot.repairs.base import Repair
 from sparse_trainer.training.protect import Protection
 
 LAYERS: Final = ("relu", "no_norm")
@@ -36,6 +37,8 @@ class GateOptions:
     """Of the scales beside the gates; None = there are none."""
     start: OneShot | None
     """Where learned scores start; None = where the criterion lets them."""
+    repair: Repair | None
+    """What refits the readers of units that are closed, all at once; None = they learn to do without."""
     protection: Protection | None
 
     @property

@@ -120,6 +120,12 @@ def _against_deepspeed(stage: int, options: GateOptions | MaskOptions) -> Iterat
             "3 leaves each process a piece of every weight and score, and units are chosen among all.",
             'Set it to 2, or take FSDP2: fsdp=True, fsdp_config={"version": 2}.',
         )
+    if isinstance(options, GateOptions) and options.repair is not None:
+        yield (
+            "reconstruct",
+            "changes weights between two steps, and DeepSpeed writes its own copy of them over that.",
+            "Drop it; or take DDP.",
+        )
     criterion = options.criterion if isinstance(options, GateOptions) else None
     if isinstance(criterion, Observes | ReadsGradients):
         yield (
@@ -136,7 +142,9 @@ def _against_deepspeed(stage: int, options: GateOptions | MaskOptions) -> Iterat
 
 
 def _calibrates(options: GateOptions) -> bool:
-    return isinstance(options.criterion, Calibrates) and bool(options.criterion.requests())
+    return options.repair is not None or (
+        isinstance(options.criterion, Calibrates) and bool(options.criterion.requests())
+    )
 
 
 def keep_whole(accelerator: Accelerator, model: nn.Module) -> None:

@@ -131,7 +131,7 @@ class SparseTrainer:
         check_sharing(self.accelerator, self.model, coordinator.args.driver_options)  # type: ignore[attr-defined]
         self._keep_whole()
         self.remove_callback(PruningCallback)  # type: ignore[attr-defined]
-        self.add_callback(PruningCallback(coordinator, self._calibrate, self._restart))  # type: ignore[attr-defined]
+        self.add_callback(PruningCallback(coordinator, self._calibrate, self._check_rows, self._restart))  # type: ignore[attr-defined]
         handler = self.callback_handler  # type: ignore[attr-defined]
         handler.remove_callback(WidthsReport)
         # Those that report close when training ends: the picture has to come before.
@@ -269,6 +269,21 @@ class SparseTrainer:
 
     def _calibrate(self) -> None:
         """Score units on rows of the training set, drawn by the seed of the training; on rank 0, for all."""
+        with torch.random.fork_rng():
+            self.coordinator.calibrate(self._batches_of(self._drawn_rows()))
+        for gate in self.coordinator.gates.values():
+            for score_U in (*gate.buffers(), *(p.data for p in gate.parameters())):
+                broadcast(score_U)
+        for weight in self.coordinator.refitted_parameters():
+            broadcast(weight.data)
+
+    def _check_rows(self) -> None:
+        """Refuse, before training, a calibration set that would be too small when the time comes."""
+        with torch.random.fork_rng():
+            self.coordinator.check_calibration(self._batches_of(self._drawn_rows()))
+
+    def _drawn_rows(self) -> Any:
+        """Return the rows of the training set that units are scored on, the same whenever it is asked."""
         rows: Any = self.train_dataset  # type: ignore[attr-defined]
         if isinstance(rows, IterableDataset | datasets.IterableDataset):
             raise ArgumentError(
@@ -280,12 +295,7 @@ class SparseTrainer:
         drawn = torch.randperm(len(rows), generator=generator)[
             : self.coordinator.args.calibration_samples
         ].tolist()
-        rows = rows.select(drawn) if isinstance(rows, datasets.Dataset) else Subset(rows, drawn)
-        with torch.random.fork_rng():
-            self.coordinator.calibrate(self._batches_of(rows))
-        for gate in self.coordinator.gates.values():
-            for score_U in (*gate.buffers(), *(p.data for p in gate.parameters())):
-                broadcast(score_U)
+        return rows.select(drawn) if isinstance(rows, datasets.Dataset) else Subset(rows, drawn)
 
     def _batches_of(self, rows: Any) -> Iterator[dict[str, Any]]:
         """Yield all rows on every rank; Trainer's own loaders share them out, and may stay for later evaluations."""

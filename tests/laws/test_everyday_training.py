@@ -20,6 +20,7 @@ PRUNING: dict[str, dict[str, Any]] = {
     "distilled-logits": {"distil_teacher_name_or_path": "self"},
     "taylor": {"scoring": "taylor"},
     "wanda": {"scoring": "wanda", "calibration_samples": 8},
+    "cut-once": METHODS["cut-once"],
     "layer_gate": {"scoring": "layer_gate", **METHODS["layer_gate"]},
     "l0-nested": METHODS["l0-nested"],
     "cheaper": METHODS["cheaper"],

@@ -19,7 +19,7 @@ from tests.fixtures.compact_models import tiny
 from tests.fixtures.training import sparse_args, state, trainer
 
 DENSITIES = [0.75, 0.5, 0.3]
-METHODS = ("movement", "taylor", "magnitude", "wanda")
+METHODS = ("movement", "taylor", "magnitude", "wanda", "cut-once")
 
 
 def exporting(made: PruningTrainer, found: dict[int, Any]) -> PruningTrainer:

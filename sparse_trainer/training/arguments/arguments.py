@@ -29,6 +29,7 @@ from sparse_trainer.training.arguments.frozen import FrozenArguments
 from sparse_trainer.training.arguments.l0 import L0Arguments
 from sparse_trainer.training.arguments.mask_checks import check_mask_options
 from sparse_trainer.training.arguments.masks import MaskArguments
+from sparse_trainer.training.arguments.repair import RepairArguments
 from sparse_trainer.training.arguments.scoring import check_scoring, criterion_asked, method_of
 from sparse_trainer.training.arguments.stages import StageArguments
 from sparse_trainer.training.arguments.time import TimeArguments
@@ -45,6 +46,7 @@ class SparseTrainingArguments(
     MaskArguments,
     FrozenArguments,
     L0Arguments,
+    RepairArguments,
     StageArguments,
     TimeArguments,
     CommonArguments,
@@ -89,6 +91,7 @@ class SparseTrainingArguments(
         if isinstance(options, GateOptions):
             check_units(options, self.blending)
             self.check_scaled(options.kinds)
+            self.check_repair(options.criterion, self.scoring, options.kinds, changed_fields(self))
             check_staged(options)
             self.check_start(options.criterion, self.scoring, options.kinds)
         else:
@@ -102,7 +105,7 @@ class SparseTrainingArguments(
 
     def _check_numbers(self) -> None:
         check_distillation_options(self.distillation)
-        check_schedule(self.pruning_warmup_ratio, self.cooldown_ratio)
+        check_schedule(self.pruning_warmup_ratio, 0.0 if self.reconstruct else self.cooldown_ratio)
         for name in ("score_learning_rate", "update_every", "calibration_samples"):
             check_positive(name, getattr(self, name))
 
@@ -159,8 +162,11 @@ class SparseTrainingArguments(
         own, warmup, cooldown = self.criterion, self.pruning_warmup_ratio, self.cooldown_ratio
         if isinstance(own, OwnSchedule):
             return own.make_schedule(warmup, cooldown)
+        count = 1 if self.stages is None else len(self.stages.names)
+        if self.reconstruct is not None:
+            return StagedSchedule(warmup=warmup, cooldown=1.0 - warmup, count=count)
         if self.stages is not None:
-            return StagedSchedule(warmup=warmup, cooldown=cooldown, count=len(self.stages.names))
+            return StagedSchedule(warmup=warmup, cooldown=cooldown, count=count)
         return CubicSchedule(warmup=warmup, cooldown=cooldown)
 
     @property
@@ -177,12 +183,20 @@ class SparseTrainingArguments(
         )
 
     @property
+    def _method(self) -> str:
+        """What plans and cards call the criterion and its repair."""
+        method = method_of(self.scoring, vars(self), changed_fields(self))
+        if self.reconstruct is None:
+            return method
+        return f"{method}, repaired by {self.reconstruct}{self.repairing.changes}"
+
+    @property
     def driver_options(self) -> GateOptions | MaskOptions:
         """What closes units: gates, or weight masks where they are asked for."""
         masks = self.mask_options(schedule=self.schedule, seed=self.pruning_seed, protection=self.protection)
         return masks or GateOptions(
             scoring=self.scoring,
-            method=method_of(self.scoring, vars(self), changed_fields(self)),
+            method=self._method,
             criterion=self.criterion,
             budget=self.budget,
             schedule=self.schedule,
@@ -190,5 +204,6 @@ class SparseTrainingArguments(
             score_learning_rate=self.score_learning_rate,
             scale_learning_rate=self.scale_learning_rate if self.learn_scales else None,
             start=self.start,
+            repair=self.repairing.repair,
             protection=self.protection,
         )

@@ -44,6 +44,8 @@ _OF_GATES: Final = (
     "gate_epsilon_final",
     "gate_penalty",
     "calibration_samples",
+    "reconstruct",
+    "damping",
     "l0_learning_rate",
     "l0_multiplier_rate",
     "l0_warmup",
