@@ -54,12 +54,21 @@ def left_padded(model: PreTrainedModel, *, rows: int, length: int) -> dict[str, 
     return {name: values_BT.flip(-1) for name, values_BT in batch.items()}
 
 
-def export_by(model: PreTrainedModel, exporter: Any, config: Any, place: str, instead: str) -> Any:
+def export_by(
+    model: PreTrainedModel,
+    exporter: Any,
+    config: Any,
+    place: str,
+    instead: str,
+    *,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Any:
     """Return a model as an exporter of transformers writes it, which has `save_pretrained`.
 
     Args:
         place: What errors call the model.
         instead: What else may be done where the exporter fails.
+        inputs: What is traced; None = made up: of a decoder with a cache, else a batch.
 
     Raises:
         ConversionError: It cannot be exported.
@@ -68,14 +77,16 @@ def export_by(model: PreTrainedModel, exporter: Any, config: Any, place: str, in
 
     part: Any = model
     try:
-        if reads_cache(model):
+        if inputs is not None:
+            given: Any = dict(inputs)
+        elif reads_cache(model):
             # Without padding there is no mask among what `generate` hands on.
             asked = {**left_padded(model, rows=2, length=7), "do_sample": False}
-            part, inputs = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
+            part, given = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
         else:
-            inputs = sample_batch(model)
+            given = sample_batch(model)
         with evaluating(model), plain_outputs(model), without_cache(model), quiet():
-            return exporter.export(part, inputs, config)
+            return exporter.export(part, given, config)
     except UnsupportedModelError as error:
         raise ConversionError(place, error.what, "Export it yourself, with inputs of your own.") from error
     except Exception as error:  # an exporter may fail with any error

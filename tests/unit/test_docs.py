@@ -25,7 +25,7 @@ NEEDED = {
     "with-other-trainers.md": ("trl", "sentence_transformers"),
 }
 """What a page needs beyond the extra `dev`."""
-ELSEWHERE = ("your-script-pruned.md", "onnx.md", "openvino.md")
+ELSEWHERE = ("your-script-pruned.md", "onnx.md", "openvino.md", "executorch.md")
 """Pages whose Python needs what was made before: test_scripts.py and those of the conversions run them."""
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
