@@ -154,6 +154,33 @@ def test_a_table_is_measured_once(
     assert "not kept" in caplog.text
 
 
+def test_times_of_compiled_modules_have_a_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed is what `torch.compile` returns, here without a compiler, which takes seconds for each width."""
+    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path))
+    compiled = []
+
+    def compile_(module: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(
+        store, "measure_table", lambda *asked: replace(measure_table(*asked, seconds=0.01), noise=0.01)
+    )
+    model = tiny().float()
+    structure, target = discover(model), replace(TARGET, runtime="compile")
+    eager = store.table_for(model, structure, TARGET)
+    assert compiled == []
+    table = store.table_for(model, structure, target)
+    assert len(compiled) > 3
+    assert all(options == {"dynamic": False} for options in compiled)
+    assert table.conditions.runtime == "compile"
+    assert store.table_for(model, structure, TARGET) == eager
+    assert ModelTime(table, model, structure).dense > 0
+
+
 def test_a_table_from_another_device_is_refused(tmp_path: Path) -> None:
     model = tiny()
     structure, file = discover(model), tmp_path / "table.json"
