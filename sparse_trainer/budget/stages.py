@@ -143,6 +143,13 @@ class StagedSchedule:
     def check_steps(self, total_steps: int) -> None:
         """Raise `ArgumentError` for a training in which a stage would hold for less than a step."""
         if total_steps * self.cooldown / self.count < 1.0 - _CLOSE:
+            if self.warmup + self.cooldown > 1.0 - _CLOSE:
+                raise ArgumentError(
+                    "pruning_warmup_ratio",
+                    f"{self.warmup:g} of {total_steps} optimizer steps leaves no step for each budget after the dense "
+                    f"start, of {self.count}.",
+                    f"Train for {math.ceil(self.count / self.cooldown - _CLOSE)} steps or more, or lower it.",
+                )
             least = math.ceil(self.count / self.cooldown) if self.cooldown > 0 else None
             raise ArgumentError(
                 "cooldown_ratio",

@@ -40,7 +40,9 @@ class PruningCallback(TrainerCallback):
         if self.coordinator.args.reconstruct is not None:
             self.check_rows()
         if args.auto_find_batch_size:
-            self.restart.begin(self.coordinator.model, optimizer, self.coordinator.score_parameters())
+            model, scores = self.coordinator.model, self.coordinator.score_parameters()
+            refits = self.coordinator.args.reconstruct is not None
+            self.restart.begin(model, optimizer, scores, dict(model.named_parameters()) if refits else {})
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -10,20 +10,31 @@ from torch import Tensor, nn
 from patchers.layers import bare_linear_at, features
 from patchers.patching.merging import has_adapters
 from patchers.units import WIDTH_KINDS, Structure
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.one_shot.repairs.base import Repair
 from sparse_trainer.one_shot.repairs.refit import refit
-from sparse_trainer.statistics.requests import Statistics
+from sparse_trainer.statistics.requests import Statistics, unsupported_reason
 
 
 def check_refittable(model: nn.Module, structure: Structure, repair: Repair) -> None:
-    """Raise `ArgumentError` for a model whose linears cannot be refitted while it trains."""
+    """Refuse a model whose linears cannot be refitted while it trains.
+
+    Raises:
+        ArgumentError: adapters, or no bias where one is to move.
+        UnsupportedModelError: nothing tells what reads a unit, as in stacked experts.
+    """
     if has_adapters(model):
         raise ArgumentError(
             "reconstruct",
             "the linears have adapters, and a refit of the weights under them would not be one of the whole.",
             "Drop it: the adapters learn to do without what goes. Or prune first (sparse-trainer prune).",
         )
+    for group in structure.groups:
+        reason = unsupported_reason(group, [repair.request])
+        if reason is not None:
+            raise UnsupportedModelError(
+                group.name, f"nothing can be refitted: {reason}.", "Leave it out, or drop `reconstruct`."
+            )
     bare = next((g for g in structure.groups if bare_linear_at(model, g.consumer).bias is None), None)
     if repair.adds_bias and bare is not None:
         raise ArgumentError(

@@ -286,10 +286,11 @@ class SparseTrainer:
         """Return the rows of the training set that units are scored on, the same whenever it is asked."""
         rows: Any = self.train_dataset  # type: ignore[attr-defined]
         if isinstance(rows, IterableDataset | datasets.IterableDataset):
+            repairs = self.coordinator.args.reconstruct is not None
             raise ArgumentError(
                 "scoring",
                 "rows of a streamed training set cannot be drawn.",
-                "Call coordinator.calibrate(batches).",
+                "Give one with a length." if repairs else "Call coordinator.calibrate(batches).",
             )
         generator = torch.Generator().manual_seed(self.args.seed)  # type: ignore[attr-defined]
         drawn = torch.randperm(len(rows), generator=generator)[

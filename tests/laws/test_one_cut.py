@@ -11,10 +11,11 @@ from transformers import TrainerCallback
 from sparse_trainer import prune
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, DataError, UnsupportedModelError
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 from sparse_trainer.training.trainer import PruningTrainer
+from tests.architectures.tiny import tiny_model
 from tests.fixtures.compact_models import tiny
 from tests.fixtures.training import quiet_model, rows, sparse_args, state, trainer
 
@@ -151,7 +152,7 @@ def test_a_streamed_training_set_is_refused_before_the_first_step(tmp_path: Path
         sparse_args=sparse_args("cut-once"),
         train_dataset=rows().to_iterable_dataset(),
     )
-    with pytest.raises(ArgumentError, match="cannot be drawn"):
+    with pytest.raises(ArgumentError, match=r"cannot be drawn.*Give one with a length"):
         run.train()
     assert run.state.global_step == 0
 
@@ -181,6 +182,39 @@ def test_adapters_are_refused() -> None:
     model = peft.get_peft_model(tiny(), peft.LoraConfig(target_modules=["query"]))
     with pytest.raises(ArgumentError, match="reconstruct: the linears have adapters"):
         ModelPatchingCoordinator(sparse_args("cut-once")).patch_model(model)
+
+
+def test_experts_are_refused() -> None:
+    coordinator = ModelPatchingCoordinator(sparse_args("cut-once", scoring="fisher"))
+    with pytest.raises(UnsupportedModelError, match=r"nothing can be refitted.*drop reconstruct"):
+        coordinator.patch_model(tiny_model("qwen3_moe", dtype=torch.float32))
+
+
+def test_a_training_that_ends_before_the_cut_is_refused_by_an_option_that_can_be_given() -> None:
+    coordinator = coordinator_of(tiny("bert"), pruning_warmup_ratio=0.9)
+    with pytest.raises(ArgumentError, match=r"pruning_warmup_ratio: 0\.9 of 3 .*Train for 10 steps or more"):
+        coordinator.begin(3)
+    coordinator.begin(10)
+
+
+def test_a_training_that_begins_anew_after_the_cut_begins_with_dense_weights(tmp_path: Path) -> None:
+    begun: list[dict[str, torch.Tensor]] = []
+
+    class RunsOutOnce(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            begun.append(state(run.model))
+
+        def on_step_end(self, args: Any, trained: Any, *others: Any, **kwargs: Any) -> None:
+            if trained.global_step == 6 and len(begun) == 1:
+                assert run.coordinator.finished
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    run = trainer(tmp_path, sparse_args("cut-once"), auto_find_batch_size=True)
+    run.add_callback(RunsOutOnce())
+    run.train()
+    first, second = begun
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert run.coordinator.finished
 
 
 def test_scales_learn_after_the_cut(tmp_path: Path) -> None:
