@@ -21,13 +21,15 @@ def add_commands(folder: Path, written: Collection[str] = ()) -> None:
     Args:
         written: Names in `CONVERSIONS` of the forms that this model was written in already.
     """
-    card = (folder / CARD_FILE).read_text(encoding="utf-8").partition(f"\n{_TITLE}\n")[0]
+    before = (folder / CARD_FILE).read_text(encoding="utf-8")
+    card = before.partition(f"\n{_TITLE}\n")[0]
     known = advised_forms(str(folder))
     names = [name for name in CONVERSIONS if name in known or name in written]
     if names:
         parts = "\n".join(_command(name, CONVERSIONS[name]) for name in names)
         card = f"{card}\n{_TITLE}\n\nWhere sparse-trainer is installed:\n\n{parts}"
-    write_text(folder / CARD_FILE, card)
+    if card != before:
+        write_text(folder / CARD_FILE, card)
 
 
 def advised_forms(folder: str) -> tuple[str, ...]:

@@ -211,6 +211,7 @@ class GateDriver:
                 f"{self.options.scoring} scores on a calibration set, and has seen none.",
                 "Call calibrate(batches) before begin.",
             )
+        self._unscored = self._unscored and step == 0
         self.course.check_steps(total_steps)
         self.progress = step / total_steps
         held = self.course.held(self.progress) if step else None

@@ -26,8 +26,9 @@ def loop(
     coordinator.patch_model(model)
     optimizer = torch.optim.AdamW(coordinator.parameter_groups(lr=1e-3, weight_decay=0.01))
     inputs = {**batch(model), "labels": torch.tensor([0, 1])}
+    calibration = [inputs] * 8 if args.reconstruct else [inputs]
     if coordinator.wants_calibration:
-        coordinator.calibrate([inputs])
+        coordinator.calibrate(calibration)
     coordinator.begin(total_steps=steps)
     for step in range(steps):
         outputs = model(**inputs, output_hidden_states=coordinator.needs_hidden_states)
@@ -36,6 +37,8 @@ def loop(
         optimizer.step()
         optimizer.zero_grad()
         coordinator.step(step + 1)
+        if coordinator.wants_calibration and args.reconstruct:
+            coordinator.calibrate(calibration)
     return model.eval(), coordinator
 
 
