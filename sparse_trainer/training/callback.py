@@ -84,7 +84,8 @@ def _tell_of_choice(state: TrainerState, final_from: int) -> None:
     if len(choices) < 2:
         logger.warning(
             "load_best_model_at_end: the structure is final from step %d of %d on, and %s evaluated from there: %s. "
-            "Evaluate more often (eval_steps), or let the structure be final earlier (cooldown_ratio; final_warmup).",
+            "Evaluate more often (eval_steps), or let the structure be final earlier (a larger cooldown_ratio; beside "
+            "reconstruct a smaller pruning_warmup_ratio; of masks final_warmup).",
             final_from, state.max_steps, "one model was" if choices else "no model was",
             "there was nothing to choose" if state.best_model_checkpoint else "the model of the last step stays",
         )  # fmt: skip
