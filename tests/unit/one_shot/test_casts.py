@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparse_trainer import prune
+from sparse_trainer.one_shot.kv_merge import merge_kv_heads
 from tests.architectures.tiny import tiny_model
 
 
@@ -54,4 +55,15 @@ def test_pruning_under_autocast_reads_no_stale_weights(options: dict[str, Any]) 
             )
             found.append(pruned(**texts()[0]).logits)
         assert torch.is_autocast_cache_enabled()
+    assert torch.equal(*found)
+
+
+def test_merging_kv_heads_under_autocast_reads_no_stale_weights() -> None:
+    found = []
+    for learns in (True, False):
+        model = model_of(learns=learns)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(**texts()[0])
+            merged = merge_kv_heads(model, texts(), kv_heads=1, inplace=True)
+            found.append(merged(**texts()[0]).logits)
     assert torch.equal(*found)
