@@ -52,6 +52,7 @@ STEP, LORA, DEPTH = "A training step with gates", "Beside LoRA", "Criteria of de
 LEFT = "What is left beside the model's own arithmetic"
 TINY_STEP = "--layers 1 --batch 1 --length 16 --repeats 1"
 FIGURES = (
+    Figure(section="Start-up", script="startup", full="--repeats 15", quick="--repeats 1"),
     Figure(
         section="Asked speed-ups",
         script="asked_speedup",

@@ -1,5 +1,5 @@
 """`python -m sparse_trainer`."""
 
-from sparse_trainer.cli.commands import main
+from sparse_trainer.cli.front import main
 
 main()

@@ -69,6 +69,11 @@ _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+
+
 _MOST_NAMES = 40
 """Names that a remedy lists; of more, the nearest will do."""
 

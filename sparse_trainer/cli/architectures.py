@@ -8,7 +8,8 @@ from rich.markup import escape
 
 from sparse_trainer.architectures import verdicts
 from sparse_trainer.architectures.matrix import Matrix
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.tables import table
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sparse_trainer.cli.bench_tables import bench_lines
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files.writing import check_file
 from sparse_trainer.run.bench import BenchOptions, run_bench

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from sparse_trainer.cli.console import print_json, say
+from sparse_trainer.cli.commands import named_command
+from sparse_trainer.cli.console import complain, say, without_reader
 from sparse_trainer.cli.options import CALLED
 from sparse_trainer.errors import ProcessError, SparseTrainerError, Spelling
 
@@ -34,16 +35,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
         signal.signal(signal.SIGTERM, before)
 
 
-def named_command(arguments: Sequence[str]) -> str:
-    """Return the command that arguments name, "" where they name none."""
-    return next((word for word in arguments if not word.startswith("-")), "")
-
-
 def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line; say what went wrong, if anything, and return the exit code."""
     command = named_command(arguments)
     try:
-        code = app(args=list(arguments) or ["--help"], standalone_mode=False)
+        code = app(args=list(arguments), standalone_mode=False)
         sys.stdout.flush()
     except SparseTrainerError as error:
         said = error.respelled(option_spelling(app, command))
@@ -56,7 +52,7 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
         said = error.format_message()
         code = _complain("UsageError", "command line", said, f"See `{help_of}`.", arguments, error.exit_code)
     except BrokenPipeError:
-        code = _without_reader()
+        code = without_reader()
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: nobody is shown a traceback unasked
@@ -94,11 +90,8 @@ def _commands(app: typer.Typer) -> dict[str, Any]:
 
 
 def _complain(kind: str, where: str, problem: str, remedy: str, arguments: Sequence[str], code: int) -> int:
-    """Say in one line on stderr why nothing was done; with --json as an object on stdout, too."""
-    say(" ".join(f"error: {where}: {problem} {remedy}".split()))
-    if "--json" in arguments:
-        told = {"type": kind, "where": where, "problem": problem, "remedy": remedy}
-        print_json({"error": told})
+    """Say why nothing was done, and return the exit code."""
+    complain(kind, where, problem, remedy, arguments)
     return code
 
 
@@ -109,12 +102,6 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> int:
     return _complain(
         "InternalError", "unexpected error", f"{type(error).__name__}: {error}.", remedy, arguments, 1
     )
-
-
-def _without_reader() -> int:
-    """Let go of a stdout that nobody reads any more, as after `| head`; its last flush would complain again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

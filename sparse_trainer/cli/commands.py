@@ -1,17 +1,10 @@
-"""The command line: which commands there are. One is imported when it is called; the others are only listed."""
+"""The commands: where each is defined, and what the list of commands says of it. Nothing but this list is imported."""
 
-import os
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated
 
-import typer
-
-from sparse_trainer import __version__
-from sparse_trainer.cli.boundary import named_command, run_app
-from sparse_trainer.cli.quiet import quieten
+ABOUT = "Structured fine-pruning for Hugging Face Transformers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,44 +123,6 @@ COMMANDS = {
 }
 
 
-def make_app(called: Collection[str]) -> typer.Typer:
-    """Return the command line, in which the commands that are called can be run, and the others are listed."""
-    app = typer.Typer(
-        name="sparse-trainer",
-        help="Structured fine-pruning for Hugging Face Transformers.",
-        add_completion=True,
-        pretty_exceptions_enable=False,
-    )
-    app.callback()(_whole)
-    for name, command in COMMANDS.items():
-        app.command(name)(command.load() if name in called else command.listed())
-    return app
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"sparse-trainer {__version__}")
-        raise typer.Exit
-
-
-def _whole(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Structured fine-pruning for Hugging Face Transformers."""
-
-
-def main() -> None:
-    """Run the command line on the arguments of the process, and leave with its exit code."""
-    quieten()
-    arguments = sys.argv[1:]
-    run_app(make_app({named_command(arguments or _typed())}), arguments)
-
-
-def _typed() -> list[str]:
-    """Return the words that a shell asks to complete, without the program's name; [] where none does.
-
-    bash hands them over in one variable, other shells in another.
-    """
-    return os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+def named_command(arguments: Sequence[str]) -> str:
+    """Return the command that arguments name, "" where they name none."""
+    return next((word for word in arguments if not word.startswith("-")), "")

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.options import Fields, Values, expanded, made
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import CALIBRATION, PLACE, Overwrite, calibration_text, criteria_of
 from sparse_trainer.cli.tables import table

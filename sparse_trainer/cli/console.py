@@ -1,15 +1,13 @@
 """What all commands share: results go to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
 
 def tell(line: str) -> None:
@@ -22,6 +20,11 @@ def tell(line: str) -> None:
 def say(line: str) -> None:
     """Say a line on stderr as it is."""
     print(line, file=sys.stderr)
+
+
+def print_text(text: str) -> None:
+    """Print a text on stdout as it is."""
+    print(text)
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -41,3 +44,17 @@ def print_result(as_json: bool, values: dict[str, Any], shown: "list[RenderableT
         console.print(
             part, highlight=False, soft_wrap=isinstance(part, str), markup=not isinstance(part, str)
         )
+
+
+def complain(kind: str, where: str, problem: str, remedy: str, arguments: Sequence[str]) -> None:
+    """Say in one line on stderr why nothing was done; with --json among the arguments as an object on stdout, too."""
+    say(" ".join(f"error: {where}: {problem} {remedy}".split()))
+    if "--json" in arguments:
+        told = {"type": kind, "where": where, "problem": problem, "remedy": remedy}
+        print_json({"error": told})
+
+
+def without_reader() -> int:
+    """Let go of a stdout that nobody reads any more, as after `| head`; its last flush would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

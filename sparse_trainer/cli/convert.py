@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.convert.registry import CONVERSIONS
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
 from rich.table import Table
 
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.tables import table
 
 _PACKAGES = (
@@ -33,6 +33,8 @@ _PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Return versions by package (None = not installed), Python, operating system, devices and threads."""
+    import torch  # a second, which `env --help` does not need
+
     return {
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),

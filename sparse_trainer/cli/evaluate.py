@@ -12,8 +12,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparse_trainer.cli.console import Json, print_result
-from sparse_trainer.cli.options import Fields, Values, expanded, made
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.tables import table
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.errors import ArgumentError
-from sparse_trainer.run.pipeline import run_family
-from sparse_trainer.run.recipes.load import load_recipe
 
 
 def family_command(
@@ -55,6 +53,11 @@ def family_command(
         "data.validation_file": validation,
     }
     said = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    # Seconds, which `family --help` does not need.
+    from sparse_trainer.cli import show
+    from sparse_trainer.run.pipeline import run_family
+    from sparse_trainer.run.recipes.load import load_recipe
+
     loaded = load_recipe(recipe, [*said, *(overrides or [])])
     with redirect_stdout(sys.stderr):
         result = run_family(loaded, tell, resume=resume)

@@ -14,7 +14,8 @@ from patchers.discovery.discover import discover
 from patchers.units import BLOCK_KINDS, KINDS, Group, Kind
 from sparse_trainer.budget.cost import unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.tables import joined_rows, table
 from sparse_trainer.fields import check_counts

@@ -9,8 +9,8 @@ import typer
 from rich.console import RenderableType
 
 from patchers.units import LAYERS
-from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.options import Values, expanded, made, per_kind
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Json, Values, expanded, made, per_kind
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import CALIBRATION, PLACE, Overwrite, calibration_text, criteria_of
 from sparse_trainer.cli.tables import table

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.options import Values, expanded, made
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Json, Values, expanded, made
 from sparse_trainer.cli.shared import CALIBRATION, PLACE, calibration_text
 from sparse_trainer.folders.exports import EXPORTS
 from sparse_trainer.one_shot.kv_merge import KvMergeOptions

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import Export, Overwrite
 from sparse_trainer.run.card_commands import add_commands

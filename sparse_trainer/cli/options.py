@@ -27,6 +27,7 @@ CALLED = {
 }
 """Options of functions and recipes that commands call otherwise."""
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Values = dict[str, Any]
 """Fields of a dataclass that a command line gives."""
 T = TypeVar("T")

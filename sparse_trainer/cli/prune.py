@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, print_result, tell
-from sparse_trainer.cli.options import Fields, Values, expanded, made
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import CALIBRATION, PLACE, RESULT, Export, Overwrite, calibration_text
 from sparse_trainer.criteria.calibration.registry import WIDTH_CRITERIA

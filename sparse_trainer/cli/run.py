@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-from sparse_trainer.cli import show
-from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.plugins import Plugins
-from sparse_trainer.run.pipeline import makes_family, run, run_family
-from sparse_trainer.run.recipes.load import load_recipe
-from sparse_trainer.run.together import is_first
 
 
 def run_command(
@@ -27,6 +24,12 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: train where it says so, prune, cut, save, reload in a new process, measure."""
+    # Seconds, which `run --help` does not need.
+    from sparse_trainer.cli import show
+    from sparse_trainer.run.pipeline import makes_family, run, run_family
+    from sparse_trainer.run.recipes.load import load_recipe
+    from sparse_trainer.run.together import is_first
+
     loaded = load_recipe(recipe, overrides or [])
     if makes_family(loaded):
         with redirect_stdout(sys.stderr):

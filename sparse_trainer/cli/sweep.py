@@ -10,7 +10,8 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from sparse_trainer.cli.console import Json, print_result, tell
+from sparse_trainer.cli.console import print_result, tell
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.tables import table
 from sparse_trainer.run.report import MISSING, spell_metric

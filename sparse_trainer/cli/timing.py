@@ -13,7 +13,8 @@ from sparse_trainer.budget.latency.conditions import TimingConditions
 from sparse_trainer.budget.latency.store import save_table, table_for
 from sparse_trainer.budget.latency.table import LatencyTable
 from sparse_trainer.budget.time_target import EAGER, PREFILL, TimeTarget
-from sparse_trainer.cli.console import Json, print_result
+from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.tables import table as shown_table
 from sparse_trainer.cut.decide import found_in
 from sparse_trainer.errors import CheckpointError

@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 from patchers.discovery.tables.names import NUM_LAYERS
 from patchers.modeling_pruned import LayoutError, pruned_class
 from sparse_trainer.data.quickstart.packaged import is_packaged, packaged_place
-from sparse_trainer.errors import CheckpointError, SparseTrainerError, shown
+from sparse_trainer.errors import CheckpointError, SparseTrainerError, first_line, shown
 from sparse_trainer.files.json_text import read_object
 from sparse_trainer.files.names import ADAPTER_CONFIG
 from sparse_trainer.folders.gguf_files import is_gguf, unpacked
@@ -151,8 +151,3 @@ def refusing(place: str, what: str) -> Iterator[None]:
         raise CheckpointError(
             place, f"cannot be loaded into {what} ({first_line(error)}).", DAMAGED
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, on one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")

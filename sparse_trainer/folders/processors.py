@@ -15,10 +15,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
-from sparse_trainer.errors import CheckpointError, UnsupportedModelError
+from sparse_trainer.errors import CheckpointError, UnsupportedModelError, first_line
 from sparse_trainer.files.foreign_code import drop_code_names_of
 from sparse_trainer.files.json_text import read_object
-from sparse_trainer.folders.configs import first_line, read_config, resolve
+from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.folders.tokenizers import find_tokenizer, load_tokenizer
 
 ProcessorKind = Literal["tokenizer", "image", "audio", "image_text"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, first_line
 from sparse_trainer.files.foreign_code import drop_code_names_of
-from sparse_trainer.folders.configs import first_line, resolve
+from sparse_trainer.folders.configs import resolve
 
 _FILES = ("tokenizer*", "vocab*", "*.model", "spiece*", "merges.txt", "*.tiktoken")
 """Patterns of the files that make up a tokenizer."""

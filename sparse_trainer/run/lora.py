@@ -16,9 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from patchers.layers import LINEAR_TYPES
 from patchers.patching.merging import merge_adapters
-from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
+from sparse_trainer.errors import ArgumentError, RecipeError, first_line, nearest, shown
 from sparse_trainer.fields import check_counts, check_positive, check_share
-from sparse_trainer.folders.configs import first_line
 
 ALL_LINEAR: Final = "all-linear"
 

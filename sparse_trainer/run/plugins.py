@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from sparse_trainer.errors import ArgumentError, shown
-from sparse_trainer.folders.configs import first_line
+from sparse_trainer.errors import ArgumentError, first_line, shown
 
 _LOADED: Final[set[str]] = set()
 

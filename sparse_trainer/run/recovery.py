@@ -22,8 +22,8 @@ from sparse_trainer.errors import (
     DataError,
     RecipeError,
     UnsupportedModelError,
+    first_line,
 )
-from sparse_trainer.folders.configs import first_line
 from sparse_trainer.plan.document import Plan, Recovered
 from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.run.lora import check_peft, merged

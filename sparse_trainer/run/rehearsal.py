@@ -13,9 +13,16 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from patchers.patching.blends import unblend
 from patchers.patching.patch import unpatch
-from sparse_trainer.errors import ArgumentError, CheckpointError, RecipeError, SparseTrainerError, one_of
+from sparse_trainer.errors import (
+    ArgumentError,
+    CheckpointError,
+    RecipeError,
+    SparseTrainerError,
+    first_line,
+    one_of,
+)
 from sparse_trainer.fields import check_counts, check_seed
-from sparse_trainer.folders.configs import first_line, read_config, resolve
+from sparse_trainer.folders.configs import read_config, resolve
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.lora import check_not_quantized, check_peft
 from sparse_trainer.run.recipes.early_stopping import check_best_metric

@@ -14,8 +14,8 @@ from sparse_trainer.folders.replace import check_target
 from sparse_trainer.plan.document import PLAN_FILE
 from sparse_trainer.run.outcome import RECIPE_FILE
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
+from sparse_trainer.run.recipes.reading import DESCRIPTION, Sections, read_sections
 from sparse_trainer.run.recipes.sections import RESUME, as_yaml
-from sparse_trainer.run.recipes.shipped import DESCRIPTION, Sections, read_sections
 from sparse_trainer.training.checkpoint import find_checkpoint, last_checkpoint
 
 RUN_FILE = ".sparse_trainer_run.yaml"

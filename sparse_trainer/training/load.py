@@ -12,18 +12,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from patchers.patching.merging import base_model as inner_of
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, first_line
 from sparse_trainer.files.foreign_code import drop_code_names
 from sparse_trainer.files.json_text import read_object
 from sparse_trainer.files.names import ADAPTER_CONFIG, GATE_FILE, STATE_FILE
-from sparse_trainer.folders.configs import (
-    CONFIG_FILE,
-    DAMAGED,
-    config_values,
-    first_line,
-    model_class,
-    refusing,
-)
+from sparse_trainer.folders.configs import CONFIG_FILE, DAMAGED, config_values, model_class, refusing
 from sparse_trainer.folders.load import class_of, is_patched_checkpoint, refuse_adapter_alone
 from sparse_trainer.folders.safetensors_files import Stored, named_as_in, weight_files
 from sparse_trainer.training.adapter_files import adapters_in

@@ -9,10 +9,10 @@ import pytest
 import transformers
 
 from patchers.discovery.discover import discover
-from sparse_trainer import cli
 from sparse_trainer.budget.latency import store
 from sparse_trainer.budget.latency.measure import measure_table
 from sparse_trainer.budget.time_target import TimeTarget
+from sparse_trainer.cli.front import main
 from sparse_trainer.folders.load import load_model
 from sparse_trainer.run import options as run_options
 from sparse_trainer.tasks.text_classification import TextClassification
@@ -71,7 +71,7 @@ def complaint(
     filled = [word.replace("{place}", str(place)) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *filled])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     said = capsys.readouterr().err
     assert caught.value.code == 2, said
     return said

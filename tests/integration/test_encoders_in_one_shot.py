@@ -15,7 +15,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import make_app
+from sparse_trainer.cli.app import make_app
 from sparse_trainer.errors import CheckpointError, DataError, RecipeError, SparseTrainerError
 from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.plan.document import Plan

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from sparse_trainer.errors import ArgumentError, BudgetError, CheckpointError, RecipeError
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.family import FAMILY_FILE, FamilyWriter
@@ -139,14 +139,14 @@ def test_the_command_line_makes_a_family_and_overwrites_none(
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main()
     assert not left.value.code
     members = json.loads(capsys.readouterr().out)["members"]
     assert [member["folder"] for member in members] == ["speedup-1.2", "speedup-2"]
     assert [member["asked"] for member in members] == [1.2, 2.0]
     assert all(member["asked"] <= member["speedup"] for member in members)
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main()
     assert left.value.code
     assert "holds a result already" in capsys.readouterr().err
 

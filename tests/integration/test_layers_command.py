@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import COMMANDS, make_app
+from sparse_trainer.cli.app import make_app
+from sparse_trainer.cli.commands import COMMANDS
 from sparse_trainer.errors import CheckpointError, SparseTrainerError
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import transformers
 
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from tests.fixtures.recipe_files import boolq_rows, write_rows, write_text, write_tiny_llama, write_tiny_model
 
 LONG = "x" * 5000
@@ -283,7 +283,7 @@ def called(monkeypatch: pytest.MonkeyPatch, place: Path, arguments: tuple[str, .
     filled = [word.replace("{place}", str(place)).replace("{kind}", "") for word in arguments]
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *filled])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return int(caught.value.code or 0)
 
 

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patchers.units import LAYERS
-from sparse_trainer import cli
 from sparse_trainer.cli import show
+from sparse_trainer.cli.app import make_app
+from sparse_trainer.cli.commands import COMMANDS
 from sparse_trainer.errors import BudgetError, CheckpointError, DataError, SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.one_shot.prune import prune_by
@@ -27,7 +28,8 @@ from sparse_trainer.run.pictures import ZERO_FILES
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.prune_folder import prune_folder
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
-from sparse_trainer.run.recipes.shipped import read_sections, shipped
+from sparse_trainer.run.recipes.reading import read_sections
+from sparse_trainer.run.recipes.shipped import shipped
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 ALL = sorted(name for name, path in shipped().items() if is_one_shot(read_sections(path)))
@@ -361,9 +363,7 @@ def command(*arguments: object) -> dict[str, Any]:
     """Run the command line in this process; user errors are raised."""
     from typer.testing import CliRunner
 
-    done = CliRunner().invoke(
-        cli.make_app(cli.COMMANDS), [str(argument) for argument in (*arguments, "--json")]
-    )
+    done = CliRunner().invoke(make_app(COMMANDS), [str(argument) for argument in (*arguments, "--json")])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output

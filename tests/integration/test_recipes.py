@@ -22,7 +22,8 @@ from sparse_trainer.run.cut_folder import compact_folder
 from sparse_trainer.run.pipeline import run
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import is_one_shot, load_recipe
-from sparse_trainer.run.recipes.shipped import read_sections, shipped
+from sparse_trainer.run.recipes.reading import read_sections
+from sparse_trainer.run.recipes.shipped import shipped
 from tests.fixtures.recipe_files import STEPS, small, write_small_files
 
 TASKS_OF_TEXTS = (

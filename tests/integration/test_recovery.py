@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from sparse_trainer.errors import (
     ArgumentError,
     CheckpointError,
@@ -233,7 +233,7 @@ def test_the_command_line_recovers(
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", "recover", *map(str, asked)])
     for code, key in ((0, "perplexity_after"), (2, "error")):
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         assert caught.value.code == code
         assert key in json.loads(capsys.readouterr().out)
 

@@ -10,7 +10,6 @@ import pytest
 from transformers import PreTrainedModel
 
 from patchers.units import Structure
-from sparse_trainer import cli
 from sparse_trainer.budget.latency import store
 from sparse_trainer.budget.latency.conditions import TimingConditions
 from sparse_trainer.budget.latency.foreign import read_csv
@@ -19,6 +18,7 @@ from sparse_trainer.budget.latency.store import CACHE_VARIABLE
 from sparse_trainer.budget.latency.table import LatencyTable
 from sparse_trainer.budget.latency.trial import Pair
 from sparse_trainer.budget.time_target import TimeTarget
+from sparse_trainer.cli.front import main
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run import speed
 from sparse_trainer.run.pipeline import run
@@ -91,7 +91,7 @@ def test_the_command_line_prunes_to_a_speed_up(
         sys, "argv", ["sparse-trainer", "prune", str(model), str(out), *options, *words, "--json"]
     )
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert not ended.value.code
     facts = json.loads(capsys.readouterr().out)
     assert facts["speed"]["speedup_expected"] == pytest.approx(1.3, rel=0.06)
@@ -105,7 +105,7 @@ def test_the_command_line_writes_the_table_that_a_pruning_reads(
     options = ["timing", str(model), "--sequence-length", "8", "--out", str(file)]
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *options])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert not ended.value.code
     assert "heads of LlamaDecoderLayer" in capsys.readouterr().out
     assert json.loads(file.read_text())["conditions"]["sequence_length"] == 8
@@ -116,6 +116,6 @@ def test_the_command_line_writes_the_table_that_a_pruning_reads(
         ["sparse-trainer", *other, "--criterion", "magnitude", "--no-pictures", "--sequence-length", "16"],
     )
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code
     assert "sequence_length: 8 there, 16 here" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import COMMANDS, make_app
+from sparse_trainer.cli.app import make_app
+from sparse_trainer.cli.commands import COMMANDS
 from tests.architectures.tiny import tiny_model
 from tests.fixtures.image_text_models import tiny_image_text
 

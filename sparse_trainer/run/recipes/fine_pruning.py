@@ -16,9 +16,9 @@ from sparse_trainer.run.lora import LoraOptions
 from sparse_trainer.run.options import VocabularyOptions
 from sparse_trainer.run.recipes.distillation import TeacherOptions
 from sparse_trainer.run.recipes.early_stopping import EarlyStoppingOptions, is_lower_better
+from sparse_trainer.run.recipes.reading import Sections
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none, section
-from sparse_trainer.run.recipes.shipped import Sections
 from sparse_trainer.run.recipes.tasks import task_of
 from sparse_trainer.tasks.base import Task
 from sparse_trainer.tasks.registry import DEFAULT_TASK, TASKS

@@ -10,9 +10,9 @@ from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
 from sparse_trainer.run.plugins import load_plugins
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe, parse_fine_pruning
 from sparse_trainer.run.recipes.one_shot import PRUNE, STAGES, OneShotRecipe, parse_one_shot
+from sparse_trainer.run.recipes.reading import Sections, find_recipe, read_sections
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import PLUGINS, blamed, override, spelling_of
-from sparse_trainer.run.recipes.shipped import Sections, find_recipe, read_sections
 
 
 def is_one_shot(sections: Mapping[str, Any]) -> bool:

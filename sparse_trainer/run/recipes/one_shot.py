@@ -15,9 +15,9 @@ from sparse_trainer.run.options import (
     VocabularyOptions,
     check_calibration,
 )
+from sparse_trainer.run.recipes.reading import Sections
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import ExportOptions, parsed, parsed_or_none, section
-from sparse_trainer.run.recipes.shipped import Sections
 from sparse_trainer.run.recipes.tasks import task_of
 from sparse_trainer.run.recovery_options import RecoveryOptions
 from sparse_trainer.tasks.base import Task

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sparse_trainer.errors import RecipeError, shown
+from sparse_trainer.run.recipes.reading import DESCRIPTION, Sections
 from sparse_trainer.run.recipes.sections import RESUME, ExportOptions, as_yaml, check_names, parsed
-from sparse_trainer.run.recipes.shipped import DESCRIPTION, Sections
 
 
 @dataclass(frozen=True, kw_only=True)

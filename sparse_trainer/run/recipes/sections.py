@@ -10,7 +10,7 @@ from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError
 from sparse_trainer.fields import check_counts, checked
 from sparse_trainer.files.yaml_text import MOST_DEPTH, parse_yaml
 from sparse_trainer.folders.exports import find_export
-from sparse_trainer.run.recipes.shipped import DESCRIPTION, Sections
+from sparse_trainer.run.recipes.reading import DESCRIPTION, Sections
 
 T = TypeVar("T")
 

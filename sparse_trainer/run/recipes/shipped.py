@@ -1,49 +1,20 @@
-"""Recipe files: those that come with the project, and what is in one, unchecked."""
+"""The recipes that come with the project. Listing them reads no YAML, so that it is there at once."""
 
-import importlib.resources
-import os
 from pathlib import Path
-from typing import Any
 
-from sparse_trainer.errors import RecipeError, nearest, shown
-from sparse_trainer.files.yaml_text import read_yaml
+import recipes
 
-Sections = dict[str, Any]
-DESCRIPTION = "description"
+_DESCRIPTION = "description: "
 
 
 def shipped() -> dict[str, Path]:
     """Return the recipes that come with the project: name -> file."""
-    folder = Path(str(importlib.resources.files("recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+    return {path.stem: path for folder in recipes.__path__ for path in sorted(Path(folder).glob("*.yaml"))}
 
 
 def describe(path: Path) -> str:
-    """Return the description of a recipe without parsing the rest of it."""
-    return str(read_sections(path).get(DESCRIPTION, ""))
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: a path, or the name of a shipped one.
-
-    Raises:
-        RecipeError: Neither; the nearest name is given.
-    """
-    if os.path.isfile(name):  # unlike Path.is_file, no error for a name that no file can have
-        return Path(name)
-    known = shipped()
-    if name in known:
-        return known[name]
-    raise RecipeError(f"recipe {shown(name)}", "neither a file nor a shipped recipe.", nearest(name, known))
-
-
-def read_sections(path: Path) -> Sections:
-    """Return the sections of a file, unchecked.
-
-    Raises:
-        RecipeError: The file is no YAML mapping.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise RecipeError(str(path), "is not a mapping of sections.", "Write `section:` and keys under it.")
-    return content
+    """Return the description of a shipped recipe, which is one line of plain text."""
+    with open(path, encoding="utf-8") as lines:
+        return next(
+            (line.removeprefix(_DESCRIPTION).strip() for line in lines if line.startswith(_DESCRIPTION)), ""
+        )

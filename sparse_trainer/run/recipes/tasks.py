@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from sparse_trainer.errors import RecipeError, nearest, shown
+from sparse_trainer.run.recipes.reading import Sections
 from sparse_trainer.run.recipes.sections import parsed, section
-from sparse_trainer.run.recipes.shipped import Sections
 from sparse_trainer.tasks.base import Task
 
 

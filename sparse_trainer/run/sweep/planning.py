@@ -14,9 +14,9 @@ from sparse_trainer.run.outcome import RECIPE_FILE
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import load_recipe, speaking_of
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe
+from sparse_trainer.run.recipes.reading import DESCRIPTION, read_sections
 from sparse_trainer.run.recipes.recipe import Recipe
 from sparse_trainer.run.recipes.sections import RESUME, as_yaml
-from sparse_trainer.run.recipes.shipped import DESCRIPTION, read_sections
 from sparse_trainer.run.rehearsal import check_options, find_model
 from sparse_trainer.run.resume import RUN_FILE, dense_part, recipe_changes, say_changes
 from sparse_trainer.run.sweep.grid import Combination, combinations

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sparse_trainer import cli
 from sparse_trainer.architectures.case import Report
 from sparse_trainer.architectures.matrix import MATRIX_FILE, Matrix
+from sparse_trainer.cli.front import main
 from sparse_trainer.errors import ArgumentError
 from tests.architectures import measure
 from tests.architectures.measure import merged, save
@@ -42,7 +42,7 @@ def made() -> Matrix:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", "architectures", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return int(caught.value.code or 0)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from sparse_trainer import cli
-from sparse_trainer.cli.boundary import DEBUG, option_spelling
+from sparse_trainer.cli.app import make_app
+from sparse_trainer.cli.boundary import DEBUG, option_spelling, run_app
+from sparse_trainer.cli.front import main
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, nearest
 from sparse_trainer.run.recipes.load import load_recipe
 
@@ -27,7 +28,7 @@ def app_that(does: Callable[[], object]) -> typer.Typer:
 
 def ended(app: typer.Typer, *arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
-        cli.run_app(app, ["work", *arguments])
+        run_app(app, ["work", *arguments])
     return int(caught.value.code or 0)
 
 
@@ -86,7 +87,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(options: tuple[str, ...]) -
 
 
 def test_options_are_spelled_as_the_command_takes_them() -> None:
-    spell = option_spelling(cli.make_app({"prune"}), "prune")
+    spell = option_spelling(make_app({"prune"}), "prune")
     assert spell("by_block", "True") == "--by-block"
     assert spell("scope", "'layer'") == "--scope layer"
     assert spell("pictures", "False") == "--no-pictures"
@@ -98,7 +99,7 @@ def test_options_are_spelled_as_the_command_takes_them() -> None:
 def test_an_error_names_options_in_python_until_somebody_respells_them() -> None:
     error = ArgumentError("density", "wrong.", "Set `scope='layer'`, or see `sparse-trainer x`.")
     assert str(error) == "density: wrong. Set scope='layer', or see `sparse-trainer x`."
-    said = error.respelled(option_spelling(cli.make_app({"prune"}), "prune"))
+    said = error.respelled(option_spelling(make_app({"prune"}), "prune"))
     assert str(said) == "--density: wrong. Set --scope layer, or see `sparse-trainer x`."
 
 
@@ -129,7 +130,7 @@ def test_a_mistake_in_usage_is_an_object_too(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", "prune", "--no-such-option", "--json"])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     assert caught.value.code == 2
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "UsageError"
 
@@ -139,7 +140,7 @@ def test_without_arguments_help_is_shown(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sparse-trainer"])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     assert caught.value.code == 0
     assert "prune" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from sparse_trainer.run.recipes.shipped import shipped
 from tests.fixtures.recipe_files import write_tiny_llama, write_tiny_model
 
@@ -19,7 +19,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command line in this process and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return int(caught.value.code or 0)
 
 

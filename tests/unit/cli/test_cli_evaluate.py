@@ -8,7 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import COMMANDS, make_app
+from sparse_trainer.cli.app import make_app
+from sparse_trainer.cli.commands import COMMANDS
 from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.tasks.language.text import perplexity
 from tests.architectures.tiny import tiny_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
 
 PLUGIN = '''
@@ -72,7 +72,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Run the command line in this process and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return int(caught.value.code or 0)
 
 

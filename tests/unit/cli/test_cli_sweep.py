@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from sparse_trainer.run.sweep.planned import PlannedRun
 from sparse_trainer.run.sweep.processes import Ended, RunProcess
 from tests.fixtures.recipe_files import boolq_rows, write_rows, write_tiny_model
@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", "sweep", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return int(caught.value.code or 0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import make_app
+from sparse_trainer.cli.app import make_app
 from sparse_trainer.convert.base import Convertible
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.convert.registry import CONVERSIONS

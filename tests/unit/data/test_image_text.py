@@ -23,7 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from typer.testing import CliRunner
 
 from sparse_trainer import prune, save_pruned
-from sparse_trainer.cli.commands import make_app
+from sparse_trainer.cli.app import make_app
 from sparse_trainer.data.image_text.batches import image_text_batches
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.one_shot.options import PruneOptions

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from typer.testing import CliRunner
 
 from patchers import modeling_pruned
-from sparse_trainer.cli.commands import COMMANDS, make_app
+from sparse_trainer.cli.app import make_app
+from sparse_trainer.cli.commands import COMMANDS
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.errors import CheckpointError, DataError
 from sparse_trainer.files.foreign_code import CODE_FILE, clean_folder, needs_our_code

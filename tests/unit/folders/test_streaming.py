@@ -18,7 +18,7 @@ import sparse_trainer.folders.streaming
 from patchers.discovery.discover import discover
 from patchers.surgery import cut
 from patchers.units import Structure
-from sparse_trainer import cli
+from sparse_trainer.cli.front import main
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.traced import Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError, UnsupportedModelError
@@ -353,7 +353,7 @@ def test_the_command_line_cuts_a_folder_by_a_plan(
         arguments = ["optimize", str(source), str(out), "--plan", str(file), "--json", *options]
         monkeypatch.setattr(sys, "argv", ["sparse-trainer", *arguments])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         assert not caught.value.code
         assert json.loads(capsys.readouterr().out)["params"] == Plan.load(expected).params
         same(stored(out), stored(expected))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
-from sparse_trainer.cli.commands import make_app
+from sparse_trainer.cli.app import make_app
 from sparse_trainer.data.image_text.encoder import RowEncoder
 from sparse_trainer.data.image_text.rows import ImageRow
 from sparse_trainer.errors import (
