@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from sparse_trainer.cli import show
 from sparse_trainer.cli.console import print_result, tell
 from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import PLACE, Export, Overwrite
 from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.options import SourceOptions
+from sparse_trainer.run.page import PAGE_FILE
 from sparse_trainer.run.recover_folder import recover_folder
 from sparse_trainer.run.recovery_options import RecoveryOptions
 
@@ -82,5 +84,6 @@ def recover_command(
         f"{done['steps']} steps on {done['data']}, at most {done['tokens']:,} tokens",
         f"perplexity of what was held out: {done['perplexity_before']:.4g} => {done['perplexity_after']:.4g}",
         f"written to {folder}",
+        *show.to_open({"page": folder / PAGE_FILE}),
     ]
     print_result(as_json, {"folder": str(folder), **done}, lines)

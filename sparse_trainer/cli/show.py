@@ -10,6 +10,7 @@ from sparse_trainer.folders.card import speed_text
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.family import FAMILY_FILE, FamilyResult
 from sparse_trainer.run.outcome import RunResult
+from sparse_trainer.run.page import PAGE_FILE
 from sparse_trainer.run.report import kept_lines, zero_lines
 
 _OPENED = {"widths": "picture of what stayed", "page": "report, all on one page"}
@@ -34,7 +35,7 @@ def run_lines(result: RunResult) -> list[RenderableType]:
         )
     shown += _files(result.files)
     shown += [f"done in {result.seconds / 60:.1f} minutes", "", *result.load_lines]
-    shown += _to_open(result.files)
+    shown += to_open(result.files)
     return shown
 
 
@@ -44,6 +45,7 @@ def family_lines(result: FamilyResult) -> list[RenderableType]:
         table(result.rows(), f"family by recipe {result.recipe}"),
         f"table: {result.folder / FAMILY_FILE}",
         f"done in {result.seconds / 60:.1f} minutes",
+        *to_open({"page": result.folder / PAGE_FILE}),
     ]
 
 
@@ -59,7 +61,7 @@ def cut_lines(folder: Path, plan: Plan) -> list[RenderableType]:
 def pruned_lines(folder: Path, plan: Plan, files: Mapping[str, Path]) -> list[RenderableType]:
     """Return what one-shot pruning changed, and what it wrote."""
     kept = [*kept_lines(plan), *zero_lines(plan)]
-    return ["", *kept, "", *cut_lines(folder, plan), *_densities(plan), *_files(files), *_to_open(files)]
+    return ["", *kept, "", *cut_lines(folder, plan), *_densities(plan), *_files(files), *to_open(files)]
 
 
 def _densities(plan: Plan) -> list[str]:
@@ -75,7 +77,7 @@ def _files(files: Mapping[str, Path]) -> list[str]:
     return [f"{what}: {path}" for what, path in files.items() if what not in _OPENED]
 
 
-def _to_open(files: Mapping[str, Path]) -> list[str]:
+def to_open(files: Mapping[str, Path]) -> list[str]:
     """Return the files that are worth a look, last of all; nothing where none was drawn."""
     lines = [f"{words}: {files[what]}" for what, words in _OPENED.items() if what in files]
     return ["", *lines] if lines else []

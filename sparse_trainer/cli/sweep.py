@@ -14,8 +14,7 @@ from sparse_trainer.cli.console import print_result, tell
 from sparse_trainer.cli.options import Json
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.tables import table
-from sparse_trainer.run.report import MISSING, spell_metric
-from sparse_trainer.run.sweep.figures import Figures
+from sparse_trainer.run.report import MISSING
 from sparse_trainer.run.sweep.planned import PlannedRun
 from sparse_trainer.run.sweep.planning import plan_runs
 from sparse_trainer.run.sweep.sweep import Sweep, run_sweep
@@ -86,29 +85,13 @@ def _planned_lines(runs: Sequence[PlannedRun]) -> list[RenderableType]:
 
 
 def _done_lines(done: Sweep) -> list[RenderableType]:
-    """Return the headline metric, the size and the speed of every run, and why runs failed."""
-    figures = list(done.finished.values())
-    metric = next((name for each in figures for name in each.metrics), None)
-    batches = list(dict.fromkeys(batch for each in figures for batch in each.speedups))
-    header = ["run", *([metric, "dense"] if metric else []), "parameters"]
-    rows = [[*header, *(f"speed-up, batch {batch}" for batch in batches)]]
-    for run in done.runs:
-        found = done.finished.get(run.name)
-        cells = [done.status(run)] if found is None else _cells(found, metric, batches)
-        rows.append([escape(run.name), *cells, *[""] * (len(rows[0]) - 1 - len(cells))])
+    """Return the table of the runs, and why some failed; what to look at comes last."""
+    first, *others = done.shown_rows()
+    rows = [first, *([escape(name), *cells] for name, *cells in others)]
     shown: list[RenderableType] = [table(rows, None)]
     shown += [f"{name} failed: {error}" for name, error in done.failed.items()]
     shown.append(f"table: {done.table}")
     if done.picture.is_file():
         shown.append(f"picture: {done.picture}")
+    shown.append(f"report, all on one page: {done.page}")
     return shown
-
-
-def _cells(found: Figures, metric: str | None, batches: Sequence[str]) -> list[str]:
-    quality = [] if metric is None else [found.metrics.get(metric), found.dense_metrics.get(metric)]
-    speeds = [found.speedups.get(batch) for batch in batches]
-    return [
-        *(spell_metric(str(metric), value) for value in quality),
-        f"{found.parameters:,}",
-        *(MISSING if speed is None else f"{speed:.2f}x" for speed in speeds),
-    ]

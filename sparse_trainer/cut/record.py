@@ -16,7 +16,7 @@ from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.plan.document import GroupPlan, KeptTokens, Plan
+from sparse_trainer.plan.document import GroupPlan, KeptTokens, Plan, called
 
 # Shape legend: U = units of a group.
 
@@ -117,6 +117,7 @@ def make_plan(
     moved = {f"{old}.": f"{new}." for old, new in _moved_blocks(structure, groups).items()}
     shapes = _changed_shapes(before.shapes, after.shapes, moved)
     return Plan(
+        model=called(str(model.config.name_or_path or "")),
         model_type=model.config.model_type,
         architecture=type(model).__name__,
         method=request.method,
@@ -194,6 +195,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         shapes[original] = (shapes.get(original, (before, None))[0], after)
     asked = first if _is_whole(second) else second
     return Plan(
+        model=first.model or second.model,
         model_type=second.model_type,
         architecture=second.architecture,
         method=first.method if first.method == second.method else f"{first.method}, then {second.method}",

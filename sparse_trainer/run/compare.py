@@ -16,6 +16,7 @@ from sparse_trainer.one_shot.checks import check_prunable
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.widths import title_of
 from sparse_trainer.run.held_out import sequence_losses
 from sparse_trainer.run.pictures import write_csv
 from sparse_trainer.statistics.calibration import Batches
@@ -178,7 +179,8 @@ def write_comparison(
 def _draw(found: CriteriaComparison, path: Path) -> None:
     kinds = [kind for kind in WIDTH_KINDS if any(kind in plan.by_kind() for plan in found.plans.values())]
     names = [outcome.criterion for outcome in found.outcomes]
-    figure, axes = panels([0.4 + 0.25 * len(names), *[1.9] * len(kinds)])
+    first = next(iter(found.plans.values()))
+    figure, axes = panels([0.4 + 0.25 * len(names), *[1.9] * len(kinds)], title_of(first, "criteria"))
     axes[0].barh(
         names,
         [outcome.rise for outcome in found.outcomes],

@@ -1,13 +1,16 @@
 """Figures of a run: how its training went, and quality against latency."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sparse_trainer.files.figures import BEFORE, GONE, KEPT, MORE, look, panels
+from sparse_trainer.files.figures import BEFORE, GONE, KEPT, MORE, look, panels, save_picture
 from sparse_trainer.run.report import Comparison, spell_metric
 
 Log = Sequence[Mapping[str, Any]]
 """What a Trainer logged: mappings of names to numbers, with `step`."""
+CURVES_FILES = {"curves": "curves.png"}
+"""What a file shows -> its name in the folder of the model."""
 _EVALUATED = "eval_"
 _CLOCKS = ("runtime", "samples_per_second", "steps_per_second")
 _LOSSES = ("loss", "distillation_loss", "penalty", "eval_loss")
@@ -56,6 +59,12 @@ def curves_figure(log: Log, title: str = "") -> Any:
     if found:
         axes[-1].set_xlabel("step")
     return figure
+
+
+def write_curves(log: Log, folder: Path, title: str) -> None:
+    """Write the picture of a training into a folder, where something was logged."""
+    if lines_of(log):
+        save_picture(curves_figure(log, title), folder / CURVES_FILES["curves"])
 
 
 @look()

@@ -54,12 +54,13 @@ def draw_scores(found: LayerComparison, path: Path) -> None:
         else f"{name}: no such run of layers may go"
         for name in found.scores
     }
-    _draw(found, found.scores, titles, found.taken, path)
+    title = f"{found.model}, layers by criterion, density {found.density:.2f}"
+    _draw(found, found.scores, titles, found.taken, path, title)
 
 
 def draw_study(found: LayerComparison, path: Path) -> None:
     """Draw the columns of a study, one panel each, and write it as PNG."""
-    _draw(found, found.study, STUDY, {}, path)
+    _draw(found, found.study, STUDY, {}, path, f"{found.model}, a study of its layers")
 
 
 @look()
@@ -69,8 +70,9 @@ def _draw(
     titles: Mapping[str, str],
     taken: Mapping[str, tuple[bool, ...] | None],
     path: Path,
+    title: str,
 ) -> None:
-    figure, axes = panels([1.7] * len(columns))
+    figure, axes = panels([1.7] * len(columns), title)
     places = range(len(found.numbers))
     for axis, (name, numbers) in zip(axes, columns.items(), strict=False):
         gone = taken.get(name) or [False] * len(places)

@@ -24,6 +24,7 @@ from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.progress import Progress, kept_in
 from sparse_trainer.one_shot.protect import Protect
 from sparse_trainer.one_shot.round import Source, run_round
+from sparse_trainer.plan.document import called
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
 from sparse_trainer.statistics.layer_study import FfnGradients, LayerActivations, ffn_linears
@@ -57,6 +58,8 @@ class LayerComparison:
     """By column of `STUDY`; without gradients where there is no loss. Empty where no study was asked for."""
     density: float
     """Fraction of the layers that would stay."""
+    model: str = ""
+    """What it is called."""
 
     def goes(self, criterion: str) -> str | None:
         """Return the layers that a criterion would take, e.g. `3, 4`; of several lists of blocks, list by list."""
@@ -169,6 +172,7 @@ def compare_layers(
         taken={name: taken for name, (_, taken) in verdicts.items()},
         study=_study(model, layers, statistics) if study else {},
         density=density,
+        model=called(str(model.config.name_or_path or "")) or type(model).__name__,
     )
 
 

@@ -129,7 +129,7 @@ class OneShotJob:
         assert options is not None
         assert data is not None
         dense = state.models[DENSE]
-        recover_model(
+        _, log = recover_model(
             state.models[PRUNED],
             data,
             options,
@@ -137,7 +137,7 @@ class OneShotJob:
             tell=state.tell,
         )
         dense.requires_grad_(True)
-        return state
+        return replace(state, log=log)
 
     def evaluate_pruned(self, state: State) -> State:
         """Measure the model as it was cut."""

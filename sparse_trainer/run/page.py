@@ -1,22 +1,18 @@
 """`report.html`: what a run did and measured, in one file that a browser shows without a network."""
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from sparse_trainer.cut.decision import Decision
-from sparse_trainer.files.figures import svg_of
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.plan.document import Plan, Sizes
 from sparse_trainer.plan.widths import share_kept, title_of, widths_figure
 from sparse_trainer.run.curves import Log, curves_figure, lines_of, tradeoff_figure
 from sparse_trainer.run.pictures import scores_figure
-from sparse_trainer.run.report import Comparison, zero_lines
+from sparse_trainer.run.report import Comparison, spell_metric, zero_lines
+from sparse_trainer.run.templates import drawn, filled
 
 PAGE_FILE = "report.html"
 _TEMPLATE = "page.html.jinja"
@@ -37,6 +33,12 @@ class Page:
     """Of the training that pruned."""
     decisions: Sequence[Decision] = ()
     """Of one-shot pruning: scores and kept units of each round."""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Where no models were compared: what was measured, name -> `dense` and `pruned`."""
+    conditions: str = ""
+    """What these were measured on."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """How the model was made, where no recipe says it: name -> value."""
 
 
 def write_page(folder: Path, page: Page) -> None:
@@ -46,15 +48,15 @@ def write_page(folder: Path, page: Page) -> None:
 
 def render(page: Page) -> str:
     """Return the page as HTML: all styles and pictures are in it."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True)
-    template = importlib.resources.files("sparse_trainer.run").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     plan, rows = page.plan, _rows(page)
-    return environment.from_string(template).render(
+    return filled(
+        _TEMPLATE,
         page=page,
+        name=page.name,
         title=title_of(plan),
         rows=rows,
         tiles=[(row[0], row[-1], " → ".join(row[1:-1])) for row in rows[1:] if len(row) > 2],
-        figures=_figures(page),
+        figures=drawn(_figures(page)),
         kinds=[
             share_kept(kind, sum(len(g["keep"]) for g in groups), sum(g["size"] for g in groups))
             for kind, groups in plan.by_name().items()
@@ -62,7 +64,8 @@ def render(page: Page) -> str:
         zeros=zero_lines(plan),
         latencies=_latencies(page.comparison),
         conditions="" if page.comparison is None else str(page.comparison.conditions),
-        facts=_facts(plan),
+        recoveries=_recoveries(plan),
+        facts=_facts(plan) | dict(page.settings),
     )
 
 
@@ -70,7 +73,9 @@ def _rows(page: Page) -> list[list[str]]:
     """Return the table of the run; of a plan alone, what it says of sizes."""
     sizes = {"parameters": page.plan.params, "multiply-accumulates per token": page.plan.macs}
     if page.comparison is None:
-        return [["", "dense", "pruned", "pruned / dense"], *(_size(*one) for one in sizes.items())]
+        metrics = (_metric(name, **values) for name, values in page.metrics.items())
+        header = ["", "dense", "pruned", "pruned / dense"]
+        return [header, *metrics, *(_size(*one) for one in sizes.items())]
     rows = page.comparison.rows()
     if len(page.comparison.models) == 2:
         rows.append(_size("multiply-accumulates per token", page.plan.macs))
@@ -82,8 +87,12 @@ def _size(name: str, sizes: Sizes) -> list[str]:
     return [name, f"{dense:,}", f"{compact:,}", f"{compact / max(dense, 1):.2f}x"]
 
 
-def _figures(page: Page) -> Mapping[str, Markup]:
-    """Return the pictures that there is something to show in: heading -> SVG."""
+def _metric(name: str, *, dense: float, pruned: float) -> list[str]:
+    return [name, spell_metric(name, dense), spell_metric(name, pruned), f"{pruned / dense:.2f}x"]
+
+
+def _figures(page: Page) -> dict[str, Any]:
+    """Return the pictures that there is something to show in: heading -> figure."""
     found: dict[str, Any] = {}
     kinds = page.plan.by_name()
     if kinds and (page.plan.is_cut or not page.plan.zeros):
@@ -95,8 +104,7 @@ def _figures(page: Page) -> Mapping[str, Markup]:
     metric = None if page.comparison is None else page.comparison.headline
     if page.comparison is not None and metric is not None:
         found["Quality against latency"] = tradeoff_figure(page.comparison, metric)
-    # Text in it was escaped by matplotlib.
-    return {heading: Markup(svg_of(figure)) for heading, figure in found.items()}
+    return found
 
 
 def _latencies(comparison: Comparison | None) -> list[list[str]]:
@@ -110,9 +118,29 @@ def _latencies(comparison: Comparison | None) -> list[list[str]]:
     return rows
 
 
-def _facts(plan: Plan) -> Mapping[str, object]:
+def _recoveries(plan: Plan) -> list[list[str]]:
+    if not plan.recoveries:
+        return []
+    rows = [["trained", "data", "teacher", "steps", "tokens, at most", "perplexity before", "after"]]
+    for done in plan.recoveries:
+        perplexities = (done["perplexity_before"], done["perplexity_after"])
+        counts = (done["steps"], done["tokens"])
+        rows.append(
+            [
+                done["train"],
+                done["data"],
+                done["teacher"] or "none",
+                *(f"{count:,}" for count in counts),
+                *(f"{value:.2f}" for value in perplexities),
+            ]
+        )
+    return rows
+
+
+def _facts(plan: Plan) -> dict[str, object]:
     """Return what the plan says beside its units."""
     facts: dict[str, object] = {
+        "model": plan.model or None,
         "architecture": plan.architecture,
         "model type": plan.model_type,
         "method": plan.method,
@@ -122,9 +150,4 @@ def _facts(plan: Plan) -> Mapping[str, object]:
         "density reached": plan.density_reached,
         "groups": len(plan.groups),
     }
-    for number, done in enumerate(plan.recoveries, start=1):
-        facts[f"recovery {number}"] = (
-            f"{done['train']} on {done['data']}, {done['steps']} steps, perplexity "
-            f"{done['perplexity_before']:.2f} → {done['perplexity_after']:.2f}"
-        )
     return {name: value for name, value in facts.items() if value is not None}

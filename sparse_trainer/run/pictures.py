@@ -33,6 +33,8 @@ FILES = WIDTH_FILES | SCORE_FILES
 ZERO_FILES = {"zeros table": "zeros.csv"}
 """The same, of weights that became zero."""
 BINS = 60
+_MOST_LINED = 40
+"""Layers whose cells a line parts that can be seen: of more, lines would hide the cells."""
 MOST_CELLS = 64
 """Units of a layer that a map shows one by one."""
 
@@ -57,7 +59,7 @@ def write_pictures(plan: Plan, decisions: Sequence[Decision], folder: Path) -> N
     """Write `picture_files` of a plan into a folder."""
     write_widths(plan, folder)
     if decisions:
-        write_scores(decisions, folder)
+        write_scores(decisions, folder, title_of(plan))
 
 
 def write_widths(plan: Plan, folder: Path) -> None:
@@ -73,8 +75,12 @@ def write_widths(plan: Plan, folder: Path) -> None:
     write_csv(folder / WIDTH_FILES["widths table"], ["group", "kind", "layer", "units", "kept"], rows)
 
 
-def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
-    """Write the score of every unit, and a histogram of them: `SCORE_FILES`. The picture shows the last round."""
+def write_scores(decisions: Sequence[Decision], folder: Path, title: str = "") -> None:
+    """Write the score of every unit, and a histogram of them: `SCORE_FILES`. The picture shows the last round.
+
+    Args:
+        title: What stands above the picture: `title_of` the plan.
+    """
     rows = (
         [number, group.name, group.kind, group.layer, unit, score, int(keep)]
         for number, decision in enumerate(decisions, start=1)
@@ -85,7 +91,7 @@ def write_scores(decisions: Sequence[Decision], folder: Path) -> None:
     )
     header = ["round", "group", "kind", "layer", "unit", "score", "kept"]
     write_csv(folder / SCORE_FILES["scores table"], header, rows)
-    save_picture(scores_figure(decisions[-1] if decisions else None), folder / SCORE_FILES["scores"])
+    save_picture(scores_figure(decisions[-1] if decisions else None, title), folder / SCORE_FILES["scores"])
 
 
 @look()
@@ -118,7 +124,8 @@ def _draw_cells(axis: Any, groups: Sequence[GroupPlan]) -> None:
     grid = _grid(groups)
     edges = ([unit - 0.5 for unit in range(len(row) + 1)] for row in (grid[0], grid))
     style: dict[str, Any] = {"cmap": ListedColormap([BEFORE, KEPT]), "vmin": 0, "vmax": 1}
-    axis.pcolormesh(*edges, grid, edgecolors="white", linewidth=0.5, **style)
+    line = 0.5 if len(grid) <= _MOST_LINED else 0.1
+    axis.pcolormesh(*edges, grid, edgecolors="white", linewidth=line, **style)
     numbered(axis.xaxis, [str(unit) for unit in range(len(grid[0]))])
     axis.set_xlabel("unit (blue = kept)")
 
@@ -131,13 +138,13 @@ def _draw_shares(axis: Any, groups: Sequence[GroupPlan]) -> None:
 
 
 @look()
-def scores_figure(decision: Decision | None) -> Any:
+def scores_figure(decision: Decision | None, title: str = "") -> Any:
     """Return a figure of the scores of each kind as they were compared, kept and removed units apart.
 
     Where one threshold parts them, a line shows it; under equal widths, or with floors, every layer has its own.
     """
     kinds = {} if decision is None else scores_by_kind(decision)
-    figure, axes = panels([1.9] * len(kinds), "" if decision is None else decision.request.method)
+    figure, axes = panels([1.9] * len(kinds), title)
     for axis, (kind, (score_N, keep_N)) in zip(axes, kinds.items(), strict=False):
         is_log = bool((score_N > 0).all())
         edges = bin_edges(score_N, is_log=is_log)

@@ -12,6 +12,7 @@ from sparse_trainer.plan.document import Plan
 from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.conversions import AskedConversion, asked_conversions, convert_result
 from sparse_trainer.run.family import FamilyResult, Member, write_table
+from sparse_trainer.run.family_page import write_family_page
 from sparse_trainer.run.fine_pruning import prepare_fine_pruning
 from sparse_trainer.run.one_shot import prepare_one_shot, result_of
 from sparse_trainer.run.options import Tell
@@ -105,6 +106,7 @@ def run_family(
             for member in result.members:
                 add_commands(member.folder)
         write_table(result)
+        write_family_page(result)
         return result
 
 

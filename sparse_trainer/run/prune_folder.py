@@ -29,7 +29,7 @@ from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.one_shot.checks import check_shape
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
-from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.document import Plan, called
 from sparse_trainer.run import pictures
 from sparse_trainer.run.held_out import Rows, held_out, perplexity_on
 from sparse_trainer.run.options import CalibrationOptions, SourceOptions, Tell, check_calibration
@@ -99,7 +99,18 @@ def prune_folder(
     )
     pruned = prune_model(model, batches, options, device=place, inplace=True, tell=tell)
     of_texts = read_text_files(source, model)
-    page = Page(name=source.name_or_path, plan=pruned.plan, decisions=pruned.decisions)
+    facts = CardFacts(settings=calibration.told if calibration and batches else {})
+    metrics: dict[str, dict[str, Any]] = {}
+    if trial is not None:
+        metrics, facts = trial.told(pruned.model, facts, tell)
+    page = Page(
+        name=called(source.name_or_path),
+        plan=pruned.plan,
+        decisions=pruned.decisions,
+        metrics=metrics,
+        conditions=facts.conditions or "",
+        settings=facts.settings,
+    )
 
     def beside(place: Path) -> None:
         of_texts(place)
@@ -107,10 +118,6 @@ def prune_folder(
             pictures.write_pictures(pruned.plan, pruned.decisions, place)
             write_page(place, page)
 
-    facts = CardFacts(settings=calibration.told if calibration and batches else {})
-    metrics: dict[str, dict[str, Any]] = {}
-    if trial is not None:
-        metrics, facts = trial.told(pruned.model, facts, tell)
     tell(f"saving to {folder}")
     with rescuing(pruned.model, processor, spare_folder(folder)):
         save_pruned(

@@ -11,6 +11,7 @@ from sparse_trainer.budget.counting import parameter_count
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files.names import ADAPTER_CONFIG
 from sparse_trainer.files.writing import write_text
+from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.replace import check_target
@@ -18,9 +19,12 @@ from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.plan.document import Recovered
+from sparse_trainer.plan.document import Recovered, called
+from sparse_trainer.plan.widths import title_of
+from sparse_trainer.run.curves import Log, write_curves
 from sparse_trainer.run.options import SourceOptions, Tell
-from sparse_trainer.run.pictures import FILES, ZERO_FILES
+from sparse_trainer.run.page import Page, write_page
+from sparse_trainer.run.pictures import FILES, ZERO_FILES, check_drawing
 from sparse_trainer.run.recovery import (
     Training,
     check_recovery,
@@ -32,6 +36,7 @@ from sparse_trainer.run.recovery import (
 )
 from sparse_trainer.run.recovery_options import DENSE, RecoveryOptions
 from sparse_trainer.run.together import check_alone
+from sparse_trainer.tasks.language.token_losses import PERPLEXITY
 from sparse_trainer.training.checkpoint import last_checkpoint
 
 OPTIONS_FILE = ".sparse_trainer_recovery.json"
@@ -70,6 +75,7 @@ def recover_folder(
     check_alone("recover")
     check_target(folder, overwrite=overwrite)
     check_recovery(options)
+    check_drawing()
     if options.teacher == DENSE:
         raise ArgumentError(
             "teacher", "'dense' is of recipes that prune.", "Name the folder of the dense model."
@@ -92,14 +98,15 @@ def recover_folder(
             for old in training.folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
         write_text(training.folder / OPTIONS_FILE, _written(options))
-    done = recover_model(model, data, options, teacher=teacher, training=training, tell=tell)
+    done, log = recover_model(model, data, options, teacher=teacher, training=training, tell=tell)
     tell(f"saving to {folder}")
-    save_recovered(model, folder, tokenizer, source.name_or_path, export=export, overwrite=overwrite)
+    save_recovered(model, log, folder, tokenizer, source.name_or_path, export=export, overwrite=overwrite)
     return folder, done
 
 
 def save_recovered(
     model: PreTrainedModel,
+    log: Log,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     before: str,
@@ -107,15 +114,35 @@ def save_recovered(
     export: str,
     overwrite: bool,
 ) -> None:
-    """Save a model with the plan that it carries, and with the pictures that lay beside it before."""
+    """Save a model with the plan that it carries, its page, and the pictures that lay beside it before.
+
+    Args:
+        log: Of its training.
+        before: The folder that it was loaded from.
+    """
+    plan = checked_plan(model)
+    done = plan.recoveries[-1]
+    score = CardScore(
+        metric=PERPLEXITY, value=done["perplexity_after"], data=done["data"], part="what was held out"
+    )
 
     def beside(place: Path) -> None:
+        write_curves(log, place, title_of(plan, f"recovered ({done['train']})"))
+        write_page(place, Page(name=called(before), plan=plan, log=log))
         for file in (FILES | ZERO_FILES).values():
             if (Path(before) / file).is_file():
                 shutil.copyfile(Path(before) / file, place / file)
 
     with rescuing(model, tokenizer, spare_folder(folder)):
-        save_pruned(model, folder, processor=tokenizer, export=export, overwrite=overwrite, beside=beside)
+        save_pruned(
+            model,
+            folder,
+            processor=tokenizer,
+            facts=CardFacts(scored=(score,)),
+            export=export,
+            overwrite=overwrite,
+            beside=beside,
+        )
 
 
 def _check_source(source: SourceOptions) -> None:

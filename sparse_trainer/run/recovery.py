@@ -26,6 +26,7 @@ from sparse_trainer.errors import (
 )
 from sparse_trainer.plan.document import Plan, Recovered
 from sparse_trainer.run.bare_model import bare_model
+from sparse_trainer.run.curves import Log
 from sparse_trainer.run.lora import check_peft, merged
 from sparse_trainer.run.options import SourceOptions, Tell
 from sparse_trainer.run.recovery_options import RecoveryOptions
@@ -148,8 +149,8 @@ def recover_model(
     teacher: PreTrainedModel | None = None,
     training: Training | None = None,
     tell: Tell,
-) -> Recovered:
-    """Train a model that was cut, in place, and write into its plan what was done; return that.
+) -> tuple[Recovered, Log]:
+    """Train a model that was cut, in place, and write into its plan what was done; return that, and what was logged.
 
     Its dtype stays: what learns is float32 meanwhile, and adapters are merged. Weights that masks have set to zero
     are zero afterwards.
@@ -176,17 +177,23 @@ def recover_model(
         tell("measuring the held-out data")
         before = _perplexity(model, data, options, place)
         tell(f"recovering ({options.train})")
-        steps, tokens = _train(model, data, options, teacher, training, place, zeros, tell)
+        log = _train(model, data, options, teacher, training, place, zeros, tell)
         zeros()
         tell("measuring the held-out data")
         after = _perplexity(model, data, options, place)
     model.eval()
+    steps = int(log[-1]["step"])
     done = Recovered(
-        train=options.train, data=options.data_name, teacher=options.teacher_name, steps=steps, tokens=tokens,
-        perplexity_before=before, perplexity_after=after,
-    )  # fmt: skip
+        train=options.train,
+        data=options.data_name,
+        teacher=options.teacher_name,
+        steps=steps,
+        tokens=steps * options.batch_size * options.accumulate * options.length,
+        perplexity_before=before,
+        perplexity_after=after,
+    )
     attach_plan(model, dataclasses.replace(plan, recoveries=(*plan.recoveries, done)))
-    return done
+    return done, log
 
 
 def checked_plan(model: PreTrainedModel) -> Plan:
@@ -214,8 +221,8 @@ def _train(
     place: str,
     zeros: KeepZeros,
     tell: Tell,
-) -> tuple[int, int]:
-    """Train in place; return the number of steps, and of tokens at most."""
+) -> Log:
+    """Train in place; return what was logged, the last step at its end."""
     steps = options.most_steps(len(data.train))
     clock = Clock(steps, options.minutes)
     arguments = trainer_arguments(options, place, model, steps=steps, saves=training)
@@ -234,8 +241,7 @@ def _train(
             trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             bare_model(trainer, trainer.model)
-    done: int = trainer.state.global_step
-    return done, done * options.batch_size * options.accumulate * options.length
+    return (*trainer.state.log_history, {"step": trainer.state.global_step})
 
 
 def recovery_trainer(teacher: PreTrainedModel | None, options: RecoveryOptions, clock: Clock) -> Any:

@@ -19,8 +19,9 @@ from sparse_trainer.folders.card_facts import CardFacts
 from sparse_trainer.folders.rescue import rescuing
 from sparse_trainer.folders.save import Processor, save_pruned
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.widths import title_of
 from sparse_trainer.run import pictures
-from sparse_trainer.run.curves import Log
+from sparse_trainer.run.curves import CURVES_FILES, Log, lines_of, write_curves
 from sparse_trainer.run.latency import bench
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import ALWAYS, write_beside
@@ -150,9 +151,10 @@ def save(state: State) -> State:
     def beside(place: Path) -> None:
         job.beside(place)
         recipe = job.recipe.dump()
+        plan = Plan.load(place)
         page = Page(
             name=job.recipe.name,
-            plan=Plan.load(place),
+            plan=plan,
             comparison=comparison,
             recipe=recipe,
             log=state.log,
@@ -160,7 +162,8 @@ def save(state: State) -> State:
         )
         write_beside(place, recipe, comparison, page)
         if state.decisions:
-            pictures.write_scores(state.decisions, place)
+            pictures.write_scores(state.decisions, place, title_of(plan))
+        write_curves(state.log, place, title_of(plan))
 
     save_pruned(
         state.models[PRUNED],
@@ -192,7 +195,8 @@ FINISH: tuple[Stage, ...] = (measure_models, save, reload)
 
 def files_of(state: State, plan: Plan) -> dict[str, str]:
     """Return what a run with a plan leaves beside the model: what a file holds -> its name."""
-    return ALWAYS | pictures.picture_files(plan, state.decisions)
+    curves = CURVES_FILES if lines_of(state.log) else {}
+    return ALWAYS | pictures.picture_files(plan, state.decisions) | curves
 
 
 def _file_bytes(model: PreTrainedModel) -> int:

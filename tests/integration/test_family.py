@@ -17,6 +17,7 @@ from sparse_trainer.run.family import FAMILY_FILE, FamilyWriter
 from sparse_trainer.run.pipeline import run, run_family
 from sparse_trainer.run.recipes.recipe import Recipe
 from tests.fixtures.recipe_files import small, write_small_files
+from tests.unit.run.test_page import Reader
 
 PHONE = "kind,units,milliseconds\nrest,1,1\nlayers,1,0.2\nheads,4,2\nheads,3,1.5\nchannels,32,4\n"
 NAMES = ("density-0.7", "density-0.4")
@@ -71,6 +72,13 @@ def test_every_member_is_a_finished_model_and_one_table_compares_them(whole: Pat
     assert [member["end"]["step"] for member in table] == [4, STEPS]
     assert table[0]["parameters"] > table[1]["parameters"]
     assert all(member["metrics"].keys() == {"accuracy", "f1"} and member["speedup"] > 0 for member in table)
+    page = Reader((whole / "report.html").read_text(encoding="utf-8"))
+    assert (page.open, page.crossed) == ([], [])
+    assert page.headings == ["Summary", "Quality over speed", "Models"]
+    assert {f"{table[0]['parameters']:,}", f"{table[1]['parameters']:,}"} <= set(page.words)
+    links = [address for address in page.addresses if not address.startswith("#")]
+    assert links == [f"{name}/report.html" for name in NAMES]
+    assert all((whole / link).is_file() for link in links)
     assert 0 < table[0]["end"]["seconds"] < table[1]["end"]["seconds"]
 
 

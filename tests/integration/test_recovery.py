@@ -29,6 +29,7 @@ from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recover_folder import recover_folder
 from sparse_trainer.run.recovery_options import RecoveryOptions
 from tests.fixtures.recipe_files import write_text, write_tiny_llama
+from tests.unit.run.test_page import Reader
 
 pytest.importorskip("peft", reason="peft is not installed")
 TRAINS = ("lora", "norms-and-biases", "all")
@@ -96,6 +97,15 @@ def test_a_recovered_model_says_better_what_was_held_out(train: str, files: Path
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| {train} | text.txt | {'dense' if train == 'lora' else '–'} | 12 |" in card
     assert str(tmp_path) not in card
+    assert "split: validation" not in card
+    assert "type: perplexity" in card
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = Reader(text)
+    assert (page.open, page.crossed) == ([], [])
+    assert {"Summary", "Training", "Recovery", "Plan", "Versions"} <= set(page.headings)
+    assert {"loss", f"{done['perplexity_after']:.2f}", "text.txt"} <= set(page.words)
+    assert str(files) not in text
+    assert (tmp_path / "out" / "curves.png").is_file()
 
 
 def test_the_folder_loads_in_a_process_without_our_packages(files: Path, tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ _HEIGHT = 4.2
 
 
 @look()
-def write_picture(runs: Mapping[str, Figures], path: Path) -> bool:
-    """Draw one panel per batch size; return False, and draw nothing, where no run has both a quality and a speed.
+def speed_figure(runs: Mapping[str, Figures], title: str = "") -> Any:
+    """Return a figure of one panel per batch size; None where no run has both a quality and a speed.
 
     The dense model stands at speed 1: a point for each of the runs' own, which differ where their seeds do.
     """
     shown = {name: run for name, run in runs.items() if run.metrics and run.speedups}
     if not shown:
-        return False
+        return None
     first = next(iter(shown.values()))
     metric, batches = next(iter(first.metrics)), list(first.speedups)
-    figure, axes = panels([_HEIGHT] * len(batches))
+    figure, axes = panels([_HEIGHT] * len(batches), title)
     for axis, batch in zip(axes, batches, strict=True):
         points = {
             name: (run.speedups[batch], run.metrics[metric])
@@ -36,8 +36,15 @@ def write_picture(runs: Mapping[str, Figures], path: Path) -> bool:
         axis.set_title(f"batch {batch}")
         axis.set_ylabel(metric)
     axes[-1].set_xlabel("times faster than the dense model")
-    save_picture(figure, path)
-    return True
+    return figure
+
+
+def write_picture(runs: Mapping[str, Figures], path: Path, title: str = "") -> bool:
+    """Write `speed_figure` as PNG; return False where there is none."""
+    figure = speed_figure(runs, title)
+    if figure is not None:
+        save_picture(figure, path)
+    return figure is not None
 
 
 def _draw(axis: Any, points: Mapping[str, tuple[float, float]], dense: list[float], *, less: bool) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 from sparse_trainer.fields import check_counts
 from sparse_trainer.files.writing import check_file, writing
 from sparse_trainer.run.options import Tell
+from sparse_trainer.run.page import PAGE_FILE
 from sparse_trainer.run.pictures import write_csv
+from sparse_trainer.run.report import MISSING, spell_metric
 from sparse_trainer.run.sweep.figures import Cells, Figures, columns
+from sparse_trainer.run.sweep.overview import write_overview
 from sparse_trainer.run.sweep.picture import write_picture
 from sparse_trainer.run.sweep.planned import PlannedRun
 from sparse_trainer.run.sweep.processes import Ended, RunProcess, places, run_all, sole_use
@@ -32,6 +35,11 @@ class Sweep:
     """Name of a run -> what it measured."""
     failed: dict[str, str] = field(default_factory=dict)
     """Name of a run -> why it failed."""
+
+    @property
+    def page(self) -> Path:
+        """The file that shows all of it, and leads to the pages of the runs."""
+        return self.root / PAGE_FILE
 
     @property
     def table(self) -> Path:
@@ -58,19 +66,37 @@ class Sweep:
             for run in self.runs
         ]
 
+    def shown_rows(self) -> list[list[str]]:
+        """Return a table for readers: the headline metric, the size and the speed of every run."""
+        figures = list(self.finished.values())
+        metric = next((name for each in figures for name in each.metrics), None)
+        batches = list(dict.fromkeys(batch for each in figures for batch in each.speedups))
+        header = ["run", *([metric, "dense"] if metric else []), "parameters"]
+        rows = [[*header, *(f"speed-up, batch {batch}" for batch in batches)]]
+        for run in self.runs:
+            found = self.finished.get(run.name)
+            cells = [self.status(run)] if found is None else _cells(found, metric, batches)
+            rows.append([run.name, *cells, *[""] * (len(rows[0]) - 1 - len(cells))])
+        return rows
+
     def write(self) -> None:
-        """Write table and picture, each all or nothing."""
+        """Write table, picture and page, each all or nothing."""
         rows = self.rows()
         last = ["folder", "error"]
         header = [name for name in columns(rows) if name not in last] + last
         write_csv(self.table, header, [[_text(row.get(name)) for name in header] for row in rows])
-        write_picture(self.finished, self.picture)
+        title = f"{self.root.name}: {len(self.finished)} of {len(self.runs)} runs"
+        write_picture(self.finished, self.picture, title)
+        done = [run for run in self.runs if run.name in self.finished]
+        pages = {run.name: run.result for run in done if (run.result / PAGE_FILE).is_file()}
+        write_overview(self.root, self.shown_rows(), self.finished, pages, name=self.root.name, title=title)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
         return {
             "folder": str(self.root),
             "table": str(self.table),
+            "page": str(self.page),
             "picture": str(self.picture) if self.picture.is_file() else None,
             "runs": [
                 {**row, "overrides": list(run.combination.overrides)}
@@ -132,6 +158,16 @@ def run_sweep(
             tell("stopped: the same command goes on with it")
             raise
     return done
+
+
+def _cells(found: Figures, metric: str | None, batches: Sequence[str]) -> list[str]:
+    quality = [] if metric is None else [found.metrics.get(metric), found.dense_metrics.get(metric)]
+    speeds = [found.speedups.get(batch) for batch in batches]
+    return [
+        *(spell_metric(str(metric), value) for value in quality),
+        f"{found.parameters:,}",
+        *(MISSING if speed is None else f"{speed:.2f}x" for speed in speeds),
+    ]
 
 
 def _text(value: object) -> str:

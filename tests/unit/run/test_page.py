@@ -4,12 +4,13 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.document import Plan, Recovered
 from sparse_trainer.run.latency import Latency
 from sparse_trainer.run.page import PAGE_FILE, Page, render, write_page
 from sparse_trainer.run.report import Comparison, Measured
@@ -129,6 +130,30 @@ def test_a_page_of_a_pruning_alone_shows_sizes_and_scores(
     assert f"{found.params['dense']:,}" in words
     assert f"{found.params['compact']:,}" in words
     assert found.versions["torch"] in words
+
+
+def test_a_page_of_a_pruning_alone_shows_what_was_measured_and_calibrated(pruned: Any) -> None:
+    page = Page(
+        name="m",
+        plan=pruned[0],
+        metrics={"perplexity": {"dense": 12.0, "pruned": 15.0}},
+        conditions="perplexity on 16 sequences",
+        settings={"calibrated on": "8 x 64 tokens"},
+    )
+    words = Reader(render(page)).words
+    assert words[words.index("Summary") :][:20].count("perplexity") == 1
+    for word in ("12.00", "15.00", "1.25x", "perplexity on 16 sequences", "calibrated on", "8 x 64 tokens"):
+        assert word in words, word
+
+
+def test_a_page_shows_what_a_recovery_did(pruned: Any) -> None:
+    done = Recovered(
+        train="lora", data="text.txt", teacher=None, steps=1200, tokens=34567, perplexity_before=20.0,
+        perplexity_after=15.5,
+    )  # fmt: skip
+    read = Reader(render(Page(name="m", plan=replace(pruned[0], recoveries=(done,)), log=LOG)))
+    assert read.headings == ["Summary", "Widths and depth", "Training", "Recovery", "Plan", "Versions"]
+    assert {"lora", "text.txt", "none", "1,200", "34,567", "20.00", "15.50"} <= set(read.words)
 
 
 def test_what_others_wrote_stays_text() -> None:

@@ -16,7 +16,10 @@ from sparse_trainer.cut.decision import Decision
 from sparse_trainer.files.figures import save_picture
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import GroupPlan, Plan
-from sparse_trainer.plan.widths import widths_figure
+from sparse_trainer.plan.widths import title_of, widths_figure
+from sparse_trainer.run.curves import write_curves
+from sparse_trainer.run.layer_pictures import draw_scores
+from sparse_trainer.run.layers import compare_layers
 from sparse_trainer.run.pictures import (
     FILES,
     bin_edges,
@@ -164,6 +167,37 @@ def test_widths_of_few_and_of_many_layers_have_room(layers: int) -> None:
             assert len(boxes) >= 5
             assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
     assert figure.get_suptitle() == "BertModel, movement, density 0.50"
+
+
+def test_every_picture_says_model_method_and_density(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: dict[str, str] = {}
+    for module in ("pictures", "curves", "compare", "layer_pictures"):
+        monkeypatch.setattr(
+            f"sparse_trainer.run.{module}.save_picture",
+            lambda figure, path: titles.update({path.name: figure.get_suptitle()}),
+        )
+    model, rounds = tiny_model("llama"), list[Decision]()
+    model.config.name_or_path = "someone/tiny"
+    _, made = prune(model, criterion="magnitude", density=0.7, watch=rounds.append)
+    assert Plan.from_json(made.to_json()).model == "someone/tiny"
+    write_pictures(made, rounds, tmp_path)
+    write_curves([{"loss": 1.0, "step": 1}], tmp_path, title_of(made))
+    told = "someone/tiny, magnitude, density 0.70"
+    assert titles == dict.fromkeys(("kept.png", "widths.png", "scores.png", "curves.png"), told)
+    titles.clear()
+    compared = compare_layers(model, criteria=["last"], density=0.7, study=False)
+    draw_scores(compared, tmp_path / "layers.png")
+    assert titles == {"layers.png": "someone/tiny, layers by criterion, density 0.70"}
+
+
+def test_a_long_title_has_lines_that_end_inside_the_picture() -> None:
+    method = "angular, repaired by least_squares, then obs, repaired by least_squares, then more"
+    figure = map_figure(replace(plan(), model="someone/SmolLM2-135M-Instruct", method=method))
+    figure.draw_without_rendering()
+    [title] = figure.texts
+    assert title.get_text().count("\n") >= 1
+    assert title.get_window_extent().x1 < figure.bbox.x1
+    assert title.get_window_extent().y0 > figure.axes[0].title.get_window_extent().y1
 
 
 def test_many_units_are_shown_as_the_share_of_each_layer() -> None:

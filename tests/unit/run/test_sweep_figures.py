@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from sparse_trainer.run.page import PAGE_FILE
 from sparse_trainer.run.sweep.figures import Figures, columns, front
 from sparse_trainer.run.sweep.picture import write_picture
 from sparse_trainer.run.sweep.sweep import Sweep
+from tests.unit.run.test_page import Reader
 from tests.unit.run.test_sweep_processes import runs
 
 
@@ -120,7 +122,17 @@ def test_the_table_has_a_row_for_every_run_whatever_came_of_it(tmp_path: Path) -
     assert [row["error"] for row in rows] == ["", 'data: "x", y. Give rows.', ""]
     assert list(rows[0])[-2:] == ["folder", "error"]
     assert done.picture.read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.csv", "sweep.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "sweep.csv", "sweep.png"]
+    page = Reader(done.page.read_text(encoding="utf-8"))
+    assert (page.open, page.crossed, page.headings) == ([], [], ["Summary", "Quality over speed"])
+    assert {"seed=0", "seed=1", "80.0 %", "failed", "waiting"} <= set(page.words)
+    (planned[0].result).mkdir(parents=True)
+    (planned[0].result / PAGE_FILE).touch()
+    done.write()
+    page = Reader(done.page.read_text(encoding="utf-8"))
+    assert [address for address in page.addresses if not address.startswith("#")] == [
+        "seed=0/pruned/report.html"
+    ]
     told = done.to_json()["runs"]
     assert [run["overrides"] for run in told] == [
         ["training.seed=0"],
