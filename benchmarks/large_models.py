@@ -172,12 +172,17 @@ def stream(options: argparse.Namespace) -> dict[str, Any]:
         write_source(source, options.gigabytes)
         model = meta_model(LlamaConfig.from_pretrained(source))
         plan.write_text(json.dumps(decided(model, discover(model), options.density)), encoding="utf-8")
-        cuts, copies = [], []
+        cuts, copies, written = [], [], []
         for number in range(options.repeats):
             target, copied = Path(scratch, f"cut{number}"), Path(scratch, f"copy{number}")
             arguments = ("--cut", str(source), str(plan), str(target))
-            cuts.append(in_fresh_process(options, *arguments))
-            copies.append(copy_folder(source, copied))
+            turns = [
+                lambda arguments=arguments: cuts.append(in_fresh_process(options, *arguments)),
+                lambda copied=copied: copies.append(copy_folder(source, copied)),
+            ]
+            # What comes second writes into memory that the first has just given back.
+            for turn in turns if number % 2 else reversed(turns):
+                turn()
             written = sizes_mb(target)
             shutil.rmtree(copied)
             shutil.rmtree(target)

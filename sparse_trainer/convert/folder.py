@@ -34,7 +34,7 @@ def convert_folder(
     """
     form = CONVERSIONS[one_of("to", to, CONVERSIONS)]
     numbers = form.formats[0] if quantize is None else one_of("quantize", quantize, form.formats)
-    check_installed(f"to {to!r}", form.extra, form.packages)
+    check_installed("to", form.extra, form.packages)
     target = free_place(out, form)
     origin = find_origin(source)
     form.refuse(origin, numbers)

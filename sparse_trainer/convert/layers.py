@@ -29,6 +29,8 @@ class Decoder:
     hidden: int
     tied: bool
     """Whether the embeddings are the head, too."""
+    scaling: float
+    """By what the products of queries and keys are multiplied."""
 
     @property
     def is_even(self) -> bool:
@@ -45,7 +47,7 @@ def decoder_of(model: PreTrainedModel, place: str) -> Decoder:
     """Return the sizes of a model of the form of Llama; its weights may be on the meta device.
 
     Raises:
-        ConversionError: it holds more than other sizes, or scales its attention in a way of its own.
+        ConversionError: it holds more than other sizes.
     """
     _refuse_layout(model, place)
     blocks = list(decoder_layers(model))
@@ -53,10 +55,6 @@ def decoder_of(model: PreTrainedModel, place: str) -> Decoder:
     if not attentions:
         raise ConversionError(place, "no layer has an attention.", "Keep a head of some layers (`min_keep`).")
     head_dim = int(attentions[0].head_dim)
-    if any(abs(attention.scaling * head_dim**0.5 - 1) > 1e-6 for attention in attentions):
-        raise ConversionError(
-            place, "its attention is not scaled by the root of the width of a head.", "It cannot be held."
-        )
     embeddings: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     return Decoder(
@@ -64,6 +62,7 @@ def decoder_of(model: PreTrainedModel, place: str) -> Decoder:
         head_dim=head_dim,
         hidden=embeddings.weight.shape[1],
         tied=head.weight is embeddings.weight,
+        scaling=float(attentions[0].scaling),
     )
 
 

@@ -178,7 +178,7 @@ def _vllm(model: PreTrainedModel, loader: str) -> str:
     if earlier_layout(model.config)["skips"]:
         return "\n\nvLLM does not serve it: some of its layers have no attention."
     return (
-        "\n\nvLLM serves it through its Transformers backend, not through a class of its own:\n\n"
+        "\n\nFor vLLM there is its Transformers backend, not a class of its own (read in its source, not run):\n\n"
         "```bash\nvllm serve this-folder --model-impl transformers --trust-remote-code\n```"
     )
 

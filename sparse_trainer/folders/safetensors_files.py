@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from sparse_trainer.errors import CheckpointError, shown
 from sparse_trainer.files.json_text import read_object
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
@@ -54,12 +54,12 @@ class Stored:
             content = _opened(file)
             for name in content.offset_keys():
                 part = content.get_slice(name)
-                if part.get_dtype() not in _DTYPES:
+                if part.get_dtype() not in DTYPES:
                     raise CheckpointError(
                         f"{file}: {name}", f"has dtype {part.get_dtype()}.", "Give a checkpoint that is not quantized."
                     )  # fmt: skip
                 shape = tuple(part.get_shape())
-                self.entries[name] = Entry(file=file, shape=shape, dtype=_DTYPES[part.get_dtype()])
+                self.entries[name] = Entry(file=file, shape=shape, dtype=DTYPES[part.get_dtype()])
 
     def shape(self, name: str) -> Tensor:
         """Return a tensor without numbers."""

@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -30,6 +30,7 @@ from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.nn_pruning_format import is_of_nn_pruning
 from sparse_trainer.folders.replace import check_target, new_folder
 from sparse_trainer.folders.safetensors_files import Origin, Stored, origins
+from sparse_trainer.folders.safetensors_writer import SafetensorsWriter, size_of
 from sparse_trainer.folders.save import CARD_FILE
 from sparse_trainer.plan.document import PLAN_FILE, Plan, PlanLike
 
@@ -64,8 +65,8 @@ def cut_checkpoint(
 ) -> Path:
     """Cut the checkpoint in a folder by a plan, and return the new one: that of `optimize_model` and `save_pruned`.
 
-    Tensors are read one by one, or one layer's experts at a time, so that memory holds no more than the shard that is
-    being written and what is read for it. The new folder appears whole or not at all.
+    Tensors are read and written one by one, or one layer's experts at a time, so that memory holds no more than that.
+    The new folder appears whole or not at all.
 
     Args:
         source: A folder with config.json and safetensors, dense or pruned before.
@@ -86,7 +87,7 @@ def cut_checkpoint(
         attach_plan(compact, Plan.load(folder))
     compact = optimize_model(compact, plan=plan, inplace=True, check=False)
     steps = _steps(stored, dense, compact, names)
-    need = sum(_bytes(step.outputs) for step in steps)
+    need = sum(size_of(tensor) for step in steps for tensor in step.outputs.values())
     with new_folder(where, overwrite=overwrite, need=need) as draft:
         _write_beside(folder, draft, compact)
         _write_weights(draft, stored, dense, compact, steps, max_shard_size, progress)
@@ -172,10 +173,6 @@ def _shape(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
 
-def _bytes(outputs: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in outputs.values())
-
-
 def _write_beside(folder: Path, draft: Path, compact: PreTrainedModel) -> None:
     """Write config, code, plan and card, and copy the tokenizer and other small files, but no code."""
     plan = plan_of(compact)
@@ -204,24 +201,24 @@ def _write_weights(
     max_shard_size: int | str,
     progress: Progress | None,
 ) -> None:
-    """Fill the shards one after the other; each is written when its last tensor is there."""
+    """Fill the files, a tensor where it belongs as soon as it is there."""
     every = {name: tensor for step in steps for name, tensor in step.outputs.items()}
     split: Any = split_torch_state_dict_into_shards(
         every, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=max_shard_size
     )
-    shards: dict[str, dict[str, Tensor]] = {}
-    total, written = _bytes(every), 0
-    for step in steps:
-        for name, tensor in _run(step, stored, dense, compact).items():
-            file = split.tensor_to_filename[name]
-            shard = shards.setdefault(file, {})
-            shard[name] = tensor.contiguous()
-            if len(shard) == len(split.filename_to_tensors[file]):
-                save_file(shard, draft / file, metadata={"format": "pt"})
-                written += _bytes(shards.pop(file))
-                if progress is not None:
+    total, written = sum(map(size_of, every.values())), 0
+    with ExitStack() as stack:
+        files: dict[str, SafetensorsWriter] = {}
+        for step in steps:
+            for name, tensor in _run(step, stored, dense, compact).items():
+                file = split.tensor_to_filename[name]
+                if file not in files:
+                    like = {each: every[each] for each in split.filename_to_tensors[file]}
+                    files[file] = stack.enter_context(closing(SafetensorsWriter(draft / file, like)))
+                is_complete = files[file].write(name, tensor)
+                written += size_of(tensor)
+                if is_complete and progress is not None:
                     progress(written, total)
-            del shard, tensor
     if split.is_sharded:
         parameters = sum(parameter.numel() for parameter in compact.parameters())
         metadata = {"total_parameters": parameters, **split.metadata}

@@ -150,7 +150,9 @@ def _check_file(name: str, runtimes: set[str]) -> None:
     others = sorted(runtimes - {GGUF})
     if others:
         raise ArgumentError(
-            f"runtimes {others[0]!r}", f"{name} is a GGUF file.", "Name the folder, or take gguf alone."
+            "runtimes",
+            f"{others[0]} does not run {name}, a GGUF file.",
+            "Name the folder, or take gguf alone.",
         )
 
 

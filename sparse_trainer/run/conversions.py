@@ -63,7 +63,7 @@ def asked_conversions(texts: Sequence[str], folder: Path, source: str | None) ->
             WHERE, "names a runtime twice.", "Give it once; `sparse-trainer convert` writes others."
         )
     for one in asked:
-        check_installed(f"{WHERE} {one.to!r}", one.form.extra, one.form.packages)
+        check_installed(WHERE, one.form.extra, one.form.packages)
         free_place(one.place(folder), one.form)
     if asked and source is not None:
         origin = find_origin(source)

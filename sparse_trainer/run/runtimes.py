@@ -72,8 +72,8 @@ class _InTorch:
 def _model_of(candidate: Candidate, runtime: str) -> PreTrainedModel:
     if candidate.model is None:
         raise ArgumentError(
-            f"runtimes {runtime!r}",
-            f"{candidate.place} is a GGUF file.",
+            "runtimes",
+            f"{runtime} does not run {candidate.place}, a GGUF file.",
             "Name the folder, or take gguf alone.",
         )
     return candidate.model
@@ -127,9 +127,7 @@ def _in_llama_cpp(candidate: Candidate, setting: Setting) -> Ready:
 def _check_place(runtime: str, setting: Setting, dtypes: Sequence[torch.dtype]) -> None:
     if setting.device.type != "cpu" or setting.dtype not in dtypes:
         known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ArgumentError(
-            f"runtimes {runtime!r}", f"it is timed on the CPU in {known}.", f"Leave {runtime} out."
-        )
+        raise ArgumentError("runtimes", f"{runtime} is timed on the CPU in {known}.", f"Leave {runtime} out.")
 
 
 Runtime = Callable[[Candidate, Setting], Ready]
@@ -156,5 +154,5 @@ def find_runtimes(names: str) -> dict[str, Runtime]:
     found = {name: RUNTIMES[one_of("runtimes", name, RUNTIMES)] for name in names.split(",")}
     for name in found:
         extra, packages = _NEEDED.get(name, ("", {}))
-        check_installed(f"runtimes {name!r}", extra, packages)
+        check_installed("runtimes", extra, packages)
     return found

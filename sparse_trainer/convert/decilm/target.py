@@ -90,6 +90,10 @@ def _refuse_heads(decoder: Decoder, place: str) -> None:
                 f"each layer as make up its {decoder.hidden} hidden ones.",
                 "Prune channels and branches, no heads.",
             )
+    if abs(decoder.scaling * decoder.head_dim**0.5 - 1) > 1e-6:
+        raise ConversionError(
+            place, "its attention is not scaled by the root of the width of a head.", "It cannot be held."
+        )
     if not decoder.layers[0].heads:
         raise ConversionError(place, "layer 0 has no attention, which vLLM cannot run.", "Keep that one.")
 

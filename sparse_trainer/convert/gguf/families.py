@@ -46,6 +46,8 @@ class Family:
     """Whether `even` wants as many features of all heads together as there are hidden ones."""
     always_tied: bool = False
     """Whether llama.cpp takes the embeddings for the head in any case."""
+    wide_at: int | None = None
+    """At so many layers llama.cpp scales attention by the hidden features for each head; else by the width of one."""
     window_pattern: int | None = None
     """Every how many layers one sees all tokens, the others a window of them; None = llama.cpp knows no windows."""
 
@@ -55,15 +57,15 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(even="llama", uneven="deci"),
     "qwen2": Family(even="qwen2", uneven="deci", is_square=True),
     "qwen3": Family(even="qwen3", uneven="openelm"),
-    "phi3": Family(even="phi3", uneven="deci", parts={**_BLOCK, **_FUSED}),
+    "phi3": Family(even="phi3", uneven="deci", parts={**_BLOCK, **_FUSED}, is_square=True),
     "gemma": Family(even="gemma", activation="gelu_pytorch_tanh", norm_offset=1.0, always_tied=True),
     "gemma2": Family(
         even="gemma2", parts=_FOUR_NORMS, activation="gelu_pytorch_tanh", norm_offset=1.0, always_tied=True,
-        window_pattern=2,
+        window_pattern=2, wide_at=46,
     ),
     "gemma3_text": Family(
         even="gemma3", parts=_FOUR_NORMS, activation="gelu_pytorch_tanh", norm_offset=1.0, always_tied=True,
-        window_pattern=6,
+        window_pattern=6, wide_at=62,
     ),
 }  # fmt: skip
 """Families by `model_type`. SmolLM and SmolLM2 are of type llama."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from sparse_trainer.convert.gguf.families import Family, family_of
+from sparse_trainer.convert.gguf.positions import Positions, positions_of_file
 from sparse_trainer.convert.layers import Decoder, decoder_of
 from sparse_trainer.errors import ConversionError
 
@@ -18,6 +19,9 @@ class Geometry(Decoder):
     family: Family
     architecture: str
     """Name of the architecture in llama.cpp."""
+    positions: Positions
+    query_gain: float
+    """By what queries are multiplied, so that llama.cpp's scaling of attention becomes that of the model."""
 
 
 def geometry_of(model: PreTrainedModel, place: str) -> Geometry:
@@ -30,7 +34,13 @@ def geometry_of(model: PreTrainedModel, place: str) -> Geometry:
     width = decoder.layers[0].heads * decoder.head_dim
     fits = decoder.is_even and (not family.is_square or width == decoder.hidden)
     architecture = family.even if fits or family.uneven is None else family.uneven
-    found = Geometry(**vars(decoder), family=family, architecture=architecture)
+    found = Geometry(
+        **vars(decoder),
+        family=family,
+        architecture=architecture,
+        positions=positions_of_file(model.config, decoder.head_dim, architecture, place),
+        query_gain=decoder.scaling / _scaling(family, decoder),
+    )
     _refuse_uneven(found, place)
     if not found.tied and (family.always_tied or architecture == "openelm"):
         raise ConversionError(
@@ -39,6 +49,13 @@ def geometry_of(model: PreTrainedModel, place: str) -> Geometry:
             "It cannot be held." if found.is_even else _PADDED,
         )
     return found
+
+
+def _scaling(family: Family, decoder: Decoder) -> float:
+    """Return by what llama.cpp multiplies the products of queries and keys."""
+    is_wide = len(decoder.layers) == family.wide_at
+    width = decoder.hidden // decoder.layers[0].heads if is_wide else decoder.head_dim
+    return float(width**-0.5)
 
 
 def _refuse_uneven(found: Geometry, place: str) -> None:

@@ -1,18 +1,11 @@
 """The metadata of the file: sizes, norms, positions."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparse_trainer.convert.gguf.families import INTERLEAVED
 from sparse_trainer.convert.gguf.geometry import Geometry
-from sparse_trainer.errors import ConversionError, shown
-
-ROPE_FACTORS = "rope_freqs.weight"
-"""Tensor of divisors of the frequencies of positions."""
+from sparse_trainer.errors import ConversionError
 
 
 def keys_of(model: PreTrainedModel, geometry: Geometry, widths: list[int], place: str) -> dict[str, Any]:
@@ -22,7 +15,7 @@ def keys_of(model: PreTrainedModel, geometry: Geometry, widths: list[int], place
         widths: Channels of each layer, with those that are zeros.
 
     Raises:
-        ConversionError: positions, or a window, that llama.cpp does not compute.
+        ConversionError: a window, or a cap, that llama.cpp does not compute.
     """
     config = model.config
     heads, kv_heads = ([getattr(s, name) for s in geometry.layers] for name in ("heads", "kv_heads"))
@@ -39,7 +32,7 @@ def keys_of(model: PreTrainedModel, geometry: Geometry, widths: list[int], place
         "attention.value_length": geometry.head_dim,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         **_windows(config, geometry, place),
-        **_positions(config, geometry, place),
+        **geometry.positions.keys,
     }
     for field, key in (("attn_logit_softcapping", "attn"), ("final_logit_softcapping", "final")):
         cap = vars(config).get(field)
@@ -50,65 +43,6 @@ def keys_of(model: PreTrainedModel, geometry: Geometry, widths: list[int], place
     return keys
 
 
-def rope_factors(config: Any, geometry: Geometry) -> Tensor | None:
-    """Return by what each frequency is divided for scaling of the sort "llama3", None where there is none."""
-    rope = _rope(config)
-    if rope["rope_type"] != "llama3":
-        return None
-    width = _rotary(rope, geometry)
-    plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
-    wavelength = 2 * torch.pi / plain
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    old = rope["original_max_position_embeddings"]
-    smooth = (old / wavelength - low) / (high - low)
-    between = 1 / ((1 - smooth) / factor + smooth)
-    factors = torch.where(wavelength > old / low, torch.full_like(plain, factor), between)
-    return torch.where(wavelength < old / high, torch.ones_like(plain), factors).float()
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    """Return the parameters of positions; of a model with windows, those of the layers that see all tokens."""
-    rope: dict[str, Any] = config.rope_parameters
-    whole: dict[str, Any] = rope.get("full_attention", rope)
-    return whole
-
-
-def _rotary(rope: Mapping[str, Any], geometry: Geometry) -> int:
-    """Return how many features of a head are rotated."""
-    return int(geometry.head_dim * (rope.get("partial_rotary_factor") or 1.0))
-
-
-def _positions(config: Any, geometry: Geometry, place: str) -> dict[str, Any]:
-    rope = _rope(config)
-    kind, where = rope["rope_type"], f"{place}: rope_parameters"
-    rotary = _rotary(rope, geometry)
-    if rotary != geometry.head_dim and geometry.architecture in INTERLEAVED:
-        raise ConversionError(
-            where, "turn a part of each head only.", "It cannot be held with uneven layers."
-        )
-    keys: dict[str, Any] = {"rope.freq_base": float(rope["rope_theta"]), "rope.dimension_count": rotary}
-    if kind == "default" or (kind == "llama3" and geometry.architecture in INTERLEAVED):
-        return keys
-    if kind == "linear":
-        return {**keys, "rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
-    known = {
-        "rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings", "partial_rotary_factor"
-    }  # fmt: skip
-    if kind == "yarn" and geometry.architecture not in ("phi3",) and not set(rope) - known:
-        old = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        return {
-            **keys,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": float(rope["factor"]),
-            "rope.scaling.original_context_length": int(old),
-        }
-    raise ConversionError(
-        where,
-        f"{shown(dict(rope))} scale positions in a way that {geometry.architecture!r} of llama.cpp is not written for.",
-        "Convert a model with default, linear, llama3 (Llama) or yarn positions.",
-    )
-
-
 def _windows(config: Any, geometry: Geometry, place: str) -> dict[str, Any]:
     """Return how far layers see, and how long a text may be."""
     length = int(config.max_position_embeddings)
@@ -116,23 +50,23 @@ def _windows(config: Any, geometry: Geometry, place: str) -> dict[str, Any]:
     pattern = geometry.family.window_pattern
     if kinds is not None and "sliding_attention" not in kinds and set(kinds) == {"full_attention"}:
         window = None
-    if pattern is not None:
-        window = window or length
-        _check_pattern(kinds, pattern, place)
-        return {"context_length": length, "attention.sliding_window": int(window)}
-    # Where llama.cpp knows no windows: within one, both compute the same.
-    keys = {"context_length": length if window is None else min(length, int(window))}
-    return {**keys, "attention.sliding_window": 0} if geometry.architecture == "phi3" else keys
-
-
-def _check_pattern(kinds: list[str] | None, pattern: int, place: str) -> None:
-    want = [
-        "full_attention" if (layer + 1) % pattern == 0 else "sliding_attention"
-        for layer in range(len(kinds or []))
-    ]
-    if kinds != want:
+    # Within a window all layers see all tokens: no more than that where llama.cpp knows none, or others.
+    within = {"context_length": length if window is None else min(length, int(window))}
+    if pattern is None:
+        return {**within, "attention.sliding_window": 0} if geometry.architecture == "phi3" else within
+    if kinds == _kinds(pattern, len(geometry.layers)):
+        return {"context_length": length, "attention.sliding_window": int(window or length)}
+    if "rope.freq_base_swa" in geometry.positions.keys:
         raise ConversionError(
             f"{place}: layer_types",
-            f"are not those of llama.cpp, which sees all tokens in every layer {pattern} and a window in the others.",
+            f"are not those of llama.cpp, which sees all tokens, by positions of their own, in every layer {pattern}.",
             "Keep all layers, or take them where the pattern stays.",
         )
+    return {**within, "attention.sliding_window": within["context_length"]}
+
+
+def _kinds(pattern: int, layers: int) -> list[str]:
+    """Return the kinds of layers that llama.cpp expects."""
+    return [
+        "full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(layers)
+    ]

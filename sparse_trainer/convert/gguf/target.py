@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from sparse_trainer.convert.base import Convertible
 from sparse_trainer.convert.gguf.geometry import Geometry, geometry_of
-from sparse_trainer.convert.gguf.keys import ROPE_FACTORS, keys_of, rope_factors
+from sparse_trainer.convert.gguf.keys import keys_of
 from sparse_trainer.convert.gguf.numbers import BLOCK, FORMATS, is_quantized, packed, type_of
 from sparse_trainer.convert.gguf.tensors import tensors_of
 from sparse_trainer.convert.gguf.vocabulary import tokenizer_keys
@@ -119,9 +119,7 @@ def _width(channels: int, numbers: str) -> int:
 
 def _tensors(model: PreTrainedModel, geometry: Geometry, widths: list[int]) -> Iterator[tuple[str, Tensor]]:
     yield from tensors_of(model, geometry, widths)
-    factors = rope_factors(model.config, geometry)
-    if factors is not None:
-        yield ROPE_FACTORS, factors
+    yield from geometry.positions.divisors.items()
 
 
 def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: Any) -> None:

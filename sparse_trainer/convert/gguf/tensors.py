@@ -96,12 +96,13 @@ def _widened(named: Named, width: int) -> Named:
 
 def _arranged(named: Named, sizes: LayerSizes, geometry: Geometry) -> Named:
     """Return the tensors of a block as the architecture wants queries, keys and values."""
-    found = dict(named)
+    found = _scaled(named, geometry.query_gain)
+    positions = geometry.positions
     if geometry.architecture in INTERLEAVED:
         for part, heads in (("q", sizes.heads), ("k", sizes.kv_heads)):
             for name in (f"attn_{part}.weight", f"attn_{part}.bias"):
                 if name in found:
-                    found[name] = interleaved(found[name], heads)
+                    found[name] = interleaved(found[name], heads, positions.turned, positions.gain)
     if geometry.architecture == "openelm":
         for leaf in ("weight", "bias"):
             parts = [found.pop(f"attn_{part}.{leaf}", None) for part in "qkv"]
@@ -111,11 +112,29 @@ def _arranged(named: Named, sizes: LayerSizes, geometry: Geometry) -> Named:
     return found
 
 
-def interleaved(tensor: Tensor, heads: int) -> Tensor:
-    """Return the rows of a projection with the two halves of each head in turn, as neighbours are rotated together.
+def _scaled(named: Named, gain: float) -> Named:
+    """Return the tensors of a block with queries multiplied by `gain`: behind their norm, where they have one."""
+    if abs(gain - 1) < 1e-6:
+        return dict(named)
+    normed = "attn_q_norm.weight"
+    names = [normed] if normed in named else ["attn_q.weight", "attn_q.bias"]
+    return {name: tensor * gain if name in names else tensor for name, tensor in named.items()}
 
-    >>> interleaved(torch.arange(8), heads=2).tolist()
+
+def interleaved(tensor: Tensor, heads: int, turned: int, gain: float = 1.0) -> Tensor:
+    """Return the rows of a projection as neighbours are rotated together: the two halves that turn, in turn.
+
+    Args:
+        turned: Features of each head that positions turn, the first ones.
+        gain: By what llama.cpp multiplies all features, and transformers those that turn.
+
+    >>> interleaved(torch.arange(8), heads=2, turned=4).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]
+    >>> interleaved(torch.arange(8), heads=1, turned=4, gain=2.0).tolist()
+    [0.0, 2.0, 1.0, 3.0, 2.0, 2.5, 3.0, 3.5]
     """
-    turned: Tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-    return turned
+    parts = tensor.unflatten(0, (heads, -1))
+    first: Tensor = parts[:, :turned].unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    if turned == parts.shape[1]:
+        return first.flatten(0, 1)
+    return torch.cat([first, parts[:, turned:] / gain], dim=1).flatten(0, 1)

@@ -12,11 +12,24 @@ from sparse_trainer.folders.tokenizers import find_tokenizer
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """Sorts of tokens in llama.cpp."""
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _by_case(contractions: str, digits: str) -> str:
+    """Return an expression that splits where lower case turns into upper case."""
+    start = r"[^\r\n\p{L}\p{N}]?"
+    words = (f"{start}{_UPPER}*{_LOWER}+{contractions}", f"{start}{_UPPER}+{_LOWER}*{contractions}")
+    return f"{'|'.join(words)}|{digits}{_SIGNS}"
+
+
 SPLITS = {
     _CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     _CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    _by_case("", r"\p{N}"): "tekken",
+    _by_case(f"{_CONTRACTIONS}?", r"\p{N}{1,3}"): "gpt-4o",
 }
 """Expression by which a tokenizer splits texts -> what llama.cpp calls it."""
 _SPECIAL = ("bos", "eos", "unk", "pad", "sep", "mask")
@@ -86,13 +99,18 @@ def _splitter(parts: Mapping[str, Any], place: str) -> str:
             return "gpt-2"
         if kinds == ["Digits"] and before[0]["individual_digits"] and last["use_regex"]:
             return "smollm"
-        if kinds == ["Split"] and before[0]["behavior"] == "Isolated" and not last["use_regex"]:
+        # The expressions match all text: "Removed" what is not matched leaves the same pieces.
+        if kinds == ["Split"] and _isolates(before[0]) and not last["use_regex"]:
             found = SPLITS.get(before[0]["pattern"].get("Regex", ""))
             if found is not None:
                 return found
     raise ConversionError(
         place, "splits texts in a way that is not known here under a name of llama.cpp.", _REMEDY
     )
+
+
+def _isolates(split: Mapping[str, Any]) -> bool:
+    return (split["behavior"], split["invert"]) in (("Isolated", False), ("Removed", True))
 
 
 def _sentencepiece(parts: Mapping[str, Any], size: int) -> dict[str, Any]:

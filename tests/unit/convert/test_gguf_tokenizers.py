@@ -35,6 +35,7 @@ CORPUS = [
 TEXTS = [
     "The fox doesn't", " leading and   trailing  ", "WE'LL see 1234567 dogs", "x=3;\n\n\ty = 'ab'\r\n", "Größe 北京!!",
     "<|end|>a<|user|> <|end|>", "mixed123abc 4 5,6",
+    "camelCase andHTTPServer's paths/of/files //", "IT'S naïve, I'Ll say",
 ]  # fmt: skip
 SPECIAL = ["<unk>", "<s>", "<|end|>"]
 TEMPLATE = "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -56,7 +57,8 @@ def byte_level(*steps: Any, use_regex: bool) -> Tokenizer:
 def split_by(name: str) -> Tokenizer:
     """Return a byte-level BPE that splits texts as the family of this name does."""
     pattern = next(pattern for pattern, called in SPLITS.items() if called == name)
-    return byte_level(pre_tokenizers.Split(Regex(pattern), "isolated"), use_regex=False)
+    how = {"behavior": "removed", "invert": True} if name == "gpt-4o" else {"behavior": "isolated"}
+    return byte_level(pre_tokenizers.Split(Regex(pattern), **how), use_regex=False)
 
 
 def sentencepiece(spaces: str) -> Tokenizer:
@@ -84,6 +86,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "smollm": lambda: byte_level(pre_tokenizers.Digits(individual_digits=True), use_regex=True),
     "llama-bpe": lambda: split_by("llama-bpe"),
     "qwen2": lambda: split_by("qwen2"),
+    "tekken": lambda: split_by("tekken"),
+    "gpt-4o": lambda: split_by("gpt-4o"),
     "prepend": lambda: sentencepiece("prepend"),
     "always": lambda: sentencepiece("always"),
     "first": lambda: sentencepiece("first"),
@@ -117,7 +121,7 @@ def test_texts_are_split_alike(kind: str, bos: bool, tmp_path: Path) -> None:
     out, _ = convert_folder(str(tmp_path / "one"), tmp_path / "model.gguf", "gguf")
     fields = gguf.GGUFReader(out)
     assert fields.get_field("tokenizer.ggml.pre").contents() == (
-        kind if "-" in kind or kind in ("smollm", "qwen2") else "default"
+        kind if "-" in kind or kind in ("smollm", "qwen2", "tekken") else "default"
     )
     assert fields.get_field("tokenizer.ggml.add_bos_token").contents() is bos
     assert fields.get_field("tokenizer.ggml.eos_token_id").contents() == 2

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-import sparse_trainer.folders.streaming
 from patchers.discovery.discover import discover
 from patchers.surgery import cut
 from patchers.units import Structure
@@ -24,6 +23,7 @@ from sparse_trainer.cut.traced import Traced, pieces, trace
 from sparse_trainer.errors import CheckpointError, UnsupportedModelError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.own_files import RECORD_FILE
+from sparse_trainer.folders.safetensors_writer import SafetensorsWriter
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.streaming import cut_checkpoint
 from sparse_trainer.plan.document import PLAN_FILE, Plan
@@ -299,14 +299,15 @@ def test_an_interrupted_cut_leaves_what_was_there(
     before = stored(old)
     (old / "note.txt").write_text("mine", encoding="utf-8")
     calls = []
+    write = SafetensorsWriter.write
 
-    def fail_at_the_second(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        calls.append(path)
-        if len(calls) == 2:
+    def fail_in_the_middle(self: SafetensorsWriter, name: str, tensor: Tensor) -> bool:
+        calls.append(name)
+        if len(calls) == 9:
             raise error
-        save_file(tensors, path, metadata)
+        return write(self, name, tensor)
 
-    monkeypatch.setattr(sparse_trainer.folders.streaming, "save_file", fail_at_the_second)
+    monkeypatch.setattr(SafetensorsWriter, "write", fail_in_the_middle)
     with pytest.raises((CheckpointError, KeyboardInterrupt)):
         cut_checkpoint(*llama, old, max_shard_size=20_000, overwrite=True)
     same(stored(old), before)

@@ -191,11 +191,11 @@ def test_a_runtime_without_its_package_names_the_extra(monkeypatch: pytest.Monke
     with pytest.raises(ArgumentError) as told:
         find_runtimes("eager,onnx")
     assert re.fullmatch(
-        r"runtimes 'onnx': onnx is not installed \(tested with [\d.]+\)\. "
+        r"runtimes: onnx is not installed \(tested with [\d.]+\)\. "
         r"Run `pip install 'sparse-trainer\[onnx\]'`\.",
         str(told.value),
     )
-    with pytest.raises(ArgumentError, match=r"runtimes 'gguf': gguf is not .*sparse-trainer\[llamacpp\]"):
+    with pytest.raises(ArgumentError, match=r"runtimes: gguf is not .*sparse-trainer\[llamacpp\]"):
         find_runtimes("gguf")
 
 
@@ -234,7 +234,7 @@ def test_a_gguf_file_runs_in_llama_cpp_only(tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, ArgumentError), match=r"is not there|is not installed"):
         run_bench(options(file))
     file.touch()
-    with pytest.raises(ArgumentError, match=r"runtimes 'eager': .*model.gguf is a GGUF file"):
+    with pytest.raises(ArgumentError, match=r"runtimes: eager does not run .*model.gguf, a GGUF file"):
         run_bench(options(file, runtimes="eager"))
 
 
