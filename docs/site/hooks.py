@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 CATALOGUE = "recipes/index.md"
 MEASURED = "recipes/measured.md"
 README = "recipes/README.md"
+WIDE = "architectures.md"
+"""A page of tables with many columns, which take the place of its table of contents."""
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
@@ -107,6 +109,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links that leave docs/ to the page that stands for their target; a file without a page is only named."""
+    if page.file.src_uri == WIDE:
+        page.meta["hide"] = ["toc"]
     folder = posixpath.dirname(page.file.src_uri)
     if folder == "notebooks":
         return markdown
@@ -122,6 +126,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({posixpath.relpath(target, folder or '.')}{anchor})"
 
     return LINK.sub(lead, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark the tables whose columns the style sheet shares out."""
+    return html.replace("<table>", "<table data-wide>") if page.file.src_uri == WIDE else html
 
 
 def site_page(path: str) -> str:

@@ -12,7 +12,7 @@ from sparse_trainer.plan.widths import share_kept, title_of, widths_figure
 from sparse_trainer.run.curves import Log, curves_figure, lines_of, tradeoff_figure
 from sparse_trainer.run.pictures import scores_figure
 from sparse_trainer.run.report import Comparison, spell_metric, zero_lines
-from sparse_trainer.run.templates import drawn, filled
+from sparse_trainer.run.templates import filled, svg_pictures
 
 PAGE_FILE = "report.html"
 _TEMPLATE = "page.html.jinja"
@@ -56,7 +56,7 @@ def render(page: Page) -> str:
         title=title_of(plan),
         rows=rows,
         tiles=[(row[0], row[-1], " → ".join(row[1:-1])) for row in rows[1:] if len(row) > 2],
-        figures=drawn(_figures(page)),
+        figures=svg_pictures(_figures(page)),
         kinds=[
             share_kept(kind, sum(len(g["keep"]) for g in groups), sum(g["size"] for g in groups))
             for kind, groups in plan.by_name().items()

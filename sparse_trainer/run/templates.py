@@ -21,7 +21,7 @@ def filled(template: str, **values: object) -> str:
     return environment.get_template(template).render(**values)
 
 
-def drawn(figures: Mapping[str, Any]) -> dict[str, Markup]:
+def svg_pictures(figures: Mapping[str, Any]) -> dict[str, Markup]:
     """Return pictures for a page: heading -> SVG."""
     # Text in it was escaped by matplotlib.
     return {heading: Markup(svg_of(figure)) for heading, figure in figures.items()}

@@ -110,9 +110,8 @@ def load_metric(name: str) -> Score:
     """Return a metric of the evaluate library; where the hub is out of reach, the same of scikit-learn or scipy."""
     # evaluate would run a script of this name that lies beside the user rather than its own.
     if os.path.exists(name) or not hub_reachable():
-        logger.warning(
-            "metric %s: the hub is out of reach, scikit-learn computes it instead of evaluate", name
-        )
+        # No warning: evaluate's own scripts call the same functions.
+        logger.info("metric %s: the hub is out of reach, scikit-learn computes it instead of evaluate", name)
         return METRICS[name].computed
     import evaluate
 

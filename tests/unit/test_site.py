@@ -84,6 +84,13 @@ def test_the_reference_shows_options_with_their_help(site: Path) -> None:
     assert "What density counts: params, macs (per token) or units." in page
 
 
+def test_the_wide_tables_of_model_types_have_the_whole_page(site: Path) -> None:
+    page = html.parse(site / "architectures/index.html")
+    [sidebar] = page.xpath("//*[@data-md-type='toc']")
+    assert "hidden" in sidebar.attrib
+    assert page.xpath("//table[@data-wide]//code[text()='bert']")
+
+
 def links(site: Path, address: str) -> set[str]:
     """Return where the text of a page leads, its menus left out: addresses in the site, with anchors."""
     page = address.partition("#")[0]

@@ -7,7 +7,7 @@ from sparse_trainer.files.writing import write_text
 from sparse_trainer.run.page import PAGE_FILE
 from sparse_trainer.run.sweep.figures import Figures
 from sparse_trainer.run.sweep.picture import speed_figure
-from sparse_trainer.run.templates import drawn, filled
+from sparse_trainer.run.templates import filled, svg_pictures
 
 _TEMPLATE = "overview.html.jinja"
 
@@ -36,7 +36,7 @@ def write_overview(
         name=name,
         title=title,
         rows=rows,
-        figures=drawn({} if figure is None else {"Quality over speed": figure}),
+        figures=svg_pictures({} if figure is None else {"Quality over speed": figure}),
         links={said: (place.relative_to(folder) / PAGE_FILE).as_posix() for said, place in pages.items()},
     )
     write_text(folder / PAGE_FILE, text)

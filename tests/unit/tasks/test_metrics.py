@@ -30,12 +30,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_offline_scikit_learn_computes_it_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+def test_offline_scikit_learn_computes_it_and_only_the_log_for_the_curious_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
         accuracy, f1 = load_metric("accuracy"), load_metric("f1")
     assert accuracy(PREDICTED, REFERENCES) == pytest.approx(3 / 5)
     assert f1(PREDICTED, REFERENCES) == pytest.approx(2 / 3)  # 2 true, 1 false positive, 1 false negative
     assert "accuracy: the hub is out of reach, scikit-learn" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
 @pytest.mark.usefixtures("offline")
