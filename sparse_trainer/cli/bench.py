@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sparse_trainer.cli.bench_tables import bench_lines
-from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.console import print_result, tell
 from sparse_trainer.cli.options import Json
 from sparse_trainer.errors import ArgumentError, CheckpointError
 from sparse_trainer.files.writing import check_file
@@ -65,7 +65,7 @@ def bench_command(
         memory=memory,
     )
     with redirect_stdout(sys.stderr):
-        result = run_bench(options)
+        result = run_bench(options, tell)
     shown = bench_lines(result)
     if picture is not None:
         draw_bench(result.forward, picture, against)

@@ -14,7 +14,7 @@ def tell(line: str) -> None:
     """Say on stderr what is being done."""
     from rich.console import Console  # a tenth of a second, which --help and --version do not need
 
-    Console(stderr=True).print(f"[bold]>> {line}", highlight=False)
+    Console(stderr=True).print(f">> {line}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:

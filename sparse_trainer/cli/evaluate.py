@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import RenderableType
 
-from sparse_trainer.cli.console import print_result
+from sparse_trainer.cli.console import print_result, tell
 from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.tables import table
@@ -220,14 +219,10 @@ def _evaluate(
     options: EvaluationOptions,
 ) -> Evaluation:
     """Load a model, measure it, and let it go."""
+    tell(f"loading {source.name_or_path}")
     model = source.load()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        bars = {task: bar.add_task(task, total=None, visible=False) for task in tasks}
-        results = evaluate(
-            model, reader, tasks, files=files, options=options,
-            tell=lambda task, done, total: bar.update(bars[task], completed=done, total=total, visible=True),
-        )  # fmt: skip
+    tell(f"measuring {source.name_or_path} on {', '.join(tasks)}")
+    results = evaluate(model, reader, tasks, files=files, options=options)
     return Evaluation(
         model=source.name_or_path,
         device=device_name(model.device),

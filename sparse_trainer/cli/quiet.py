@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 
 _ROW = re.compile(r"^(\S+) +\| +(\w+) +\|", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -18,6 +19,8 @@ def quieten() -> None:
     # Of transformers, where anybody reads what a config counts for all layers: folders of ours say so on purpose.
     logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
     logging.getLogger("transformers.modeling_utils").addFilter(shorten_report)
+    # peft 0.21 asks transformers 5.24 for a property by its old name: nothing that who runs a command could change.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
 
 
 def shorten_report(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """The model card: what was kept, what it measures, how to load it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -10,7 +11,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 from sparse_trainer.cut.auto_classes import auto_classes_of
 from sparse_trainer.cut.layout import earlier_layout
 from sparse_trainer.errors import ExportError, shown
-from sparse_trainer.folders.card_facts import CardFacts, front_matter, hub_name
+from sparse_trainer.folders.card_facts import EXAMPLES, CardFacts, front_matter, hub_name
 from sparse_trainer.folders.exports import Export, fills_up
 from sparse_trainer.folders.pipeline_files import pipeline_for
 from sparse_trainer.plan.document import Plan, Speed
@@ -51,6 +52,17 @@ from transformers import pipeline
 answer = pipeline("{{ task }}", model="this-folder"{{ trust }})
 print(answer({{ example }}))
 ```
+{% endif %}{% if facts.call %}
+It answers like this:
+
+```python
+from transformers import {{ loader }}
+
+model = {{ loader }}.from_pretrained("this-folder"{{ trust }})
+{% for line in facts.call -%}
+{{ line }}
+{% endfor -%}
+```
 {% endif %}{% if travelling %}
 transformers 5 has no such pipeline of its own, so one comes with the model, in a file that imports torch, numpy and \
 transformers only:
@@ -59,6 +71,9 @@ transformers only:
 from transformers import pipeline
 
 answer = pipeline("{{ task }}", model="this-folder", trust_remote_code=True)
+{% if facts.example is not none -%}
+print(answer({{ example }}))
+{% endif -%}
 ```
 {% endif %}
 ## Measured
@@ -137,6 +152,8 @@ def model_card(
     metrics: Mapping[str, Mapping[str, Any]],
     export: Export,
     facts: CardFacts | None = None,
+    *,
+    reads_text: bool = False,
 ) -> str:
     """Return the card as Markdown.
 
@@ -144,6 +161,7 @@ def model_card(
         metrics: Rows of the table: {"accuracy": {"dense": 0.71, "pruned": 0.70}}.
         export: The form in which the model is saved: it says how it is loaded.
         facts: What model and plan do not say.
+        reads_text: A tokenizer is saved with it.
 
     Raises:
         ExportError: what it says is no text.
@@ -152,6 +170,8 @@ def model_card(
     facts, origin = facts or CardFacts(), model.config.name_or_path or ""
     title = f"{hub_name(origin) or plan.model_type}, pruned"
     task = pipeline_for(plan.architecture) or _task(autos)
+    if reads_text and facts.example is None and not facts.call and task is not None:
+        facts = replace(facts, example=EXAMPLES.get(task))
     loading = _loading(export, model, autos[0])
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
@@ -169,6 +189,7 @@ def model_card(
         task=task,
         travelling=pipeline_for(plan.architecture) is not None,
         loading=loading,
+        loader=autos[0],
         rows=_rows(plan, metrics),
         asked=_asked(plan),
         speed=plan.speed and speed_text(plan.speed),

@@ -10,6 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
+EXAMPLES: Mapping[str, object] = {
+    "text-generation": "The capital of France is",
+    "text-classification": "A fine day.",
+    "token-classification": "Ada lives in London.",
+    "question-answering": {"question": "Where does Ada live?", "context": "Ada lives in London."},
+}
+"""An input for pipelines that take text, where nobody gave one: it shows how they are called."""
 TAGS = ("pruning", "structured-sparsity", "sparse-trainer")
 _CARD = "README.md"
 
@@ -39,6 +46,8 @@ class CardFacts:
     """How it was trained or calibrated: name -> value."""
     example: object = None
     """An input as the task's pipeline takes it."""
+    call: tuple[str, ...] = ()
+    """Where no pipeline takes one: Python that asks `model`, as it is loaded, about an example."""
 
 
 def front_matter(name: str, task: str | None, origin: str, facts: CardFacts) -> str:

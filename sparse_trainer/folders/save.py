@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchers.patching.blends import blended
 from patchers.patching.patch import is_patched
@@ -69,7 +69,8 @@ def save_pruned(
         )
     _check_finished(model)
     form.check(model)
-    card = model_card(model, plan, metrics or {}, form, facts)
+    reads_text = isinstance(processor, PreTrainedTokenizerBase)
+    card = model_card(model, plan, metrics or {}, form, facts, reads_text=reads_text)
     with new_folder(directory, overwrite=overwrite, need=bytes_of(model)) as folder:
         form.write(model, folder)
         if not any(folder.iterdir()):

@@ -1,6 +1,7 @@
 """Progress of long work: a bar on stderr while it lasts, where somebody looks at a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -22,3 +23,15 @@ def bar(things: Iterable[T], says: str, total: int | None = None) -> Iterable[T]
     """
     shown: Iterable[T] = tqdm(things, desc=says, total=total, leave=False, disable=None, dynamic_ncols=True)
     return shown
+
+
+@contextmanager
+def counting(says: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar for the time of a `with` block, and return what is told how many things are done, and of how many."""
+    with tqdm(desc=says, leave=False, disable=None, dynamic_ncols=True) as shown:
+
+        def told(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,10 +21,13 @@ from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.generation_speed import check_writes_tokens
 from sparse_trainer.run.latency import check_bench, conditions_of, cpu_threads
 from sparse_trainer.run.llama_cpp import SUFFIX, context_of, weigh_file
+from sparse_trainer.run.options import Tell
 from sparse_trainer.run.peak_memory import MemoryRequest, peak_memory
 from sparse_trainer.run.runtimes import GGUF, Candidate, Setting, find_runtimes, gguf_file
 from sparse_trainer.run.side_by_side import BenchResult, Name, Ready, time_forward, time_generation
 from sparse_trainer.run.weights import Weight, load_weighed
+
+logger = logging.getLogger(__name__)
 
 _MEASURED: Final = ("eager", GGUF)
 """Runtimes whose memory is measured: the others make what they run in the same process first."""
@@ -80,8 +84,11 @@ class BenchOptions:
         return max(self.lengths) + (self.generate or 0)
 
 
-def run_bench(options: BenchOptions) -> BenchResult:
+def run_bench(options: BenchOptions, tell: Tell = logger.info) -> BenchResult:
     """Weigh and time models.
+
+    Args:
+        tell: Called with one line at the start of every stage.
 
     Raises:
         ArgumentError: Sequences that a model has no positions for, an unknown runtime or one whose packages are
@@ -106,12 +113,14 @@ def run_bench(options: BenchOptions) -> BenchResult:
             length=options.longest,
             scratch=scratch,
         )
+        tell(f"loading {' and '.join(options.names)}")
         candidates, weights = _load(options, setting)
         models = {name: one.model for name, one in candidates.items() if one.model is not None}
         stack.enter_context(evaluating(*models.values()))
         if options.generate is not None:
             for name, model in models.items():
                 check_writes_tokens(name, model, options.longest)
+        tell(f"making ready for {', '.join(runtimes)}")
         ready: dict[Name, Ready] = {
             (name, runtime): make(one, setting)
             for runtime, make in runtimes.items()
@@ -123,10 +132,15 @@ def run_bench(options: BenchOptions) -> BenchResult:
             "rounds": options.rounds,
             "baseline": options.against,
         }
+        tell("timing forward passes, models in turn")
         times = time_forward(ready, device=options.device, **shared)
+        if options.generate is not None:
+            tell("timing new tokens, models in turn")
         spoken = (
             [] if options.generate is None else time_generation(ready, new_tokens=options.generate, **shared)
         )
+        if options.memory:
+            tell("measuring memory in processes of their own")
         names = [name for name in ready if options.memory and name[1] in _MEASURED]
         return BenchResult(
             conditions=conditions_of(options.device, options.dtype, options.rounds, None),

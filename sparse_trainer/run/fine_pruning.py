@@ -40,7 +40,7 @@ from sparse_trainer.run.rehearsal import check_options, find_model, rehearse, re
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.speed import measure_speed
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
-from sparse_trainer.run.task_data import example_inputs
+from sparse_trainer.run.task_data import asked_by, example_inputs
 from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
 from sparse_trainer.run.together import check_alone, from_first, is_first, together
 from sparse_trainer.run.trainings import dense_trainer, trained_whole
@@ -228,8 +228,8 @@ class FinePruningJob:
             "scores": pruning.scoring,
             "teacher": "the dense model" if pruning.distil_teacher_name_or_path else "none",
         }
-        example = None if self.recipe.task.pipeline is None else self.data.example
-        return CardFacts(scored=tuple(scored), settings=settings, example=example)
+        example, call = asked_by(self.recipe.task, self.data)
+        return CardFacts(scored=tuple(scored), settings=settings, example=example, call=call)
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result and asks it about an example."""

@@ -165,7 +165,9 @@ class OneShotJob:
             CardScore(metric=name.rpartition(" ")[2], value=value, data=Path(name.rpartition(" ")[0]).name)
             for name, value in (state.metrics[PRUNED] or {}).items()
         )
-        return CardFacts(scored=scored, settings=calibration.told if calibration and self.batches else {})
+        example, call = (None, ()) if self.of_task is None else self.of_task.asked
+        settings = calibration.told if calibration and self.batches else {}
+        return CardFacts(scored=scored, settings=settings, example=example, call=call)
 
     def load_lines(self, plan: Plan | None) -> tuple[str, ...]:
         """Return Python that loads the result, and asks it about an example where there is a task."""

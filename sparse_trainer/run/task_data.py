@@ -91,9 +91,19 @@ class TaskData:
             bare_model(trainer, model)
         return {name: logged[f"eval_{name}"] for name in self.task.metrics}
 
+    @property
+    def asked(self) -> tuple[object, tuple[str, ...]]:
+        """Return how the finished model is asked: `asked_by`."""
+        return asked_by(self.task, self.data)
+
     def examples(self, model: PreTrainedModel, asked: int) -> Mapping[str, Tensor]:
         """Return inputs of the first rows of the validation set."""
         return example_inputs(self.task, self.data, model, asked)
+
+
+def asked_by(task: Task, data: Prepared) -> tuple[object, tuple[str, ...]]:
+    """Return an example for the pipeline of a task; where there is none, Python that asks the model about one."""
+    return (data.example, ()) if task.pipeline is not None else (None, tuple(data.call))
 
 
 def example_inputs(task: Task, data: Prepared, model: PreTrainedModel, asked: int) -> dict[str, Any]:

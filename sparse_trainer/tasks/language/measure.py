@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sparse_trainer.data.corpora.read import check_source, find
 from sparse_trainer.data.image_text.rows import holds_images
 from sparse_trainer.errors import ArgumentError, nearest, shown
 from sparse_trainer.fields import check_counts
+from sparse_trainer.inputs.bars import counting
 from sparse_trainer.tasks.language.choices import Accuracy, multiple_choice
 from sparse_trainer.tasks.language.image_text.answers import WrittenAnswers
 from sparse_trainer.tasks.language.image_text.measure import (
@@ -69,6 +71,7 @@ def evaluate(
         tokenizer: Of the model; or the processor of an image-text model, which questions about images take.
         tasks: Names of corpora, or local files: of running text, or of rows with images.
         files: Corpus -> local file that stands in for the hub data set.
+        tell: What is told of the progress; None = a bar where somebody looks.
 
     Raises:
         ArgumentError: No task, or a file for a task that is not measured.
@@ -80,27 +83,24 @@ def evaluate(
     found: dict[str, Result] = {}
     words = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
     for task, corpus in known.items():
-
-        def told(done: int, total: int, task: str = task) -> None:
-            if tell is not None:
-                tell(task, done, total)
-
-        if corpus.has_images:
-            assert corpus.file is not None
-            found[task] = measure_images(
-                model, tokenizer, image_questions(corpus.file, wanted.limit), corpus.name,
-                answer_tokens=wanted.answer_tokens, tell=told,
-            )  # fmt: skip
-        elif corpus.question is None:
-            found[task] = perplexity(
-                model, words, corpus, length=wanted.length, stride=wanted.stride,
-                max_tokens=wanted.max_tokens, file=given.get(task), batch_size=wanted.batch_size, tell=told,
-            )  # fmt: skip
-        else:
-            found[task] = multiple_choice(
-                model, words, corpus, limit=wanted.limit, length=wanted.length,
-                file=given.get(task), batch_size=wanted.batch_size, tell=told,
-            )  # fmt: skip
+        with counting(task) as shown_as_bar:
+            told = shown_as_bar if tell is None else partial(tell, task)
+            if corpus.has_images:
+                assert corpus.file is not None
+                found[task] = measure_images(
+                    model, tokenizer, image_questions(corpus.file, wanted.limit), corpus.name,
+                    answer_tokens=wanted.answer_tokens, tell=told,
+                )  # fmt: skip
+            elif corpus.question is None:
+                found[task] = perplexity(
+                    model, words, corpus, length=wanted.length, stride=wanted.stride,
+                    max_tokens=wanted.max_tokens, file=given.get(task), batch_size=wanted.batch_size, tell=told,
+                )  # fmt: skip
+            else:
+                found[task] = multiple_choice(
+                    model, words, corpus, limit=wanted.limit, length=wanted.length,
+                    file=given.get(task), batch_size=wanted.batch_size, tell=told,
+                )  # fmt: skip
     return found
 
 

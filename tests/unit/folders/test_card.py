@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import (
+    AutoTokenizer,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    LlamaForCausalLM,
+)
 
 from patchers.discovery.discover import discover
 from sparse_trainer.cut.auto_classes import auto_classes_of
@@ -16,7 +23,15 @@ from sparse_trainer.cut.record import plan_of, remember_request
 from sparse_trainer.folders.card import model_card
 from sparse_trainer.folders.card_facts import CardFacts, CardScore
 from sparse_trainer.folders.exports import EXPORTS
+from sparse_trainer.folders.save import save_pruned
+from sparse_trainer.one_shot.prune import prune
+from tests.architectures.tiny import tiny_model
 from tests.fixtures.compact_models import patched, tiny, uneven_keep
+from tests.fixtures.recipe_files import write_tiny_llama, write_tiny_model
+
+CLASSES = (
+    BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, LlamaForCausalLM,
+)  # fmt: skip
 
 
 def card(form: str, name: str = "", density: float | dict[str, float] | None = 0.25) -> str:
@@ -151,3 +166,38 @@ def test_a_result_that_is_no_number_stays_out_of_the_metadata() -> None:
     finite = dataclasses.replace(score, value=9.0)
     (index,) = told("", CardFacts(scored=(finite,)))[0]["model-index"]
     assert index["results"][0]["dataset"] == {"name": "16 sequences of wikitext2", "type": "wikitext2"}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_the_python_of_a_card_runs_as_it_stands(
+    cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = write_tiny_llama if cls is LlamaForCausalLM else write_tiny_model
+    source = write(tmp_path / "model")
+    model, tokenizer = cls.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    pruned, _ = prune(model, criterion="magnitude", density={"channels": 0.6})
+    save_pruned(pruned, tmp_path / "this-folder", processor=tokenizer)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (tmp_path / "this-folder" / "README.md").read_text(), re.DOTALL
+    )
+    assert "print(answer(" in blocks[-1]
+    for block in blocks:
+        exec(block, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_without_a_tokenizer_no_text_is_asked_about(tmp_path: Path) -> None:
+    pruned, _ = prune(tiny_model("llama"), criterion="magnitude", density={"channels": 0.6})
+    save_pruned(pruned, tmp_path / "out")
+    assert "pipeline(" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_where_no_pipeline_is_the_model_is_asked_by_python() -> None:
+    _, body = told("", CardFacts(call=("inputs = 1", "print(model, inputs)")))
+    assert (
+        "It answers like this:\n\n```python\nfrom transformers import AutoModelForSequenceClassification\n\n"
+        'model = AutoModelForSequenceClassification.from_pretrained("this-folder", trust_remote_code=True)\n'
+        "inputs = 1\nprint(model, inputs)\n```\n"
+    ) in body
+    assert not re.search(r"\n\n\n", body)

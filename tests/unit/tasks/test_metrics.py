@@ -30,7 +30,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_offline_scikit_learn_computes_it_and_only_the_log_for_the_curious_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_offline_scikit_learn_computes_it_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.INFO):
         accuracy, f1 = load_metric("accuracy"), load_metric("f1")
     assert accuracy(PREDICTED, REFERENCES) == pytest.approx(3 / 5)
