@@ -40,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_stage_is_a_line_and_nothing_else_is_said(name: str, place: Path, tmp_path: Path) -> None:
     if name == "recover":
