@@ -45,7 +45,7 @@ def bench_command(
     memory: Annotated[
         bool, typer.Option("--memory", help="Also measure peak memory, each model in a process of its own.")
     ] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw latencies into a new PNG file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw all times into a new PNG file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure size, load time, latency, throughput, generation and memory, models and runtimes in turn."""
@@ -68,7 +68,7 @@ def bench_command(
         result = run_bench(options, tell)
     shown = bench_lines(result)
     if picture is not None:
-        draw_bench(result.forward, picture, against)
+        draw_bench(result, picture, against)
         shown.append(f"picture: {picture}")
     print_result(as_json, result.to_json(), shown)
 

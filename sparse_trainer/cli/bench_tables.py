@@ -37,8 +37,10 @@ def _sizes(weights: Mapping[str, Weight]) -> RenderableType:
 def _forward(times: Sequence[ForwardTime]) -> RenderableType:
     has_lengths = any(each.length for each in times)
     is_compared = any(each.speedup for each in times)
+    is_beside = any(each.beside for each in times)
     unit = "tokens per second" if has_lengths else "inputs per second"
-    rows = [["model", "batch", "tokens", "median", "quartiles", unit, *(["speed-up"] * is_compared)]]
+    extra = [*(["speed-up"] * is_compared), *([f"over {times[0].runtime}"] * is_beside)]
+    rows = [["model", "batch", "tokens", "median", "quartiles", unit, *extra]]
     for each in times:
         latency = each.latency
         rows.append(
@@ -49,7 +51,8 @@ def _forward(times: Sequence[ForwardTime]) -> RenderableType:
                 f"{latency.median * 1e3:.2f} ms",
                 f"{latency.low * 1e3:.2f} to {latency.high * 1e3:.2f} ms",
                 f"{each.per_second:,.0f}",
-                *([str(each.speedup)] if each.speedup else []),
+                *([str(each.speedup)] if is_compared else []),
+                *([str(each.beside or "-")] if is_beside else []),
             ]
         )
     return table(rows, "a forward pass")
@@ -58,11 +61,14 @@ def _forward(times: Sequence[ForwardTime]) -> RenderableType:
 def _generation(times: Sequence[GenerationTime]) -> RenderableType:
     is_compared = any(each.faster for each in times)
     extra = ["speed-up"] * is_compared
-    rows = [["model", "batch", "tokens", "prompt", *extra, "new tokens per second", *extra]]
+    rows = [
+        ["model", "batch", "tokens", "prompt", "tokens per second", *extra, "new tokens per second", *extra]
+    ]
     for each in times:
         prompt, after = ([str(one)] for one in each.faster) if each.faster else ([], [])
         read = f"{each.generated.prefill.median * 1e3:.2f} ms"
-        head = [_called(each.model, each.runtime), str(each.rows), str(each.length), read]
+        speed = f"{each.read_per_second:,.0f}"
+        head = [_called(each.model, each.runtime), str(each.rows), str(each.length), read, speed]
         rows.append([*head, *prompt, f"{each.per_second:,.1f}", *after])
     return table(rows, "generation with a cache")
 

@@ -23,7 +23,7 @@ from sparse_trainer.run.latency import check_bench, conditions_of, cpu_threads
 from sparse_trainer.run.llama_cpp import SUFFIX, context_of, weigh_file
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.peak_memory import MemoryRequest, peak_memory
-from sparse_trainer.run.runtimes import GGUF, Candidate, Setting, find_runtimes, gguf_file
+from sparse_trainer.run.runtimes import COMPILE, GGUF, Candidate, Setting, find_runtimes, gguf_file
 from sparse_trainer.run.side_by_side import BenchResult, Name, Ready, time_forward, time_generation
 from sparse_trainer.run.weights import Weight, load_weighed
 
@@ -98,6 +98,8 @@ def run_bench(options: BenchOptions, tell: Tell = logger.info) -> BenchResult:
     """
     files = [name for name in options.names if name.endswith(SUFFIX)]
     runtimes = find_runtimes(options.runtimes or (GGUF if files else "eager"))
+    if options.generate is not None and set(runtimes) == {COMPILE}:
+        raise ArgumentError("generate", f"is not timed in {COMPILE}.", "Name another runtime beside it.")
     for name in files:
         _check_file(name, set(runtimes))
     for name in options.names:
@@ -212,9 +214,9 @@ def _notes(options: BenchOptions, runtimes: set[str]) -> list[str]:
         found.append(
             "gguf: llama.cpp computes logits of the last token only; compare its prompts with each other."
         )
-    untimed = sorted(runtimes - set(_MEASURED))
-    if untimed and options.generate is not None:
-        found.append(f"{', '.join(untimed)}: generation is not timed there.")
-    if untimed and options.memory:
-        found.append(f"{', '.join(untimed)}: peak memory is not measured there.")
+    if COMPILE in runtimes and options.generate is not None:
+        found.append(f"{COMPILE}: generation is not timed there, for a cache that grows is compiled anew.")
+    unmeasured = sorted(runtimes - set(_MEASURED))
+    if unmeasured and options.memory:
+        found.append(f"{', '.join(unmeasured)}: peak memory is not measured there.")
     return found

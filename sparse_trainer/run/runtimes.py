@@ -9,16 +9,17 @@ import torch
 from transformers import PreTrainedModel
 
 from sparse_trainer.convert.folder import check_installed, convert_folder
-from sparse_trainer.convert.onnx.graph import GRAPH, PAST, export_graph, open_session, step_inputs
 from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.inputs.timed import has_length
 from sparse_trainer.run.generation_speed import generation
 from sparse_trainer.run.latency import forward
 from sparse_trainer.run.llama_cpp import PACKAGES, LlamaCpp
-from sparse_trainer.run.side_by_side import Ready
+from sparse_trainer.run.onnx_runtime import OnnxRuntime
+from sparse_trainer.run.side_by_side import LAST_LOGITS, Ready
 
-GGUF: Final = "gguf"
+COMPILE: Final = "compile"
+GGUF: Final = LAST_LOGITS
 _FORMATS: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """Dtype -> format of the GGUF file that is made for the time of a bench."""
 
@@ -85,26 +86,14 @@ def _as_it_is(candidate: Candidate, setting: Setting) -> Ready:
 
 
 def _compiled(candidate: Candidate, setting: Setting) -> Ready:
-    model = _model_of(candidate, "compile")
+    model = _model_of(candidate, COMPILE)
     return _InTorch(model, torch.compile(model))
 
 
 def _in_onnx_runtime(candidate: Candidate, setting: Setting) -> Ready:
-    """Return the model's graph; of a decoder for a prompt without a cache."""
     model = _model_of(candidate, "onnx")
     _check_place("onnx", setting, [torch.float32])
-    folder = setting.scratch / f"{candidate.number}-onnx"
-    folder.mkdir()
-    export_graph(model, folder, type(model).__name__)
-    session = open_session(folder / GRAPH, threads=setting.threads)
-    known = {each.name for each in session.get_inputs()}
-    reads_cache = any(name.startswith(PAST) for name in known)
-
-    def call(**inputs: Any) -> Any:
-        arrays = {name: tensor.numpy() for name, tensor in inputs.items() if name in known}
-        return session.run(None, step_inputs(session, arrays["input_ids"], {}) if reads_cache else arrays)
-
-    return _InTorch(model, call)
+    return OnnxRuntime.of(model, setting.scratch / f"{candidate.number}-onnx", threads=setting.threads)
 
 
 def gguf_file(candidate: Candidate, setting: Setting) -> Path:
@@ -133,7 +122,7 @@ def _check_place(runtime: str, setting: Setting, dtypes: Sequence[torch.dtype]) 
 Runtime = Callable[[Candidate, Setting], Ready]
 RUNTIMES: Mapping[str, Runtime] = {
     "eager": _as_it_is,
-    "compile": _compiled,
+    COMPILE: _compiled,
     "onnx": _in_onnx_runtime,
     GGUF: _in_llama_cpp,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -10,6 +10,8 @@ from sparse_trainer.run.generation_speed import Generated
 from sparse_trainer.run.latency import Conditions, Latency, Spread, summarize, take_turns, timed
 from sparse_trainer.run.weights import Weight
 
+LAST_LOGITS: Final = "gguf"
+"""The runtime that computes logits of the last token only, so that its prompts are less work than those of others."""
 Name = tuple[str, str]
 """A model, and the runtime that it is timed in."""
 
@@ -40,6 +42,8 @@ class ForwardTime:
     latency: Latency
     speedup: Spread | None
     """How many times faster than the baseline in the same runtime."""
+    beside: Spread | None
+    """How many times faster than the same model in the first runtime; None where that does the same work no more."""
 
     @property
     def per_second(self) -> float:
@@ -56,6 +60,7 @@ class ForwardTime:
             **self.latency.to_json(),
             "per_second": self.per_second,
             "speedup": self.speedup and asdict(self.speedup),
+            "speedup_over_first_runtime": self.beside and asdict(self.beside),
         }
 
 
@@ -73,6 +78,11 @@ class GenerationTime:
     """How many times faster than the baseline in the same runtime, at the prompt and after it."""
 
     @property
+    def read_per_second(self) -> float:
+        """Tokens of all prompts per second."""
+        return self.rows * self.length / self.generated.prefill.median
+
+    @property
     def per_second(self) -> float:
         """New tokens of all rows per second."""
         return self.rows / self.generated.decode.median
@@ -86,6 +96,7 @@ class GenerationTime:
             "batch": self.rows,
             "sequence_length": self.length,
             **self.generated.to_json(),
+            "prefill_per_second": self.read_per_second,
             "per_second": self.per_second,
             "prefill_speedup": prompt and asdict(prompt),
             "decode_speedup": after and asdict(after),
@@ -147,10 +158,19 @@ def time_forward(
                     length=length if has_lengths else None,
                     latency=latency,
                     speedup=None if baseline is None else times[baseline, runtime].over(latency),
+                    beside=_beside(times, model, runtime),
                 )
                 for (model, runtime), latency in times.items()
             ]
     return found
+
+
+def _beside(times: Mapping[Name, Latency], model: str, runtime: str) -> Spread | None:
+    """Return how many times faster a model is than in the first runtime; None of itself and of gguf."""
+    first = next(iter(times))[1]
+    if runtime == first or LAST_LOGITS in (runtime, first):
+        return None
+    return times[model, first].over(times[model, runtime])
 
 
 def time_generation(

@@ -154,6 +154,16 @@ def test_every_batch_size_is_timed_with_every_length_in_every_runtime() -> None:
     }
     assert all(each.speedup is not None for each in found)
     assert all(set(one.asked) == want for one in ready.values())
+    # Beside the first runtime, the second one of the same model.
+    assert {each.runtime for each in found if each.beside is not None} == {"y"}
+
+
+def test_prompts_of_llama_cpp_are_not_held_against_others() -> None:
+    ready = {("m", runtime): Fixed() for runtime in ("eager", "onnx", "gguf")}
+    found = time_forward(
+        ready, batch_sizes=(1,), lengths=(8,), rounds=2, device=torch.device("cpu"), baseline=None
+    )
+    assert [each.beside is not None for each in found] == [False, True, False]
 
 
 def test_inputs_of_their_own_size_are_timed_once_for_all_lengths() -> None:
@@ -174,6 +184,8 @@ def test_generation_is_timed_where_a_runtime_writes() -> None:
     found = time_generation(ready, batch_sizes=(2,), lengths=(5,), new_tokens=3, rounds=2, baseline="dense")
     assert [(each.model, each.runtime) for each in found] == [("dense", "x"), ("cut", "x")]
     assert found[0].per_second == pytest.approx(2 / 0.5)
+    assert found[0].read_per_second == pytest.approx(2 * 5 / 0.2)
+    assert found[0].to_json()["prefill_per_second"] == found[0].read_per_second
     assert found[1].faster is not None
     assert found[1].faster[0].median == 1.0
 
@@ -227,6 +239,12 @@ def test_what_does_not_generate_is_refused_before_it_is_timed(tmp_path: Path) ->
     tiny().save_pretrained(tmp_path)
     with pytest.raises(ArgumentError, match="is no decoder that stands alone"):
         run_bench(options(tmp_path, generate=1))
+
+
+def test_generation_wants_a_runtime_that_times_it(llama: Path) -> None:
+    options = {"model": str(llama), "device": torch.device("cpu"), "dtype": torch.float32}
+    with pytest.raises(ArgumentError, match=r"generate: is not timed in compile\. Name another runtime"):
+        run_bench(BenchOptions(**options, runtimes="compile", generate=3))
 
 
 def test_a_gguf_file_runs_in_llama_cpp_only(tmp_path: Path) -> None:
