@@ -26,9 +26,11 @@ from sparse_trainer.run.compare import (
     named_prunings,
     write_comparison,
 )
+from sparse_trainer.run.judge import LOSS
 from sparse_trainer.run.options import PruneSection, SourceOptions
 from sparse_trainer.run.pictures import check_drawing
 from sparse_trainer.run.prune_folder import read_calibration
+from sparse_trainer.run.texts import pooled_as_stored
 from sparse_trainer.run.together import check_alone
 
 PRUNING = Fields(
@@ -43,6 +45,7 @@ PRUNING = Fields(
     min_keep="Least units per layer: 8, or heads=1.",
     reconstruct="Repair after each cut: bias, scale, least-squares.",
     damping="Of least squares.",
+    pooling="Of encoders: mean, cls, max or lasttoken; default: by the model's files, else none.",
 )
 
 
@@ -80,6 +83,8 @@ def compare_command(
             check_target(out, overwrite=overwrite, ours=TABLE)
             if pictures:
                 check_drawing("give --no-pictures")
+        pooling = pooled_as_stored(prunings[0], source, tell).pooling
+        prunings = [replace(options, pooling=pooling) for options in prunings]
         shape = source.shape()
         for options in prunings:
             check_shape(options, shape, source.place())
@@ -97,7 +102,7 @@ def compare_command(
 
 
 def _shown(found: CriteriaComparison, files: dict[str, Path]) -> list[RenderableType]:
-    rows = [["criterion", "loss", "rise", "behind the best", "stays", "seconds"]]
+    rows = [["criterion", found.measure, "rise", "behind the best", "stays", "seconds"]]
     for one in found.outcomes:
         rows.append(
             [
@@ -109,10 +114,12 @@ def _shown(found: CriteriaComparison, files: dict[str, Path]) -> list[Renderable
                 f"{one.seconds:.1f}",
             ]
         )
-    below = (
-        f"loss per label in nats over {found.sequences} sequences ({found.labels:,} labels) held out; "
-        f"dense {found.dense_loss:.4f}; ± standard errors of differences, in pairs of sequences"
-    )
+    where = f"{found.sequences} sequences"
+    if found.measure == LOSS:
+        what = f"loss per label in nats over {where} ({found.labels:,} labels) held out; dense {found.dense_loss:.4f}"
+    else:
+        what = f"without labels: mean divergence from what the dense model says, over {where} held out"
+    below = f"{what}; ± standard errors of differences, in pairs of sequences"
     return [table(rows, None), below, *(f"{what}: {path}" for what, path in files.items())]
 
 

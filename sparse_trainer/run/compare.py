@@ -17,7 +17,7 @@ from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
 from sparse_trainer.plan.widths import title_of
-from sparse_trainer.run.held_out import sequence_losses
+from sparse_trainer.run.judge import DIVERGENCE, LOSS, Judge, Judged, Measure
 from sparse_trainer.run.pictures import write_csv
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.collect import collect
@@ -27,9 +27,6 @@ TABLE: Final = "compare.csv"
 """By this file a folder is known."""
 PICTURE: Final = "compare.png"
 
-_Losses = tuple[tuple[float, int], ...]
-"""Of each sequence: the loss summed over its labels, and how many these are."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CriterionOutcome:
@@ -37,7 +34,7 @@ class CriterionOutcome:
 
     criterion: str
     loss: float
-    """Mean loss per label, in nats."""
+    """Mean loss per label, in nats, or mean divergence from the dense model, as `CriteriaComparison.measure` says."""
     rise: float
     """The same, less that of the dense model."""
     rise_stderr: float | None
@@ -55,9 +52,12 @@ class CriterionOutcome:
 class CriteriaComparison:
     """Criteria, the best first."""
 
+    measure: Measure
+    """What the sequences are judged by: the model's own loss, or without labels the divergence from the dense model."""
     dense_loss: float
     sequences: int
     labels: int
+    """How much counts in them: labels, or without any texts or tokens."""
     outcomes: tuple[CriterionOutcome, ...]
     plans: Mapping[str, Plan]
     """The plan of each cut, by criterion."""
@@ -65,6 +65,7 @@ class CriteriaComparison:
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON, without the plans."""
         return {
+            "measure": self.measure,
             "dense_loss": self.dense_loss,
             "sequences": self.sequences,
             "labels": self.labels,
@@ -81,7 +82,8 @@ def compare_criteria(
     """Return what every way of pruning costs; the model stays as it is. All share one calibration pass.
 
     Args:
-        held_out: Batches that no criterion looks at, with labels where the model is no causal language model.
+        held_out: Batches that no criterion looks at, judged by the model's loss where there are labels, or these can be
+            made of the tokens, else by how far what the model says moves.
         prunings: Options of `prune` that differ in their criterion.
 
     Raises:
@@ -92,16 +94,17 @@ def compare_criteria(
     named = named_prunings(prunings)
     structures = [check_prunable(options, model)[1] for options in named.values()]
     requests = [request for options in named.values() for request in options.requests]
-    batches = Batches(model, calibration)
+    pooling = prunings[0].pooled
+    batches = Batches(model, calibration, pooling)
     statistics = collect(model, structures[0], batches, requests)
-    judged = Batches(model, held_out)
-    dense = sequence_losses(model, judged)
-    found: dict[str, tuple[_Losses, Plan, float]] = {}
+    judge = Judge(model, held_out, pooling)
+    dense = judge.dense
+    found: dict[str, tuple[Judged, Plan, float]] = {}
     for name, options in named.items():
         start = time.perf_counter()
         pruned, plan = prune_by(options, model, statistics=statistics, check=False)
         seconds = time.perf_counter() - start
-        found[name] = sequence_losses(pruned, judged), plan, seconds
+        found[name] = judge(pruned), plan, seconds
         del pruned
     best = min(found, key=lambda name: sum(loss for loss, _ in found[name][0]))
     outcomes = [
@@ -109,6 +112,7 @@ def compare_criteria(
         for name, (losses, plan, seconds) in found.items()
     ]
     return CriteriaComparison(
+        measure=judge.measure,
         dense_loss=ratio_of_sums(dense)[0],
         sequences=len(dense),
         labels=sum(count for _, count in dense),
@@ -142,9 +146,9 @@ def named_prunings(prunings: Sequence[PruneOptions]) -> dict[str, PruneOptions]:
 
 
 def _outcome(
-    name: str, losses: _Losses, dense: _Losses, best: _Losses, density: float | None, seconds: float
+    name: str, losses: Judged, dense: Judged, best: Judged, density: float | None, seconds: float
 ) -> CriterionOutcome:
-    def less(others: _Losses) -> tuple[float, float | None]:
+    def less(others: Judged) -> tuple[float, float | None]:
         pairs = zip(losses, others, strict=True)
         return ratio_of_sums(tuple((mine - other, count) for (mine, count), (other, _) in pairs))
 
@@ -175,6 +179,12 @@ def write_comparison(
     return {"table": folder / TABLE} | ({"losses and widths": folder / PICTURE} if draw else {})
 
 
+_TITLES: Final[Mapping[Measure, str]] = {
+    LOSS: "rise of the loss per label, in nats",
+    DIVERGENCE: "divergence from the dense model",
+}
+
+
 @look()
 def _draw(found: CriteriaComparison, path: Path) -> None:
     kinds = [kind for kind in WIDTH_KINDS if any(kind in plan.by_kind() for plan in found.plans.values())]
@@ -190,7 +200,7 @@ def _draw(found: CriteriaComparison, path: Path) -> None:
         capsize=2,
     )
     axes[0].invert_yaxis()
-    axes[0].set_title("rise of the loss per label, in nats")
+    axes[0].set_title(_TITLES[found.measure])
     for axis, kind in zip(axes[1:], kinds, strict=True):
         for name in names:
             groups = found.plans[name].by_kind().get(kind, [])

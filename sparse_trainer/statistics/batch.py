@@ -37,6 +37,8 @@ class Batch:
     """Whether a loss is asked for and there are no labels: it is how far the model's own output moves."""
     pooling: Pooling | None = None
     """How the vectors of texts are made of what a model without a head says of tokens; None = tokens stand alone."""
+    has_labels_one_by_one: bool = False
+    """Whether each class is right or wrong by itself."""
 
     def real_at(self, path: str) -> Tensor | None:
         """Return which of the tokens that a module reads are real, [B, T]; None = every one is."""

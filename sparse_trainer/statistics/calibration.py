@@ -89,6 +89,7 @@ class Batches:
             terms=terms,
             is_own_target=own,
             pooling=self.pooling,
+            has_labels_one_by_one=self.labels.one_by_one,
         )
 
     def _rows(self, where: str, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -29,6 +29,10 @@ class Labels:
         self.of_spans = "start_positions" in self.named
         self.shifts = shifts_labels(model)
         self.name = type(unwrapped(model)).__name__
+        self.one_by_one = (
+            getattr(unwrapped(model).config, "problem_type", None) == "multi_label_classification"
+        )
+        """Whether each class is right or wrong by itself."""
         self.is_causal = self.name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
     def cannot_be_had(self, inputs: Mapping[str, Tensor]) -> bool:

@@ -1,6 +1,7 @@
 """A loss without labels: how far what the model says moves.
 
-How far is the KL divergence of distributions, and the squared distance of vectors over their squared length. Both are
+How far is the KL divergence of distributions (of labels that are right or wrong each by itself, the sum over labels),
+and the squared distance of vectors over their squared length. All are
 least, and their gradient is zero, where the model says what it says. What counts there is the second derivative of the
 divergence in the output, H, which is known in closed form. The loss here is the product of the output with a random z
 whose E[z z^T] is H: with g its gradient, E[g^2] is the second derivative in whatever g is taken of (the Gauss-Newton
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.calibration_pass import precise
-from sparse_trainer.statistics.said import said
+from sparse_trainer.statistics.said import Kind, said
 
 # Shape legend: N = positions, C = classes or features.
 
@@ -34,12 +35,12 @@ class OwnOutput:
         """Return the sum over positions of the output along its direction, scalar."""
         return torch.stack([self._along(*value) for value in said(output, batch)]).sum()
 
-    def _along(self, value_NC: Tensor, is_logits: bool) -> Tensor:
+    def _along(self, value_NC: Tensor, kind: Kind) -> Tensor:
         value_NC = precise(value_NC)
         drawn_NC = torch.randint(0, 2, value_NC.shape, generator=self._generator)
         sign_NC = (2 * drawn_NC - 1).to(value_NC)
-        direct = _of_classes if is_logits else _of_vectors
-        return (direct(value_NC.detach(), sign_NC) * value_NC).sum()
+        direction_NC = _DIRECTIONS[kind](value_NC.detach(), sign_NC)
+        return (direction_NC * value_NC).sum()
 
 
 def _of_classes(logits_NC: Tensor, sign_NC: Tensor) -> Tensor:
@@ -63,3 +64,12 @@ def _of_vectors(value_NC: Tensor, sign_NC: Tensor) -> Tensor:
         return sign_NC * math.sqrt(2)
     tiny = torch.finfo(value_NC.dtype).tiny
     return sign_NC * (2 / value_NC.square().sum(-1, keepdim=True).clamp_min(tiny)).sqrt()
+
+
+def _of_labels(logits_NC: Tensor, sign_NC: Tensor) -> Tensor:
+    """Return directions whose second moment is diag(p (1 - p)), the second derivative of the sum of KLs."""
+    p_NC = logits_NC.sigmoid()
+    return sign_NC * (p_NC * (1 - p_NC)).sqrt()
+
+
+_DIRECTIONS: Final = {Kind.CLASSES: _of_classes, Kind.LABELS: _of_labels, Kind.VECTORS: _of_vectors}

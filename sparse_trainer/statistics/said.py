@@ -1,6 +1,7 @@
 """What a model says of a batch, as losses without labels compare it: distributions over classes, or vectors."""
 
 from collections.abc import Iterator
+from enum import Enum, auto
 from typing import Any, Final
 
 import torch
@@ -14,17 +15,34 @@ _SPANS: Final = ("start_logits", "end_logits")
 """Logits over the tokens of a text: where a span begins and ends in it."""
 
 
-def said(output: Any, batch: Batch) -> Iterator[tuple[Tensor, bool]]:
-    """Yield what a model says at real positions, [N, C] in row order, and whether these are logits of classes.
+class Kind(Enum):
+    """What numbers that a model says stand for."""
+
+    CLASSES = auto()
+    """Logits, of which one class is right."""
+    LABELS = auto()
+    """Logits of labels that are right or wrong each by itself (`problem_type="multi_label_classification"`)."""
+    VECTORS = auto()
+    """Features of a vector; a single number, too."""
+
+
+def said(output: Any, batch: Batch) -> Iterator[tuple[Tensor, Kind]]:
+    """Yield what a model says at real positions, [N, C] in row order, and what it stands for.
 
     All outputs named logits; of a model without logits its first output: one vector per text where the batch knows how
-    these are pooled, else one per token. A single number is no distribution.
+    these are pooled, else one per token. A single number is no distribution, unless it is one of a label.
     """
     named = {name: output[name] for name in output if name.endswith("logits")}
     logits = [_without_padding(each, batch) if name in _SPANS else each for name, each in named.items()]
     for value in logits or [_vectors(output[0], batch)]:
         value_NC = _real(value, batch)
-        yield value_NC, bool(logits) and value_NC.shape[-1] > 1
+        yield value_NC, _kind(value_NC, batch) if logits else Kind.VECTORS
+
+
+def _kind(logits_NC: Tensor, batch: Batch) -> Kind:
+    if batch.has_labels_one_by_one:
+        return Kind.LABELS
+    return Kind.CLASSES if logits_NC.shape[-1] > 1 else Kind.VECTORS
 
 
 def _vectors(states: Tensor, batch: Batch) -> Tensor:

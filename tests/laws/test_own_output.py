@@ -36,6 +36,7 @@ LENGTH, REAL, ROWS = 6, 4, 3
 WIDTHS = (HEADS, CHANNELS)
 MODELS: dict[str, tuple[Any, Pooling | None]] = {
     "classes": (AutoModelForSequenceClassification, None),
+    "labels": (AutoModelForSequenceClassification, None),
     "token classes": (AutoModelForTokenClassification, None),
     "spans": (AutoModelForQuestionAnswering, None),
     "masked tokens": (AutoModelForMaskedLM, None),
@@ -47,7 +48,7 @@ MODELS: dict[str, tuple[Any, Pooling | None]] = {
 
 def model_with(head: str, **changes: Any) -> PreTrainedModel:
     config = tiny_config("bert")
-    config.update(changes)
+    config.update(changes | ({"problem_type": "multi_label_classification"} if head == "labels" else {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = MODELS[head][0].from_config(config)
@@ -114,7 +115,7 @@ def test_padding_does_not_change_the_divergence(head: str) -> None:
     assert totals[2] == pytest.approx(totals[0])
 
 
-@pytest.mark.parametrize("head", ["classes", "texts", "tokens"])
+@pytest.mark.parametrize("head", ["classes", "labels", "texts", "tokens"])
 def test_squared_gradients_are_the_curvature_of_the_divergence(head: str) -> None:
     """One text many times over: the mean square is the second derivative of the divergence in each gate."""
     model, pooling, copies = model_with(head, num_hidden_layers=1), MODELS[head][1], 1500
@@ -141,9 +142,20 @@ def test_squared_gradients_are_the_curvature_of_the_divergence(head: str) -> Non
     unpatch(model)
 
 
+def test_labels_that_are_right_each_by_itself_are_compared_one_by_one() -> None:
+    dense, other = (model_with("labels").requires_grad_(False) for _ in range(2))
+    for weight in other.parameters():
+        weight.mul_(1.05)
+    row = padded(1)
+    p, q = (torch.distributions.Bernoulli(logits=model(**row).logits) for model in (dense, other))
+    (batch,) = Batches(dense, [row]).read(labelled=False)
+    found = DenseOutput(dense(**batch.inputs), batch).divergence(other(**batch.inputs))
+    assert float(found) == pytest.approx(float(torch.distributions.kl_divergence(p, q).sum()))
+
+
 @pytest.mark.parametrize("search", [None, "dp", "evolve"])
 @pytest.mark.parametrize("criterion", ["fisher", "obs", "kfac_obs", "taylor", "fisher + obs"])
-@pytest.mark.parametrize("head", ["classes", "texts"])
+@pytest.mark.parametrize("head", ["classes", "labels", "texts"])
 def test_a_model_without_labels_is_pruned_the_same_however_it_is_padded(
     head: str, criterion: str, search: str | None
 ) -> None:

@@ -1,13 +1,15 @@
 """How far what a model says is from what the dense one says: KL divergence of distributions, distance of states."""
 
+from collections.abc import Callable
 from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.calibration_pass import precise
-from sparse_trainer.statistics.said import said
+from sparse_trainer.statistics.said import Kind, said
 
 # Shape legend: N = positions, C = classes or features.
 
@@ -25,9 +27,10 @@ class _Measure(Protocol):
 class DenseOutput:
     """What the dense model says of one batch, ready to be compared with what others say of it.
 
-    Of every output named logits it is KL(dense || other) over the last axis, in nats; of a single number its squared
-    change. Of a model without logits: the squared distance of its first output, over the dense one's squared norm; of
-    texts where the batch knows how their vectors are pooled, else of tokens.
+    Of every output named logits it is KL(dense || other) over the last axis, in nats; of labels that are right or wrong
+    each by itself the sum of theirs; of a single number its squared change. Of a model without logits: the squared
+    distance of its first output, over the dense one's squared norm; of texts where the batch knows how their vectors
+    are pooled, else of tokens.
     """
 
     def __init__(self, dense: Any, batch: Batch) -> None:
@@ -36,8 +39,8 @@ class DenseOutput:
         self.positions = max(len(value_NC) for value_NC, _ in values)
         """How many are real."""
         self._measures: list[list[_Measure]] = [
-            [_measure_of(is_logits, value_NC)(precise(part)) for part in _parts(value_NC)]
-            for value_NC, is_logits in values
+            [_measure_of(kind, value_NC)(precise(part)) for part in _parts(value_NC)]
+            for value_NC, kind in values
         ]
 
     def divergence(self, other: Any) -> Tensor:
@@ -55,8 +58,10 @@ def _parts(value_NC: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def _measure_of(is_logits: bool, value_NC: Tensor) -> type["_Kl"] | type["_Distance"] | type["_Change"]:
-    if is_logits:
+def _measure_of(kind: Kind, value_NC: Tensor) -> Callable[[Tensor], _Measure]:
+    if kind is Kind.LABELS:
+        return _LabelKl
+    if kind is Kind.CLASSES:
         return _Kl
     return _Distance if value_NC.shape[-1] > 1 else _Change
 
@@ -77,6 +82,20 @@ class _Kl:
         if self.possible_NC is not None:
             other_NC = torch.where(self.possible_NC, other_NC, 0.0)
         return (total_N - _dot(self.p_NC, other_NC) - self.entropy_N).sum()
+
+
+class _LabelKl:
+    """sum p (log p - log q) + (1 - p) (log (1 - p) - log (1 - q)) over labels."""
+
+    def __init__(self, logits_NC: Tensor) -> None:
+        self.p_NC = logits_NC.sigmoid()
+        self.own = self._cross_entropy(logits_NC)
+
+    def _cross_entropy(self, logits_NC: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(logits_NC, self.p_NC, reduction="sum")
+
+    def __call__(self, other_NC: Tensor) -> Tensor:
+        return self._cross_entropy(other_NC) - self.own
 
 
 class _Distance:

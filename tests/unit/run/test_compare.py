@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.one_shot.options import PruneOptions
@@ -84,3 +85,32 @@ def test_a_classifier_is_judged_by_its_own_labels() -> None:
     found = compare_criteria(model, rows, rows[:1], prunings("wanda", "fisher"))
     assert found.outcomes[0].rise_stderr is None
     assert found.sequences == 1
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_without_labels_cuts_are_judged_by_how_far_the_output_moves(pooling: str | None) -> None:
+    model = model_of("bert")
+    if pooling is not None:
+        model = AutoModel.from_config(model.config).eval()
+    rows = [{"input_ids": row["input_ids"]} for row in sequences(model, (20, 20, 12, 16))]
+    found = compare_criteria(model, rows[:2], rows[2:], prunings("wanda", "fisher", pooling=pooling))
+    assert found.measure == "divergence"
+    assert found.dense_loss == pytest.approx(0.0, abs=1e-12)
+    assert found.sequences == 2
+    assert found.labels == (12 + 16 if pooling is None else 2)
+    for outcome in found.outcomes:
+        pruned, _ = prune(
+            model, rows[:2], criterion=outcome.criterion, density={"channels": 0.5}, pooling=pooling
+        )
+        with torch.no_grad():
+            moved = [_moved(model(**row), pruned(**row), pooling) for row in rows[2:]]
+        assert outcome.loss > 0
+        assert outcome.loss == pytest.approx(sum(moved) / found.labels, rel=1e-4)
+
+
+def _moved(dense: Any, other: Any, pooling: str | None) -> float:
+    if pooling is None:
+        p, q = (torch.distributions.Categorical(logits=each.logits) for each in (dense, other))
+        return float(torch.distributions.kl_divergence(p, q).sum())
+    a, b = (each.last_hidden_state.mean(1) for each in (dense, other))
+    return float((a - b).square().sum() / a.square().sum())
