@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.calibration_pass import precise
-from sparse_trainer.statistics.said import Kind, said
+from sparse_trainer.statistics.said import Meaning, said
 
 # Shape legend: N = positions, C = classes or features.
 
@@ -35,11 +35,11 @@ class OwnOutput:
         """Return the sum over positions of the output along its direction, scalar."""
         return torch.stack([self._along(*value) for value in said(output, batch)]).sum()
 
-    def _along(self, value_NC: Tensor, kind: Kind) -> Tensor:
+    def _along(self, value_NC: Tensor, meaning: Meaning) -> Tensor:
         value_NC = precise(value_NC)
         drawn_NC = torch.randint(0, 2, value_NC.shape, generator=self._generator)
         sign_NC = (2 * drawn_NC - 1).to(value_NC)
-        direction_NC = _DIRECTIONS[kind](value_NC.detach(), sign_NC)
+        direction_NC = _DIRECTIONS[meaning](value_NC.detach(), sign_NC)
         return (direction_NC * value_NC).sum()
 
 
@@ -72,4 +72,4 @@ def _of_labels(logits_NC: Tensor, sign_NC: Tensor) -> Tensor:
     return sign_NC * (p_NC * (1 - p_NC)).sqrt()
 
 
-_DIRECTIONS: Final = {Kind.CLASSES: _of_classes, Kind.LABELS: _of_labels, Kind.VECTORS: _of_vectors}
+_DIRECTIONS: Final = {Meaning.CLASSES: _of_classes, Meaning.LABELS: _of_labels, Meaning.VECTORS: _of_vectors}

@@ -15,7 +15,7 @@ _SPANS: Final = ("start_logits", "end_logits")
 """Logits over the tokens of a text: where a span begins and ends in it."""
 
 
-class Kind(Enum):
+class Meaning(Enum):
     """What numbers that a model says stand for."""
 
     CLASSES = auto()
@@ -26,7 +26,7 @@ class Kind(Enum):
     """Features of a vector; a single number, too."""
 
 
-def said(output: Any, batch: Batch) -> Iterator[tuple[Tensor, Kind]]:
+def said(output: Any, batch: Batch) -> Iterator[tuple[Tensor, Meaning]]:
     """Yield what a model says at real positions, [N, C] in row order, and what it stands for.
 
     All outputs named logits; of a model without logits its first output: one vector per text where the batch knows how
@@ -36,13 +36,13 @@ def said(output: Any, batch: Batch) -> Iterator[tuple[Tensor, Kind]]:
     logits = [_without_padding(each, batch) if name in _SPANS else each for name, each in named.items()]
     for value in logits or [_vectors(output[0], batch)]:
         value_NC = _real(value, batch)
-        yield value_NC, _kind(value_NC, batch) if logits else Kind.VECTORS
+        yield value_NC, _meaning(value_NC, batch) if logits else Meaning.VECTORS
 
 
-def _kind(logits_NC: Tensor, batch: Batch) -> Kind:
+def _meaning(logits_NC: Tensor, batch: Batch) -> Meaning:
     if batch.has_labels_one_by_one:
-        return Kind.LABELS
-    return Kind.CLASSES if logits_NC.shape[-1] > 1 else Kind.VECTORS
+        return Meaning.LABELS
+    return Meaning.CLASSES if logits_NC.shape[-1] > 1 else Meaning.VECTORS
 
 
 def _vectors(states: Tensor, batch: Batch) -> Tensor:

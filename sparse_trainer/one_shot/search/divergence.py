@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.calibration_pass import precise
-from sparse_trainer.statistics.said import Kind, said
+from sparse_trainer.statistics.said import Meaning, said
 
 # Shape legend: N = positions, C = classes or features.
 
@@ -39,8 +39,8 @@ class DenseOutput:
         self.positions = max(len(value_NC) for value_NC, _ in values)
         """How many are real."""
         self._measures: list[list[_Measure]] = [
-            [_measure_of(kind, value_NC)(precise(part)) for part in _parts(value_NC)]
-            for value_NC, kind in values
+            [_measure_of(meaning, value_NC)(precise(part)) for part in _parts(value_NC)]
+            for value_NC, meaning in values
         ]
 
     def divergence(self, other: Any) -> Tensor:
@@ -58,10 +58,10 @@ def _parts(value_NC: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def _measure_of(kind: Kind, value_NC: Tensor) -> Callable[[Tensor], _Measure]:
-    if kind is Kind.LABELS:
+def _measure_of(meaning: Meaning, value_NC: Tensor) -> Callable[[Tensor], _Measure]:
+    if meaning is Meaning.LABELS:
         return _LabelKl
-    if kind is Kind.CLASSES:
+    if meaning is Meaning.CLASSES:
         return _Kl
     return _Distance if value_NC.shape[-1] > 1 else _Change
 
