@@ -104,22 +104,20 @@ class FamilyResult:
     """Of the whole run, from its start or from where it went on."""
 
     def rows(self) -> list[list[str]]:
-        """Return the table: a header, then one row per member."""
+        """Return the table: a header, then one row per member, whose folder is named after what was asked."""
         metrics = list(dict.fromkeys(name for member in self.members for name in member.metrics))
-        kind = self.members[0].end.name.rpartition("-")[0].replace("speedup", "speed-up")
-        rows = [[f"{kind} asked", "speed-up", *metrics, "parameters", "steps", "seconds", "folder"]]
+        rows = [["folder", "speed-up", *metrics, "parameters", "steps", "seconds"]]
         for member in self.members:
             speedup = MISSING if member.speedup is None else f"{member.speedup:.2f}x"
             quality = [spell_metric(name, member.metrics.get(name)) for name in metrics]
             rows.append(
                 [
-                    f"{member.asked:g}",
+                    member.folder.name,
                     speedup,
                     *quality,
                     f"{member.parameters:,}",
                     str(member.end.step),
                     f"{member.end.seconds:.0f}",
-                    member.folder.name,
                 ]
             )
         return rows
