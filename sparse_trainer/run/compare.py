@@ -16,7 +16,7 @@ from sparse_trainer.one_shot.checks import check_prunable
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune_by
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.plan.widths import title_of
+from sparse_trainer.plan.widths import number_layers, title_of
 from sparse_trainer.run.judge import DIVERGENCE, LOSS, Judge, Judged, Measure
 from sparse_trainer.run.pictures import write_csv
 from sparse_trainer.statistics.calibration import Batches
@@ -201,11 +201,17 @@ def _draw(found: CriteriaComparison, path: Path) -> None:
     )
     axes[0].invert_yaxis()
     axes[0].set_title(_TITLES[found.measure])
+    axes[0].axvline(0, color=INK, linewidth=0.8)
     for axis, kind in zip(axes[1:], kinds, strict=True):
         for name in names:
             groups = found.plans[name].by_kind().get(kind, [])
             axis.plot([len(group["keep"]) for group in groups], marker=".", label=name)
+        known = next(plan.by_kind()[kind] for plan in found.plans.values() if kind in plan.by_kind())
+        axis.set_ylim(0, 1.05 * max(group["size"] for group in known))
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        number_layers(axis.xaxis, known)
         is_shared = any(plan.kv_groups for plan in found.plans.values())
         axis.set_title(f"{unit_name(kind, is_shared=is_shared)} that stay, layer by layer")
-        axis.legend()
+        axis.legend(ncols=4, loc="lower left")  # widths stand above it
+    axes[-1].set_xlabel("layer" if kinds else "")
     save_picture(figure, path)

@@ -30,7 +30,9 @@ def losses(model: Any, rows: list[dict[str, torch.Tensor]]) -> list[tuple[float,
     return [(mean * count, count) for mean, count in zip(means, counts, strict=True)]
 
 
-def test_losses_and_paired_errors_are_those_of_models_that_prune_makes(tmp_path: Path) -> None:
+def test_losses_and_paired_errors_are_those_of_models_that_prune_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of("llama")
     before = copy.deepcopy(model.state_dict())
     calibration, held_out = sequences(model, (60,) * 4), sequences(model, (20, 31, 24), seed=5)
@@ -57,7 +59,16 @@ def test_losses_and_paired_errors_are_those_of_models_that_prune_makes(tmp_path:
         assert outcome.rise_stderr == pytest.approx(math.sqrt(sum(parts) * 3 / 2) / tokens, abs=1e-6)
         assert outcome.density == plan.density_reached
         assert found.plans[outcome.criterion].groups == plan.groups
-    files = write_comparison(found, tmp_path / "out", draw=False)
+    drawn: list[Any] = []
+    monkeypatch.setattr("sparse_trainer.run.compare.save_picture", lambda figure, path: drawn.append(figure))
+    files = write_comparison(found, tmp_path / "out")
+    losses_axis, *widths = drawn[0].axes
+    assert drawn[0].get_suptitle() == f"{found.plans[NAMES[0]].architecture}, criteria, density 0.50"
+    assert losses_axis.get_title("left") == "rise of the loss per label, in nats"
+    assert widths[-1].get_xlabel() == "layer"
+    for axis in widths:  # from none to all, so that heights compare
+        assert axis.get_ylim()[0] == 0
+        assert len(axis.lines) == len(NAMES)
     rows = list(csv.DictReader(files["table"].read_text().splitlines()))
     assert [row["criterion"] for row in rows] == [outcome.criterion for outcome in found.outcomes]
 
