@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
+    SchedulerType,
     Trainer,
     TrainerState,
     TrainingArguments,
@@ -222,7 +223,7 @@ class FinePruningJob:
             "epochs": training.num_train_epochs,
             "batch size": training.train_batch_size * training.gradient_accumulation_steps,
             "learning rate": training.learning_rate,
-            "learning rate schedule": str(training.lr_scheduler_type),
+            "learning rate schedule": SchedulerType(training.lr_scheduler_type).value,
             "seed": training.seed,
             "mixed precision": "bfloat16" if training.bf16 else "float16" if training.fp16 else "no",
             "scores": pruning.scoring,
