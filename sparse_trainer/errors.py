@@ -85,16 +85,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "Did you mean 'density'? Known: density, target."
     >>> nearest("zzz", ["density"])
     'Known: density.'
+    >>> nearest("WANDA", ["wanda"])
+    "Did you mean 'wanda'? Known: wanda."
     """
     names = list(known)
     if not names:
         return "There are none."
-    close = get_close_matches(name[:200], names, n=1)
+    close = _close(name, names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if len(names) > _MOST_NAMES:
-        near = get_close_matches(name[:200], names, n=5, cutoff=0.0)
+        near = _close(name, names, n=5, cutoff=0.0)
         return f"{hint}The nearest of {len(names)}: {', '.join(near)}."
     return f"{hint}Known: {', '.join(names)}."
+
+
+def _close(name: str, names: Iterable[str], n: int, cutoff: float = 0.6) -> list[str]:
+    """Return the names nearest to one, whatever letters are capitals."""
+    spelled: dict[str, list[str]] = {}
+    for each in names:
+        spelled.setdefault(each.casefold(), []).append(each)
+    near = get_close_matches(name[:200].casefold(), spelled, n=n, cutoff=cutoff)
+    return [each for folded in near for each in spelled[folded]][:n]
 
 
 def one_of(where: str, value: object, known: Iterable[_T]) -> _T:

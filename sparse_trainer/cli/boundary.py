@@ -7,7 +7,6 @@ sweep of which a run failed; 130 and 143 interrupted and terminated, as shells c
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,13 +14,11 @@ from typing import Any, NoReturn
 import typer
 
 from sparse_trainer.cli.commands import named_command
-from sparse_trainer.cli.console import complain, say, without_reader
+from sparse_trainer.cli.console import complain, say
+from sparse_trainer.cli.endings import INTERRUPTED, code_of
 from sparse_trainer.cli.options import CALLED
 from sparse_trainer.errors import ProcessError, SparseTrainerError, Spelling
 
-DEBUG = "SPARSE_TRAINER_DEBUG"
-"""Environment variable: set, an unexpected error shows where it came from."""
-INTERRUPTED = 128 + signal.SIGINT
 # click's class; newer typer brings a copy of click, so it is taken from what typer itself exports.
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -51,14 +48,11 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
         help_of = f"sparse-trainer {command} --help" if command in _commands(app) else "sparse-trainer --help"
         said = error.format_message()
         code = _complain("UsageError", "command line", said, f"See `{help_of}`.", arguments, error.exit_code)
-    except BrokenPipeError:
-        code = without_reader()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last resort: nobody is shown a traceback unasked
-        code = _unexpected(error, arguments)
-    if code == INTERRUPTED:
-        say("interrupted")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort: no traceback unasked
+        code = code_of(error, arguments)
+    else:
+        if code == INTERRUPTED:
+            say("interrupted")
     return code or 0
 
 
@@ -93,15 +87,6 @@ def _complain(kind: str, where: str, problem: str, remedy: str, arguments: Seque
     """Say why nothing was done, and return the exit code."""
     complain(kind, where, problem, remedy, arguments)
     return code
-
-
-def _unexpected(error: Exception, arguments: Sequence[str]) -> int:
-    if os.environ.get(DEBUG):
-        traceback.print_exception(error)
-    remedy = f"Set {DEBUG}=1 to see where it came from, and report it with what you called."
-    return _complain(
-        "InternalError", "unexpected error", f"{type(error).__name__}: {error}.", remedy, arguments, 1
-    )
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

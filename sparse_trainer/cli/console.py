@@ -1,7 +1,6 @@
 """What all commands share: results go to stdout, everything else to stderr."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,9 +51,3 @@ def complain(kind: str, where: str, problem: str, remedy: str, arguments: Sequen
     if "--json" in arguments:
         told = {"type": kind, "where": where, "problem": problem, "remedy": remedy}
         print_json({"error": told})
-
-
-def without_reader() -> int:
-    """Let go of a stdout that nobody reads any more, as after `| head`; its last flush would complain again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from sparse_trainer import __version__
 from sparse_trainer.cli.commands import ABOUT, COMMANDS, named_command
-from sparse_trainer.cli.console import complain, print_text, without_reader
+from sparse_trainer.cli.console import complain, print_text
+from sparse_trainer.cli.endings import code_of, ready_streams
 from sparse_trainer.cli.recipe_list import list_recipes
 from sparse_trainer.cli.two_columns import two_columns
 from sparse_trainer.errors import nearest
@@ -27,15 +28,17 @@ _COMPLETING = "_SPARSE_TRAINER_COMPLETE"
 def main() -> NoReturn:
     """Run the command line on the arguments of the process, and leave with its exit code."""
     arguments = sys.argv[1:]
+    ready_streams()
     try:
         if _COMPLETING not in os.environ and _answered(arguments):
             sys.stdout.flush()
             raise SystemExit(0)
-    except BrokenPipeError:
-        raise SystemExit(without_reader()) from None
-    from sparse_trainer.cli.app import run_cli
+        from sparse_trainer.cli.app import run_cli
 
-    run_cli(arguments)
+        run_cli(arguments)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - also while a command is imported
+        code = code_of(error, arguments)
+    raise SystemExit(code)
 
 
 def _answered(arguments: Sequence[str]) -> bool:
@@ -67,5 +70,5 @@ def _page() -> str:
 
 def _strong(text: str) -> str:
     """Return a text in bold letters where somebody looks at a terminal that has them."""
-    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\033[1m{text}\033[0m"

@@ -10,6 +10,6 @@ def two_columns(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     left = max(len(name) for name, _ in rows) + 4
     width = max(shutil.get_terminal_size().columns - left, 30)
     for name, text in rows:
-        first, *others = textwrap.wrap(text, width) or [""]
+        first, *others = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
         yield f"  {name:<{left - 2}}{first}".rstrip()
         yield from (" " * left + line for line in others)

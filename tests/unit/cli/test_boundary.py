@@ -13,7 +13,8 @@ import pytest
 import typer
 
 from sparse_trainer.cli.app import make_app
-from sparse_trainer.cli.boundary import DEBUG, option_spelling, run_app
+from sparse_trainer.cli.boundary import option_spelling, run_app
+from sparse_trainer.cli.endings import DEBUG
 from sparse_trainer.cli.front import main
 from sparse_trainer.errors import ArgumentError, RecipeError, SparseTrainerError, nearest
 from sparse_trainer.run.recipes.load import load_recipe
