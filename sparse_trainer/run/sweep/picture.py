@@ -58,7 +58,7 @@ def _draw(axis: Any, points: Mapping[str, tuple[float, float]], dense: list[floa
         axis.scatter([1.0] * len(dense), dense, color=GONE, marker="s", s=24, zorder=2, label="dense")
     for name, point in points.items():
         if len(points) <= MOST_LABELS or point in best:
-            axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=LABEL - 2)
+            axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=LABEL - 1)
     axis.margins(x=0.2, y=0.15)
     axis.grid(color=BEFORE, alpha=0.4)
     axis.legend()
