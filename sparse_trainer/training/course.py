@@ -1,7 +1,7 @@
 """What a training is asked for at each moment: one budget from start to end, or several in turn."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, final
 
@@ -64,6 +64,11 @@ class Course:
     def leg(self, progress: float) -> Leg:
         """Return the budget that counts at this fraction of training."""
         return self.legs[self._stage(progress)]
+
+    def aim(self, progress: float, selector: TimedSelector) -> None:
+        """Let another selector meet the time that counts at this fraction of training."""
+        counts = self.leg(progress)
+        self.legs = tuple(replace(leg, selector=selector) if leg is counts else leg for leg in self.legs)
 
     def remaining(self, progress: float) -> float:
         """Return the part of the way from dense to the budget that counts which is still to go."""

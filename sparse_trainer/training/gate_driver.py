@@ -42,7 +42,7 @@ from sparse_trainer.training.course import Course
 from sparse_trainer.training.one_cut import check_refittable, refit_closed, refitted_parameters
 from sparse_trainer.training.options import GateOptions
 from sparse_trainer.training.protect import check_affordable, protected_units, put_first
-from sparse_trainer.training.timed import speedup_of
+from sparse_trainer.training.timed import speedup_of, tried_on
 
 _ON_THE_WAY: Final = 1e-9
 """Part of the way to a time that counts as not yet there."""
@@ -191,7 +191,7 @@ class GateDriver:
                 "the dense start is not over: units are scored and closed when it ends.",
                 "Call it after the step after which `wants_calibration` is True.",
             )
-        self.select()
+        self._settle()
         refit_closed(self.model, self.structure, self.decided(), repair, statistics)
         self._budgets_cut = held + 1
 
@@ -250,9 +250,21 @@ class GateDriver:
         if self.course.leg(progress) is not before:
             remember_request(self.model, self._request())
         cuts = self.options.repair is not None and held is not None
-        if not cuts and (due or held is not None) and (held is None or held != was_held):
+        if held is None and due:
             self.select()
+        elif held is not None and held != was_held and not cuts:
+            self._settle()
         self._follow()
+
+    def _settle(self) -> None:
+        """Select what stays for good under the budget of this moment; a time is tried, and selected for once more."""
+        self.select()
+        selector, timing = self.selector, self.timing
+        if isinstance(selector, TimedSelector) and timing is not None:
+            moved = tried_on(self.model, self.decided(), selector, timing)
+            if moved is not selector:
+                self.course.aim(self.progress, moved)
+                self.select()
 
     @torch.no_grad()
     def select(self) -> None:

@@ -1,15 +1,17 @@
 """Fine-pruning under a budget of time: a table of the model as it will be, and a selector that reads it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchers.discovery.discover import discover
 from patchers.patching.merging import has_adapters
+from patchers.patching.patch import unpatch
 from patchers.units import Structure
 from sparse_trainer.budget.latency.calls import narrowed
 from sparse_trainer.budget.latency.model_time import ModelTime
@@ -95,9 +97,35 @@ def check_times(shape: PreTrainedModel, budgets: Sequence[Budget]) -> None:
         TimedSelector(groups, budget, timing.time, timing.goal)
 
 
+def tried_on(
+    model: Any, keep: Mapping[str, Tensor], selector: TimedSelector, timing: Timing
+) -> TimedSelector:
+    """Return the selector, its goal moved by what the table is off for the model that gates leave now.
+
+    Scores share units out over layers otherwise than the trial before training could know. Nothing is tried where the
+    times are another device's, in several processes, or under adapters.
+
+    Args:
+        model: With its gates; a copy is timed.
+        keep: What is open, by group name.
+    """
+    if not timing.measures or several_processes() or has_adapters(model):
+        return selector
+    plain = bare(model, inplace=False)[0]
+    unpatch(plain)
+    open_units = {name: keep_U > 0 for name, keep_U in keep.items()}
+    with torch.random.fork_rng():  # training goes on as if nothing was timed
+        return _moved(plain, discover(plain), open_units, selector, timing)
+
+
 def _tried(plain: Any, found: Structure, selector: TimedSelector, timing: Timing) -> TimedSelector:
-    """Return the selector, its goal moved by what the table is off for a model that it selects."""
-    keep = selector.select(selector.any_scores).keep
+    """Return the selector, its goal moved by what the table is off where scores favour no layer."""
+    return _moved(plain, found, selector.select(selector.any_scores).keep, selector, timing)
+
+
+def _moved(
+    plain: Any, found: Structure, keep: Mapping[str, Tensor], selector: TimedSelector, timing: Timing
+) -> TimedSelector:
     pair = time_pair(plain, narrowed(plain, found, keep), timing.target)
     if not pair.misses(timing.target):
         return selector

@@ -66,6 +66,8 @@ def trained(model: Any, steps: int = 40, **options: Any) -> ModelPatchingCoordin
         optimizer.step()
         optimizer.zero_grad()
         coordinator.step(step + 1)
+        if coordinator.wants_calibration:
+            coordinator.calibrate([inputs] * 8)
     coordinator.end()
     return coordinator
 
@@ -168,6 +170,54 @@ def test_a_table_that_is_wrong_moves_the_goal_before_training(
     # A quarter slower than it should be.
     assert selector.goal == pytest.approx(1e-3 * DENSE / 2 / 1.25)
     assert "off by 25 %" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scoring": "movement"},
+        {"scoring": "l0"},
+        {"scoring": "kfac_obs", "reconstruct": "least_squares", "pruning_warmup_ratio": 0.5},
+        {"scoring": "movement", "speedups": [1.5, 2.0], "speedup": None},
+    ],
+    ids=["movement", "l0", "cut once", "stages"],
+)
+def test_what_stays_for_good_is_tried_and_the_goal_moved_once_more(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, phone: str
+) -> None:
+    """The table holds before training, and says a tenth too little of the model that scores have chosen."""
+    table = replace(read_csv(Path(phone)), conditions=TimingConditions.of(large(), TimeTarget(speedup=2.0)))
+    monkeypatch.setattr(store, "measure_table", lambda *_: table)
+    started, tried = False, []
+
+    def time_pair(dense: Any, pruned: Any, target: TimeTarget) -> Pair:
+        time = ModelTime(table, dense, discover(dense))
+        counts = {group.name: group.num_units for group in discover(pruned).groups}
+        seconds = time.seconds(counts) * (1.1 if started else 1.0)
+        tried.append((pruned, seconds))
+        return Pair(dense=time.dense, pruned=seconds, noise=0.0)
+
+    monkeypatch.setattr(timed, "time_pair", time_pair)
+    begin = ModelPatchingCoordinator.begin
+
+    def begun(self: ModelPatchingCoordinator, *args: Any, **given: Any) -> None:
+        nonlocal started
+        started = True
+        begin(self, *args, **given)
+
+    monkeypatch.setattr(ModelPatchingCoordinator, "begin", begun)
+    model, dense = large(), large()
+    before = len(tried)
+    coordinator = trained(model, **{"speedup": 2.0, **options})
+    stages = len(options.get("speedups", [2.0]))
+    assert len(tried) - before == 2 * stages
+    plan = plan_of(optimize_model(model))
+    assert plan is not None
+    time = ModelTime(table, dense, discover(dense))
+    reached = 1e3 * time.seconds({name: len(group["keep"]) for name, group in plan.groups.items()})
+    assert DENSE / 2.2 - 0.8 <= reached <= DENSE / 2.2 + 1e-6
+    if "reconstruct" not in options:
+        assert coordinator.pruner.log()["speedup"] == pytest.approx(DENSE / reached)
 
 
 def test_a_time_that_cannot_be_met_is_told_before_training(phone: str) -> None:
