@@ -1,9 +1,11 @@
 """What conversions by the exporters of transformers share: what is traced, and what its answers are held against."""
 
 import importlib.util
+import io
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Final
 
 import torch
@@ -156,7 +158,12 @@ def without_cache(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back warnings of exporters about themselves: what they made is compared."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Hold back what exporters print, log and warn of about themselves: what they made is compared."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

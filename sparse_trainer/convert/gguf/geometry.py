@@ -9,7 +9,9 @@ from sparse_trainer.convert.gguf.positions import Positions, positions_of_file
 from sparse_trainer.convert.layers import Decoder, decoder_of
 from sparse_trainer.errors import ConversionError
 
-_PADDED = "Save it with `export=padded`, whose layers have equal sizes, and convert that."
+_PADDED = (
+    'In Python, save_pruned(load_pruned(FOLDER), OUT, export="padded") makes layers equal: convert that.'
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from sparse_trainer.convert.exporting import export_by
 # Shape legend: B = rows, T = new tokens, K = tokens of the cache and new ones.
 
 GRAPH = "model.onnx"
+SLOW_FUSIONS = ("SkipLayerNormFusion",)
+"""What onnxruntime 1.32 makes of a sum and a norm is slower on the CPU than both, by as much whatever a cut leaves."""
 PAST, NEXT = "input.cache.", "output.cache."
 """How the names of a cache's tensors begin: what a graph reads, and what it returns."""
 
@@ -67,4 +69,6 @@ def open_session(file: Path, *, threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        file, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+    )

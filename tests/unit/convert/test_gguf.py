@@ -22,6 +22,7 @@ from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.share import share_layers
 from sparse_trainer.errors import ConversionError
+from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from tests.fixtures.character_tokenizer import character_tokenizer
 from tests.fixtures.compact_models import patched
@@ -259,8 +260,8 @@ def test_what_no_architecture_holds_is_refused_before_any_work(tmp_path: Path) -
         (place := tmp_path / f"{next(places)}").mkdir()
         return refused(model, place, numbers)
 
-    assert "reads those of layer 0. Save it with export=padded" in why(uneven(model_of("gemma2")))
-    assert "reads out by the embeddings. Save it with export=padded" in why(uneven(model_of("qwen3 head")))
+    assert "reads those of layer 0. In Python, save_pruned(" in why(uneven(model_of("gemma2")))
+    assert "reads out by the embeddings. In Python, save_pruned(" in why(uneven(model_of("qwen3 head")))
     first = {"model.layers.0.attention": torch.tensor([False])}
     assert "layer 0 has no attention" in why(optimize_model(patched(model_of("llama"), first)))
     assert "layer 0 has no attention, and 'openelm'" in why(optimize_model(patched(model_of("qwen3"), first)))
@@ -278,6 +279,15 @@ def test_what_no_architecture_holds_is_refused_before_any_work(tmp_path: Path) -
     scaled_windows = Gemma3TextConfig(**{**_SIZES, **_GEMMA, "num_hidden_layers": 6}, rope_parameters=turning)
     assert "rope_parameters of windows" in why(Gemma3ForCausalLM(scaled_windows))
     assert "is none that is written as GGUF here" in why(language_model("gpt2"))
+
+
+def test_what_is_refused_for_its_layers_is_held_padded(tmp_path: Path) -> None:
+    cut = uneven(model_of("qwen3 head"))
+    source = stored(cut, tmp_path / "one")
+    save_pruned(load_pruned(source), tmp_path / "two", export="padded", processor=character_tokenizer())
+    out, facts = convert_folder(str(tmp_path / "two"), tmp_path / "model.gguf", "gguf", quantize="f32")
+    assert facts["architecture"] == "qwen3"
+    assert difference(cut, out, exact=True)[0] < 1e-4
 
 
 def test_a_window_of_attention_bounds_the_context(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """ONNX graphs of uneven models say in ONNX Runtime what the models say; the pages' examples run on them."""
 
 import importlib.util
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 def _largest(model: PreTrainedModel) -> float:
     return float(model(torch.arange(3, 9)[None]).logits.abs().max())
+
+
+def test_exporters_are_not_heard(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = _folder("bert", tmp_path / "bert")
+    capfd.readouterr()
+    convert_folder(str(source), tmp_path / "out", "onnx")
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert not re.search(r"torch\.onnx|signature|experimental|WARNING", said.err)
+    assert logging.root.manager.disable == 0
 
 
 def test_graphs_agree_on_other_sizes_than_were_traced(made: tuple[Path, dict[str, Any]]) -> None:
