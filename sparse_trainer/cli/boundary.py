@@ -21,6 +21,8 @@ from sparse_trainer.errors import ProcessError, SparseTrainerError, Spelling
 
 # click's class; newer typer brings a copy of click, so it is taken from what typer itself exports.
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
+_LISTED = {"criterion": "criteria"}
+"""What some commands take one of, and others a list, under another name."""
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
@@ -65,7 +67,8 @@ def option_spelling(app: typer.Typer, command: str) -> Spelling:
     kinds = {} if found is None else {option.name: option.param_type_name for option in found.params}
 
     def spell(name: str, value: str | None) -> str:
-        name = name if name in kinds else CALLED.get(name, name)
+        called = (CALLED | _LISTED).get(name, name)
+        name = called if called in kinds and name not in kinds else name
         kind = kinds.get(name)
         if kind is None:
             return name if value is None else f"{name}={value}"

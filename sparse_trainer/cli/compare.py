@@ -114,7 +114,7 @@ def _shown(found: CriteriaComparison, files: dict[str, Path]) -> list[Renderable
                 f"{one.seconds:.1f}",
             ]
         )
-    where = f"{found.sequences} sequences"
+    where = f"{found.sequences} sequence{'s' if found.sequences > 1 else ''}"
     if found.measure == LOSS:
         what = f"loss per label in nats over {where} ({found.labels:,} labels) held out; dense {found.dense_loss:.4f}"
     else:

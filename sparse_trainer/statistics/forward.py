@@ -79,7 +79,7 @@ class ForwardPass:
                 raise DataError(
                     f"calibration batch {batch.number}",
                     f"{type(module).__name__} cannot read it ({type(error).__name__}: {error}).",
-                    "Give the columns that the model's own data collator makes.",
+                    "Give, in Python, the columns that the model's own data collator makes.",
                 ) from error
 
     def _module(self, inputs: Mapping[str, Tensor]) -> Any:

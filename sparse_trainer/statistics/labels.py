@@ -69,9 +69,10 @@ class Labels:
             )  # fmt: skip
         if not self.is_causal or "input_ids" not in inputs:
             columns = " and ".join(self.named)
-            raise DataError(
-                where, f"has no {columns}, which the loss of {self.name} needs.", f"Add them as columns; or {choose}."
-            )  # fmt: skip
+            add = "Add them as columns"
+            # A decoder reads what its labels say, whatever is asked of it.
+            remedy = f"{add}, in Python." if is_encoder_decoder(self.model) else f"{add}; or {choose}."
+            raise DataError(where, f"has no {columns}, which the loss of {self.name} needs.", remedy)
         labels_BT = inputs["input_ids"].clone()
         if "attention_mask" in inputs:
             labels_BT.masked_fill_(inputs["attention_mask"] == 0, IGNORED)

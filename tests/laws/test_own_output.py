@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -20,7 +21,7 @@ from patchers.patching.gates import Gate
 from patchers.patching.patch import patch, unpatch
 from patchers.units import CHANNELS, HEADS
 from sparse_trainer.architectures.perturb import perturb
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.inputs.pooling import Pooling
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.one_shot.search.divergence import DenseOutput
@@ -201,3 +202,36 @@ def test_what_needs_no_loss_is_as_it_was() -> None:
     ]
     for path, moments in found[0].of(Moments()).items():
         assert torch.equal(moments.mean_I, found[1].of(Moments())[path].mean_I)
+
+
+def labels_said(logits_NC: Tensor, other_NC: Tensor) -> float:
+    """How far labels that are right each by itself are apart."""
+    (batch,) = Batches(model_with("labels"), [padded(1)]).read(labelled=False)
+    return float(DenseOutput({"logits": logits_NC}, batch).divergence({"logits": other_NC}))
+
+
+def test_small_divergences_of_labels_are_not_lost_among_large_sums() -> None:
+    dense_NC, step_NC = torch.randn(2, 4096, 20, generator=torch.Generator().manual_seed(0)).unbind()
+    other_NC = 3 * dense_NC + 1e-3 * step_NC
+    exact = labels_said(3 * dense_NC.double(), other_NC.double())
+    assert labels_said(3 * dense_NC, other_NC) == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_labels_that_are_certain_have_a_divergence(dtype: torch.dtype) -> None:
+    certain_NC = torch.tensor([[100.0, -100.0]], dtype=dtype)
+    assert labels_said(certain_NC, certain_NC) == 0.0
+    assert labels_said(certain_NC, -certain_NC) == pytest.approx(200.0)
+
+
+def test_text_alone_is_refused_for_a_decoder_that_reads_labels_with_what_to_do() -> None:
+    model = AutoModelForSeq2SeqLM.from_config(tiny_config("t5"))
+    rows = [{"input_ids": padded(1)["input_ids"]}]
+    for labelled in (True, False):
+        with pytest.raises(DataError, match="in Python"):
+            collect(
+                model,
+                discover(model, WIDTHS),
+                Batches(model, rows),
+                [MaskGradients()] if labelled else [Moments()],
+            )

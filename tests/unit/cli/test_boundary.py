@@ -95,6 +95,9 @@ def test_options_are_spelled_as_the_command_takes_them() -> None:
     assert spell("model", None) == "MODEL"
     assert spell("file", None) == "--calibration-file"
     assert spell("no_such_option", "1") == "no_such_option=1"
+    assert spell("criterion", None) == "--criterion"
+    assert option_spelling(make_app({"compare"}), "compare")("criterion", None) == "--criteria"
+    assert option_spelling(make_app({"env"}), "env")("criterion", None) == "criterion"
 
 
 def test_an_error_names_options_in_python_until_somebody_respells_them() -> None:
