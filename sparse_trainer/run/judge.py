@@ -33,7 +33,7 @@ class Judge:
         pooling: How the vectors of texts are made of what a model without a head says of tokens.
 
     Raises:
-        DataError: No label counts, or the model cannot read the batches.
+        DataError: No label counts, only some sequences have labels, or the model cannot read the batches.
     """
 
     def __init__(
@@ -63,4 +63,6 @@ class Judge:
                     found.append((float(loss), int(batch.terms)))
         if not found:
             raise DataError("held_out", "there is no loss.", "Give labels that count.")
+        if number not in (0, len(found)):
+            raise DataError("held_out", "only some sequences have labels.", "Give labels to all, or to none.")
         return tuple(found)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, DataError
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.compare import compare_criteria, write_comparison
@@ -117,6 +117,14 @@ def test_without_labels_cuts_are_judged_by_how_far_the_output_moves(pooling: str
             moved = [_moved(model(**row), pruned(**row), pooling) for row in rows[2:]]
         assert outcome.loss > 0
         assert outcome.loss == pytest.approx(sum(moved) / found.labels, rel=1e-4)
+
+
+def test_losses_and_divergences_are_not_added_up() -> None:
+    model = model_of("bert")
+    labelled = sequences(model, (20,) * 3)
+    bare = [{"input_ids": row["input_ids"]} for row in labelled]
+    with pytest.raises(DataError, match="only some sequences have labels"):
+        compare_criteria(model, bare, [*labelled[:2], bare[2]], prunings("wanda"))
 
 
 def _moved(dense: Any, other: Any, pooling: str | None) -> float:
