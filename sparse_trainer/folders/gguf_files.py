@@ -27,7 +27,8 @@ def unpacked(file: str) -> str:
     path = Path(file).resolve()
     state = path.stat()
     known = hashlib.sha256(f"{path} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = Path(HF_HOME, "sparse-trainer", f"{path.stem}-{known}")
+    # Its last part is what titles call the model.
+    folder = Path(HF_HOME, "sparse-trainer", known, path.stem)
     if not folder.is_dir():
         _unpack(path, folder)
     return str(folder)

@@ -23,6 +23,7 @@ from sparse_trainer.plan.widths import (
     title_of,
     widths_figure,
 )
+from sparse_trainer.run.score_scales import bin_edges, scale_of
 
 # Shape legend: U = units of a group, N = units of all groups of a kind.
 
@@ -32,7 +33,6 @@ FILES = WIDTH_FILES | SCORE_FILES
 """What a file shows -> its name in the folder of the plan."""
 ZERO_FILES = {"zeros table": "zeros.csv"}
 """The same, of weights that became zero."""
-BINS = 60
 _MOST_LINED = 40
 """Layers whose cells a line parts that can be seen: of more, lines would hide the cells."""
 MOST_CELLS = 64
@@ -146,13 +146,12 @@ def scores_figure(decision: Decision | None, title: str = "") -> Any:
     kinds = {} if decision is None else scores_by_kind(decision)
     figure, axes = panels([1.9] * len(kinds), title)
     for axis, (kind, (score_N, keep_N)) in zip(axes, kinds.items(), strict=False):
-        is_log = bool((score_N > 0).all())
-        edges = bin_edges(score_N, is_log=is_log)
+        scale = scale_of(score_N)
         parts = [score_N[keep_N].tolist(), score_N[~keep_N].tolist()]
         labels = [f"kept ({len(parts[0]):,})", f"removed ({len(parts[1]):,})"]
         style: dict[str, Any] = {"histtype": "stepfilled", "color": [KEPT, GONE], "label": labels}
-        axis.hist(parts, bins=edges, stacked=True, **style)
-        axis.set_xscale("log" if is_log else "linear")
+        axis.hist(parts, bins=bin_edges(score_N, scale), stacked=True, **style)
+        axis.set_xscale(scale.name, **scale.options)
         axis.set_title(share_kept(kind, len(parts[0]), len(score_N)))
         axis.set_ylabel("units")
         bar = threshold(score_N, keep_N)
@@ -191,20 +190,6 @@ def scores_by_kind(decision: Decision) -> Mapping[str, tuple[Tensor, Tensor]]:
         )
         for kind, names in groups.items()
     }
-
-
-def bin_edges(score_N: Tensor, *, is_log: bool) -> list[float]:
-    """Return edges of equal bins over all scores; of equal ratios where the axis is logarithmic.
-
-    >>> bin_edges(torch.tensor([1.0, 100.0]), is_log=True)[0::30]
-    [1.0, 10.0, 100.0]
-    """
-    low, high = float(score_N.min()), float(score_N.max())
-    if low == high:
-        low, high = (low / 2, high * 2) if is_log else (low - 0.5, high + 0.5)
-    if is_log:
-        return [low * (high / low) ** (i / BINS) for i in range(BINS + 1)]
-    return [low + (high - low) * i / BINS for i in range(BINS + 1)]
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,6 @@ from sparse_trainer.run.layer_pictures import draw_scores
 from sparse_trainer.run.layers import compare_layers
 from sparse_trainer.run.pictures import (
     FILES,
-    bin_edges,
     map_figure,
     scores_by_kind,
     scores_figure,
@@ -31,6 +31,7 @@ from sparse_trainer.run.pictures import (
     write_scores,
 )
 from sparse_trainer.run.report import kept_lines
+from sparse_trainer.run.score_scales import Scale, bin_edges, scale_of
 from tests.architectures.tiny import tiny_model
 from tests.unit.run.test_report import plan
 
@@ -105,13 +106,22 @@ def test_query_heads_that_share_keys_are_called_kv_groups(model: str, name: str)
     assert kept_lines(plan)[0].split()[0] == name.split()[0]
 
 
-@pytest.mark.parametrize("is_log", [True, False])
+@pytest.mark.parametrize("scale", [Scale("log"), Scale("linear"), Scale("asinh", 0.5)])
 @pytest.mark.parametrize("scores", [[3.0, 3.0], [1e-9, 1.0, 1e9]])
-def test_bins_cover_all_scores_and_rise(scores: list[float], is_log: bool) -> None:
-    edges = bin_edges(torch.tensor(scores, dtype=torch.float64), is_log=is_log)
+def test_bins_cover_all_scores_and_rise(scores: list[float], scale: Scale) -> None:
+    edges = bin_edges(torch.tensor(scores, dtype=torch.float64), scale)
     assert edges == sorted(set(edges))
     assert edges[0] <= min(scores)
     assert edges[-1] >= max(scores) * (1 - 1e-12)
+
+
+def test_a_tail_does_not_put_all_others_into_one_bin() -> None:
+    """As z-scores of channels are, of which one layer has a few that are a thousand times the others."""
+    score_N = torch.cat([torch.linspace(-1, 1, 1000), torch.tensor([300.0, 3000.0])])
+    scale = scale_of(score_N)
+    counts, _ = np.histogram(score_N, bins=bin_edges(score_N, scale))
+    assert scale.name == "asinh"
+    assert counts.max() < 250
 
 
 def test_scores_below_zero_and_no_rounds_can_be_drawn(tmp_path: Path, rounds: list[Decision]) -> None:
