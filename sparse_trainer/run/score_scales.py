@@ -16,7 +16,7 @@ _LONG_TAIL: Final = 20.0
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """How an axis of scores runs: a scale of matplotlib's with its options."""
 
     name: str
@@ -29,7 +29,7 @@ class Scale:
         return {"linear_width": self.linear_width} if self.name == ASINH else {}
 
 
-def scale_of(score_N: Tensor) -> Scale:
+def scale_of(score_N: Tensor) -> AxisScale:
     """Return a scale on which the scores of most units can be told apart.
 
     >>> scale_of(Tensor([0.1, 10.0])).name, scale_of(Tensor([-1.0, 0.0, 1.0])).name
@@ -38,16 +38,18 @@ def scale_of(score_N: Tensor) -> Scale:
     'asinh'
     """
     if bool((score_N > 0).all()):
-        return Scale("log")
+        return AxisScale("log")
     low, quarter, three_quarters, high = np.quantile(score_N.double().numpy(), [0, 0.25, 0.75, 1])
     middle = float(three_quarters - quarter)
-    return Scale(ASINH, middle) if middle > 0 and high - low > _LONG_TAIL * middle else Scale("linear")
+    return (
+        AxisScale(ASINH, middle) if middle > 0 and high - low > _LONG_TAIL * middle else AxisScale("linear")
+    )
 
 
-def bin_edges(score_N: Tensor, scale: Scale) -> list[float]:
+def bin_edges(score_N: Tensor, scale: AxisScale) -> list[float]:
     """Return edges of bins over all scores that are equally wide on a scale.
 
-    >>> bin_edges(Tensor([1.0, 100.0]), Scale("log"))[0::30]
+    >>> bin_edges(Tensor([1.0, 100.0]), AxisScale("log"))[0::30]
     [1.0, 10.0, 100.0]
     """
     low, high = float(score_N.min()), float(score_N.max())

@@ -1,7 +1,8 @@
 """Labels of calibration batches: made where a causal language model has none, and counted."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from sparse_trainer.inputs.labels import (
 
 # Shape legend: B = sequences, T = tokens.
 
+_CLASSIFIES: Final = re.compile("For(Sequence|Image|Audio|Video)Classification$")
+"""Models whose loss goes by `problem_type`; of others it says nothing."""
+
 
 class Labels:
     """The labels of one model's loss."""
@@ -29,8 +33,9 @@ class Labels:
         self.of_spans = "start_positions" in self.named
         self.shifts = shifts_labels(model)
         self.name = type(unwrapped(model)).__name__
+        problem = getattr(unwrapped(model).config, "problem_type", None)
         self.one_by_one = (
-            getattr(unwrapped(model).config, "problem_type", None) == "multi_label_classification"
+            problem == "multi_label_classification" and _CLASSIFIES.search(self.name) is not None
         )
         """Whether each class is right or wrong by itself."""
         self.is_causal = self.name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

@@ -154,6 +154,13 @@ def test_labels_that_are_right_each_by_itself_are_compared_one_by_one() -> None:
     assert float(found) == pytest.approx(float(torch.distributions.kl_divergence(p, q).sum()))
 
 
+@pytest.mark.parametrize(("head", "apart"), [("labels", True), ("classes", False), ("token classes", False)])
+def test_only_what_classifies_rows_has_labels_one_by_one(head: str, apart: bool) -> None:
+    changes = {} if head == "classes" else {"problem_type": "multi_label_classification"}
+    (batch,) = Batches(model_with(head, **changes), [padded(1)]).read(labelled=False)
+    assert batch.has_labels_one_by_one == apart
+
+
 @pytest.mark.parametrize("search", [None, "dp", "evolve"])
 @pytest.mark.parametrize("criterion", ["fisher", "obs", "kfac_obs", "taylor", "fisher + obs"])
 @pytest.mark.parametrize("head", ["classes", "labels", "texts"])

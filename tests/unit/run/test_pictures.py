@@ -31,7 +31,7 @@ from sparse_trainer.run.pictures import (
     write_scores,
 )
 from sparse_trainer.run.report import kept_lines
-from sparse_trainer.run.score_scales import Scale, bin_edges, scale_of
+from sparse_trainer.run.score_scales import AxisScale, bin_edges, scale_of
 from tests.architectures.tiny import tiny_model
 from tests.unit.run.test_report import plan
 
@@ -106,9 +106,9 @@ def test_query_heads_that_share_keys_are_called_kv_groups(model: str, name: str)
     assert kept_lines(plan)[0].split()[0] == name.split()[0]
 
 
-@pytest.mark.parametrize("scale", [Scale("log"), Scale("linear"), Scale("asinh", 0.5)])
+@pytest.mark.parametrize("scale", [AxisScale("log"), AxisScale("linear"), AxisScale("asinh", 0.5)])
 @pytest.mark.parametrize("scores", [[3.0, 3.0], [1e-9, 1.0, 1e9]])
-def test_bins_cover_all_scores_and_rise(scores: list[float], scale: Scale) -> None:
+def test_bins_cover_all_scores_and_rise(scores: list[float], scale: AxisScale) -> None:
     edges = bin_edges(torch.tensor(scores, dtype=torch.float64), scale)
     assert edges == sorted(set(edges))
     assert edges[0] <= min(scores)
