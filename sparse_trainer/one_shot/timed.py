@@ -1,9 +1,9 @@
-"""One-shot pruning under a budget of time: a table first, a selection, a trial, and one correction."""
+"""One-shot pruning under a budget of time: a table first, a selection, a trial, and corrections."""
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from sparse_trainer.plan.document import Speed
 
 Choose = Callable[[TimedSelector], dict[str, Tensor]]
 """Returns the units that stay under a selector, as `choose` does."""
+_CORRECTIONS: Final = 3
 logger = logging.getLogger(__name__)
 
 
@@ -118,16 +119,19 @@ class TimedPruning:
         choose: Choose,
         before: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Return the better one of the first choice and of a second that makes up for what the first was off by."""
-        assert self.pair is not None
-        excess = self.pair.excess(self.target)
-        logger.info("%.3g times faster by a first trial: choosing once more", self.pair.speedup)
-        second = selector.aiming(selector.goal / (1.0 + excess))
-        keep = choose(second)
-        pair = self._trial(model, found, keep)
-        if abs(pair.excess(self.target)) > abs(excess):
-            return before
-        self.pair, self.expected = pair, second.seconds(keep)
+        """Return the best of the first choice and of up to `_CORRECTIONS` that make up for what the last was off by."""
+        pair, keep = self.pair, before
+        for _ in range(_CORRECTIONS):
+            assert self.pair is not None
+            assert pair is not None
+            if not self.pair.misses(self.target):
+                break
+            logger.info("%.3g times faster by a trial: choosing once more", pair.speedup)
+            selector = selector.aiming(selector.goal / (1.0 + pair.excess(self.target)))
+            other = choose(selector)
+            pair = self._trial(model, found, other)
+            if abs(pair.excess(self.target)) < abs(self.pair.excess(self.target)):
+                self.pair, self.expected, keep = pair, selector.seconds(other), other
         return keep
 
     def _tell(self) -> None:

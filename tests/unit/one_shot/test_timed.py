@@ -165,6 +165,21 @@ def test_a_trial_corrects_a_table_that_is_wrong(
     assert discover(model).of(["channels"])[0].num_units == 256
 
 
+def test_a_table_that_is_far_off_is_corrected_more_than_once(
+    monkeypatch: pytest.MonkeyPatch, phone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, phone, slower=0.35)
+    with caplog.at_level(logging.WARNING):
+        _, plan = prune(large(), **here(monkeypatch, phone))
+    assert [abs(1.6 / found - 1) > 0.05 for found in world.trials] == [True] * (len(world.trials) - 1) + [
+        False
+    ]
+    assert len(world.trials) == 4
+    assert plan.speed is not None
+    assert plan.speed["speedup_measured"] == world.trials[-1]
+    assert not caplog.records
+
+
 def test_a_trial_that_agrees_is_the_last(monkeypatch: pytest.MonkeyPatch, phone: str) -> None:
     world = World(monkeypatch, phone, slower=0.01)
     prune(large(), **here(monkeypatch, phone))
