@@ -16,40 +16,58 @@ def bench_lines(result: BenchResult) -> list[RenderableType]:
         f"on {told.device}, {told.dtype}, {told.threads} threads, medians of {told.rounds} rounds, "
         f"torch {told.torch}; speed-ups round by round, with quartiles"
     )
-    shown = [_sizes(result.weights), _forward(result.forward)]
+    names = short_names(list(dict.fromkeys([*result.weights, *(each.model for each in result.forward)])))
+    shown = [_sizes(result.weights, names), _forward(result.forward, names)]
     if result.generation:
-        shown.append(_generation(result.generation))
+        shown.append(_generation(result.generation, names))
     if result.memory:
-        shown.append(_memory(result.memory))
+        shown.append(_memory(result.memory, names))
     return [*shown, conditions, *result.notes]
 
 
-def _sizes(weights: Mapping[str, Weight]) -> RenderableType:
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Return what models are called in a table: the last parts of their paths that tell them apart.
+
+    >>> short_names(["/models/a/pruned", "/models/b/pruned", "org/dense"])
+    {'/models/a/pruned': 'a/pruned', '/models/b/pruned': 'b/pruned', 'org/dense': 'dense'}
+    """
+
+    def last(model: str, count: int) -> str:
+        return "/".join(model.rstrip("/").split("/")[-count:])
+
+    found = {}
+    for model in models:
+        others = [other for other in models if other != model]
+        counts = range(1, model.count("/") + 2)
+        apart = (n for n in counts if all(last(other, n) != last(model, n) for other in others))
+        found[model] = last(model, next(apart, len(model)))
+    return found
+
+
+def _sizes(weights: Mapping[str, Weight], names: Mapping[str, str]) -> RenderableType:
     rows = [["model", "parameters", "MACs per token", "weight files", "load, cold", "load, warm"]]
     for name, each in weights.items():
         macs = "-" if each.macs is None else f"{each.macs:,}"
         size = "-" if each.file_bytes is None else f"{each.file_bytes / 1e6:.1f} MB"
         loads = (f"{seconds:.2f} s" for seconds in (each.load_cold, each.load_warm))
-        rows.append([name, f"{each.parameters:,}", macs, size, *loads])
+        rows.append([names[name], f"{each.parameters:,}", macs, size, *loads])
     return table(rows, None)
 
 
-def _forward(times: Sequence[ForwardTime]) -> RenderableType:
+def _forward(times: Sequence[ForwardTime], names: Mapping[str, str]) -> RenderableType:
     has_lengths = any(each.length for each in times)
     is_compared = any(each.speedup for each in times)
     is_beside = any(each.beside for each in times)
     unit = "tokens per second" if has_lengths else "inputs per second"
     extra = [*(["speed-up"] * is_compared), *([f"over {times[0].runtime}"] * is_beside)]
-    rows = [["model", "batch", "tokens", "median", "quartiles", unit, *extra]]
+    rows = [["model", "batch", "tokens", "median", unit, *extra]]
     for each in times:
-        latency = each.latency
         rows.append(
             [
-                _called(each.model, each.runtime),
+                f"{names[each.model]} ({each.runtime})",
                 str(each.rows),
                 str(each.length or "-"),
-                f"{latency.median * 1e3:.2f} ms",
-                f"{latency.low * 1e3:.2f} to {latency.high * 1e3:.2f} ms",
+                f"{each.latency.median * 1e3:.2f} ms",
                 f"{each.per_second:,.0f}",
                 *([str(each.speedup)] if is_compared else []),
                 *([str(each.beside or "-")] if is_beside else []),
@@ -58,7 +76,7 @@ def _forward(times: Sequence[ForwardTime]) -> RenderableType:
     return table(rows, "a forward pass")
 
 
-def _generation(times: Sequence[GenerationTime]) -> RenderableType:
+def _generation(times: Sequence[GenerationTime], names: Mapping[str, str]) -> RenderableType:
     is_compared = any(each.faster for each in times)
     extra = ["speed-up"] * is_compared
     rows = [
@@ -68,17 +86,13 @@ def _generation(times: Sequence[GenerationTime]) -> RenderableType:
         prompt, after = ([str(one)] for one in each.faster) if each.faster else ([], [])
         read = f"{each.generated.prefill.median * 1e3:.2f} ms"
         speed = f"{each.read_per_second:,.0f}"
-        head = [_called(each.model, each.runtime), str(each.rows), str(each.length), read, speed]
+        head = [f"{names[each.model]} ({each.runtime})", str(each.rows), str(each.length), read, speed]
         rows.append([*head, *prompt, f"{each.per_second:,.1f}", *after])
     return table(rows, "generation with a cache")
 
 
-def _memory(memory: Mapping[Name, int | None]) -> RenderableType:
+def _memory(memory: Mapping[Name, int | None], names: Mapping[str, str]) -> RenderableType:
     rows = [["model", "memory at the peak"]]
     for (model, runtime), size in memory.items():
-        rows.append([_called(model, runtime), "-" if size is None else f"{size / 1e6:,.0f} MB"])
+        rows.append([f"{names[model]} ({runtime})", "-" if size is None else f"{size / 1e6:,.0f} MB"])
     return table(rows, "loaded and run once, beyond what libraries hold")
-
-
-def _called(model: str, runtime: str) -> str:
-    return f"{model} ({runtime})"
