@@ -6,15 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_trainer.errors import DataError
-from sparse_trainer.inputs.evaluating import evaluating
+from sparse_trainer.run.judge import Judge
 from sparse_trainer.run.options import CalibrationOptions
-from sparse_trainer.statistics.calibration import Batches
-from sparse_trainer.statistics.forward import ForwardPass
 
 SEQUENCES: Final = 16
 """Sequences on which a model that is pruned in one shot is measured."""
@@ -56,27 +53,8 @@ def _runs(row: list[int], step: int) -> Iterator[tuple[int, ...]]:
         yield tuple(row[start : start + _RUN])
 
 
-@torch.no_grad()
-def sequence_losses(model: PreTrainedModel, batches: Batches) -> tuple[tuple[float, int], ...]:
-    """Return the loss of each sequence, summed over its labels, and how many those are.
-
-    Raises:
-        DataError: No label counts.
-    """
-    forward = ForwardPass(model, (), labelled=True, differentiable=False)
-    found: list[tuple[float, int]] = []
-    with torch.inference_mode(False), evaluating(model):
-        for batch in batches.read(labelled=True, one_by_one=True):
-            loss = forward(batch)
-            if loss is not None and batch.terms is not None:
-                found.append((float(loss), int(batch.terms)))
-    if not found:
-        raise DataError("held_out", "there is no loss.", "Give labels that count.")
-    return tuple(found)
-
-
 def perplexity_on(model: PreTrainedModel, rows: Rows) -> float:
     """Return the perplexity of a causal language model on some sequences: NaN or infinity where its loss is."""
-    losses = sequence_losses(model, Batches(model, rows))
+    losses = Judge(model, rows, None).dense
     mean = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
     return math.inf if mean > _LARGEST else math.exp(mean)
