@@ -1,5 +1,8 @@
 """Files that are filled tensor by tensor are those that safetensors reads."""
 
+import os
+from contextlib import closing
+from itertools import starmap
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,19 @@ def test_another_tensor_than_was_promised_is_a_mistake_of_ours(tmp_path: Path) -
     with pytest.raises(AssertionError, match="half"):
         writer.write("half", TENSORS["half"].float())
     writer.close()
+
+
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_what_the_disk_did_not_take_is_an_error(
+    tensors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the last tensor, and of one that another came after."""
+
+    def fails(handle: int) -> None:
+        raise OSError(5, "no disk")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    names = ["half", "wide"][:tensors]
+    writer = SafetensorsWriter(tmp_path / "one", {name: TENSORS[name] for name in names})
+    with closing(writer), pytest.raises(OSError, match="no disk"):
+        list(starmap(writer.write, [(name, TENSORS[name]) for name in names]))
