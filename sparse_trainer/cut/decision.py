@@ -9,7 +9,8 @@ from torch import Tensor
 
 from patchers.units import BLOCK_KINDS, HEADS, HIDDEN, KINDS, Group, Kind, Structure
 from sparse_trainer.budget.cost import Target
-from sparse_trainer.plan.document import Density, Speed
+from sparse_trainer.plan.document import Density
+from sparse_trainer.plan.parts import Speed
 
 # Shape legend: U = units of a group, K = hidden features that stay.
 

@@ -16,7 +16,8 @@ from sparse_trainer.budget.cost import feature_costs, unit_cost
 from sparse_trainer.budget.counting import mac_count, parameter_count
 from sparse_trainer.budget.nesting import Nesting
 from sparse_trainer.cut.decision import Decision, Request
-from sparse_trainer.plan.document import GroupPlan, KeptTokens, Plan, called
+from sparse_trainer.plan.document import Plan, called
+from sparse_trainer.plan.parts import GroupPlan, KeptTokens
 
 # Shape legend: U = units of a group.
 

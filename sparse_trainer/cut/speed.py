@@ -9,7 +9,7 @@ from torch import Tensor
 from patchers.units import Group
 from sparse_trainer.budget.latency.timing import Timing
 from sparse_trainer.budget.latency.trial import Pair
-from sparse_trainer.plan.document import Speed
+from sparse_trainer.plan.parts import Speed
 
 # Shape legend: U = units of a group.
 

@@ -14,7 +14,8 @@ from sparse_trainer.errors import ExportError, shown
 from sparse_trainer.folders.card_facts import EXAMPLES, CardFacts, front_matter, hub_name
 from sparse_trainer.folders.exports import Export, fills_up
 from sparse_trainer.folders.pipeline_files import pipeline_for
-from sparse_trainer.plan.document import Plan, Speed
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import Speed
 
 _TRUST = ", trust_remote_code=True"
 _TEMPLATE = """\

@@ -21,7 +21,7 @@ from sparse_trainer.budget.latency.trial import TOLERANCE, Pair, time_pair
 from sparse_trainer.budget.options import Budget
 from sparse_trainer.budget.time_target import TimeTarget
 from sparse_trainer.cut.speed import speed_record
-from sparse_trainer.plan.document import Speed
+from sparse_trainer.plan.parts import Speed
 
 Choose = Callable[[TimedSelector], dict[str, Tensor]]
 """Returns the units that stay under a selector, as `choose` does."""

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_trainer.files.figures import BEFORE, GONE, KEPT, look, numbered, panels
-from sparse_trainer.plan.document import GroupPlan, Plan
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import GroupPlan
 
 
 def title_of(plan: Plan, method: str | None = None) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.files.writing import write_text
-from sparse_trainer.plan.document import Plan, Sizes
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import Sizes
 from sparse_trainer.plan.widths import share_kept, title_of, widths_figure
 from sparse_trainer.run.curves import Log, curves_figure, lines_of, tradeoff_figure
 from sparse_trainer.run.pictures import scores_figure

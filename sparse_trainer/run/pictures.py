@@ -14,7 +14,8 @@ from sparse_trainer.cut.decision import Decision
 from sparse_trainer.errors import ArgumentError
 from sparse_trainer.files.figures import BEFORE, GONE, INK, KEPT, look, numbered, panels, save_picture
 from sparse_trainer.files.writing import write_text
-from sparse_trainer.plan.document import GroupPlan, Plan
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import GroupPlan
 from sparse_trainer.plan.widths import (
     draw_strip,
     is_strip,

@@ -19,7 +19,8 @@ from sparse_trainer.folders.rescue import rescuing, spare_folder
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.folders.tokenizers import load_tokenizer
 from sparse_trainer.inputs.limits import check_positions, positions_of
-from sparse_trainer.plan.document import Recovered, called
+from sparse_trainer.plan.document import called
+from sparse_trainer.plan.parts import Recovered
 from sparse_trainer.plan.widths import title_of
 from sparse_trainer.run.curves import Log, write_curves
 from sparse_trainer.run.options import SourceOptions, Tell

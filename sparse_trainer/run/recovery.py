@@ -24,7 +24,8 @@ from sparse_trainer.errors import (
     UnsupportedModelError,
     first_line,
 )
-from sparse_trainer.plan.document import Plan, Recovered
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import Recovered
 from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.run.curves import Log
 from sparse_trainer.run.lora import check_peft, merged

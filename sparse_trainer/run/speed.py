@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from sparse_trainer.budget.latency.trial import TOLERANCE, time_pair
 from sparse_trainer.budget.time_target import TimeTarget
 from sparse_trainer.cut.record import attach_plan, plan_of
-from sparse_trainer.plan.document import Speed
+from sparse_trainer.plan.parts import Speed
 
 logger = logging.getLogger(__name__)
 

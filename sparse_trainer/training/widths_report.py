@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from sparse_trainer.plan.document import GroupPlan
+from sparse_trainer.plan.parts import GroupPlan
 from sparse_trainer.plan.widths import widths_figure
 from sparse_trainer.training.coordinator import ModelPatchingCoordinator
 

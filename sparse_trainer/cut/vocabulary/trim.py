@@ -23,7 +23,7 @@ from sparse_trainer.data.corpora.encode import in_template
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.fields import check_counts
 from sparse_trainer.inputs.sample import sample_batch
-from sparse_trainer.plan.document import KeptTokens, Sizes
+from sparse_trainer.plan.parts import KeptTokens, Sizes
 
 # Shape legend: N = tokens that stay.
 

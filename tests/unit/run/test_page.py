@@ -10,7 +10,8 @@ import pytest
 
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.plan.document import Plan, Recovered
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import Recovered
 from sparse_trainer.run.latency import Latency
 from sparse_trainer.run.page import PAGE_FILE, Page, render, write_page
 from sparse_trainer.run.report import Comparison, Measured

@@ -16,7 +16,8 @@ from patchers.units import kind_named
 from sparse_trainer.cut.decision import Decision
 from sparse_trainer.files.figures import save_picture
 from sparse_trainer.one_shot.prune import prune
-from sparse_trainer.plan.document import GroupPlan, Plan
+from sparse_trainer.plan.document import Plan
+from sparse_trainer.plan.parts import GroupPlan
 from sparse_trainer.plan.widths import title_of, widths_figure
 from sparse_trainer.run.curves import write_curves
 from sparse_trainer.run.layer_pictures import draw_scores
