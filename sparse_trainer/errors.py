@@ -26,6 +26,10 @@ class DataError(SparseTrainerError):
     """A data set without what the task needs."""
 
 
+class TooLittleDataError(DataError):
+    """A data set with less text, or fewer rows, than are asked for."""
+
+
 class CheckpointError(SparseTrainerError):
     """A folder that cannot be loaded, or must not be written."""
 
@@ -138,6 +142,7 @@ __all__ = [
     "RecipeError",
     "SparseTrainerError",
     "Spelling",
+    "TooLittleDataError",
     "UnsupportedModelError",
     "nearest",
     "one_of",

@@ -11,6 +11,10 @@ from sparse_trainer.budget.time_target import LATENCY, TimeTarget
 from sparse_trainer.errors import ArgumentError, BudgetError, one_of
 from sparse_trainer.fields import PerKind, check_positive, check_types
 
+TOGETHER: Final = (
+    "Layers and widths share one time by `search='dp'` in one shot, and by `scoring='l0'` in training."
+)
+"""What to do about layers and what is in them under a budget of time."""
 SCOPES: Final = ("global", "layer", "uniform")
 
 
@@ -141,12 +145,14 @@ class Budget:
         kinds = set() if self.is_per_kind else set(self.kinds)
         for outer in kinds:
             inner = kinds.intersection(outer.contains)
-            if inner:
-                raise ArgumentError(
-                    "units",
-                    f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
-                    f"Give one density per kind, e.g. `density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}`.",
-                )
+            if not inner:
+                continue
+            remedy = f"Give one density per kind, e.g. `density={{{outer!r}: 0.75, {min(inner)!r}: 0.5}}`."
+            raise ArgumentError(
+                "units",
+                f"{outer} contain {', '.join(sorted(inner))}: one density would count them twice.",
+                remedy if self.time is None else f"Name either {outer} or what is in them. {TOGETHER}",
+            )
 
 
 def check_reachable(asked: float, least: float, where: str = "") -> None:

@@ -68,7 +68,7 @@ class TimeTarget:
     @property
     def is_foreign(self) -> bool:
         """Whether the times are those of another device, so that nothing can be timed here."""
-        return self.table is not None and self.table.endswith(FOREIGN)
+        return self.table is not None and self.table.lower().endswith(FOREIGN)
 
     @property
     def asked(self) -> str:

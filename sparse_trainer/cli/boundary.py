@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 something that the user can mend; 1 a bug of ours, or a re
 sweep of which a run failed; 130 and 143 interrupted and terminated, as shells count them.
 """
 
+import ast
 import os
 import signal
 import sys
@@ -61,7 +62,8 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str]) -> int:
 def option_spelling(app: typer.Typer, command: str) -> Spelling:
     """Return how a command's options are written: `by_block=True` is --by-block, `scope='layer'` is --scope layer.
 
-    An argument without dashes is written in capitals, as help shows it; what is no option of the command stays as is.
+    One number for each kind, `density={'heads': 0.8}`, is --density heads=0.8, repeated. An argument without dashes is
+    written in capitals, as help shows it; what is no option of the command stays as is.
     """
     found = _commands(app).get(command)
     kinds = {} if found is None else {option.name: option.param_type_name for option in found.params}
@@ -75,6 +77,9 @@ def option_spelling(app: typer.Typer, command: str) -> Spelling:
         option = name.upper() if kind == "argument" else "--" + name.replace("_", "-")
         if value in (None, "True"):
             return option
+        if value is not None and value.startswith("{"):
+            by_kind = ast.literal_eval(value)
+            return " ".join(f"{option} {kind}={number}" for kind, number in by_kind.items())
         return f"--no-{option[2:]}" if value == "False" else f"{option} {str(value).strip(chr(39))}"
 
     return spell

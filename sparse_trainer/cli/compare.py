@@ -14,7 +14,7 @@ from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
 from sparse_trainer.cli.shared import CALIBRATION, PLACE, Overwrite, calibration_text, criteria_of
 from sparse_trainer.cli.tables import table
-from sparse_trainer.errors import ArgumentError
+from sparse_trainer.errors import ArgumentError, DataError, TooLittleDataError
 from sparse_trainer.fields import check_counts
 from sparse_trainer.folders.replace import check_target
 from sparse_trainer.folders.tokenizers import find_tokenizer
@@ -91,7 +91,13 @@ def compare_command(
         tokenizer = find_tokenizer(model, source.revision)
         # One by one: what is held out is counted in sequences.
         wanted = replace(text, samples=text.samples + held_out, batch_size=1)
-        rows = read_calibration(source, tokenizer, prunings, wanted, tell, always=True) or []
+        try:
+            rows = read_calibration(source, tokenizer, prunings, wanted, tell, always=True) or []
+        except TooLittleDataError as error:
+            told = f"{error.what} {text.samples} to calibrate on, and {held_out} to judge on."
+            raise DataError(
+                error.where, told, "Ask for fewer `samples` or `held_out`, a smaller `length`, or give more."
+            ) from error
         tell(f"loading {model}")
         loaded = source.load()
         tell(f"comparing {', '.join(names)}")

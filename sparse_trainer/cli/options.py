@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -102,6 +102,12 @@ def made(cls: type[T], **values: Any) -> T:
         raise ArgumentError(error.where.removeprefix("."), error.what, error.remedy) from error
 
 
+_EXAMPLES: Final = {
+    "density": "Give e.g. 0.8.",
+    "multiple_of": "Give e.g. 64; left out, it is what kernels read and, under a time, the table says.",
+}
+
+
 def per_kind(name: str, values: list[str]) -> Any:
     """Return one number for all kinds, or numbers by kind.
 
@@ -127,7 +133,8 @@ def _number(name: str, text: str) -> int | float:
     try:
         return int(text) if text.isdigit() else float(text)
     except ValueError as error:
-        raise ArgumentError(name, f"{text!r} is no number.", "Give e.g. 0.8.") from error
+        remedy = _EXAMPLES.get(name.partition(".")[0], "Give e.g. 8.")
+        raise ArgumentError(name, f"{text!r} is no number.", remedy) from error
 
 
 def _origins(hint: Any) -> list[Any]:

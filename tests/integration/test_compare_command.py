@@ -60,6 +60,7 @@ def test_a_table_a_picture_and_numbers_for_scripts(files: Path, tmp_path: Path) 
         (("--criteria", " "), "there is none"),
         (("--criteria", "wanda", "--held-out", "0"), "held_out"),
         (("--criteria", "wanda", "--density", "1.5"), "density"),
+        (("--criteria", "wanda", "--samples", "500"), "500 to calibrate on, and 3 to judge on.*held_out"),
     ],
 )
 def test_bad_input_is_told_before_any_work(files: Path, more: tuple[str, ...], message: str) -> None:

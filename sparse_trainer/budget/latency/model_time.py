@@ -6,8 +6,10 @@ from typing import final
 from torch import nn
 
 from patchers.units import ATTENTION, FFN, LAYERS, Group, Structure
+from sparse_trainer.budget.latency.curve import Curve
 from sparse_trainer.budget.latency.sorts import timed_blocks
 from sparse_trainer.budget.latency.table import LatencyTable
+from sparse_trainer.errors import CheckpointError
 
 Counts = Mapping[str, int]
 """Units that stay, by group name; a group that is not named stays whole."""
@@ -23,6 +25,9 @@ class ModelTime:
 
     Args:
         structure: All that was found in the model.
+
+    Raises:
+        CheckpointError: the table says nothing of a part of the model.
     """
 
     def __init__(self, table: LatencyTable, model: nn.Module, structure: Structure) -> None:
@@ -34,7 +39,7 @@ class ModelTime:
         self._curves, self._steps = {}, {}
         for block in blocks:
             for sort, group in zip(block.sorts, block.groups, strict=True):
-                self._curves[group.name] = table.curve_of(sort, group)
+                self._curves[group.name] = _covering(table.curve_of(sort, group), group)
                 self._steps[group.name] = table.steps.get(sort, 1)
         self._branch = {g.inner: g.name for g in structure.of([ATTENTION, FFN]) if g.inner is not None}
         self._layer = {g.block: g.name for g in structure.of([LAYERS])}
@@ -105,3 +110,14 @@ class ModelTime:
             "norms, residuals and kernel launches in blocks": blocks,
             "units that must stay": self.seconds(kept) - self.rest - blocks,
         }
+
+
+def _covering(curve: Curve, group: Group) -> Curve:
+    """Return a curve that reaches as far as a group; raise `CheckpointError` for one that ends before."""
+    if group.num_units <= curve.widths[-1]:
+        return curve
+    raise CheckpointError(
+        "latency_table",
+        f"says nothing of more than {curve.widths[-1]} {group.kind}, and {group.name} has {group.num_units}.",
+        f"Add the time of {group.num_units} {group.kind}, or take the table of this model.",
+    )

@@ -9,11 +9,11 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from patchers.units import HIDDEN, Group
+from patchers.units import HIDDEN, LAYERS, Group
 from sparse_trainer.budget.latency.model_time import Counts, ModelTime
 from sparse_trainer.budget.nested import NestedSelector
 from sparse_trainer.budget.nesting import Constraint, Nesting
-from sparse_trainer.budget.options import Budget
+from sparse_trainer.budget.options import TOGETHER, Budget
 from sparse_trainer.budget.pool import Kept
 from sparse_trainer.budget.selection import Selector
 from sparse_trainer.errors import BudgetError
@@ -81,16 +81,34 @@ class TimedSelector:
         """Seconds with the fewest units that can stay."""
         if fastest <= self.goal:
             return
-        asked = self.budget.time.asked if self.budget.time is not None else f"{1e3 * self.goal:.4g} ms"
+        target = self.budget.time
+        asked = target.asked if target is not None else f"{1e3 * self.goal:.4g} ms"
         parts = ", ".join(f"{name} {1e3 * value:.4g} ms" for name, value in self.time.parts(least).items())
         best = self.time.dense / fastest
         raise BudgetError(
             "latency",
             f"{asked} is not reachable: of {1e3 * self.time.dense:.4g} ms at least {1e3 * fastest:.4g} ms stay, "
             f"{best:.3g} times faster ({parts}).",
-            f"Ask for speedup={math.floor(100 * best) / 100:g} or less; prune more kinds of units (layers), or lower "
-            "`min_keep`.",
+            self._remedy(best),
         )
+
+    def _remedy(self, best: float) -> str:
+        """Return what can be done about a time that cannot be met.
+
+        Args:
+            best: How many times faster the model can be.
+        """
+        target, speedup = self.budget.time, math.floor(100 * best) / 100
+        if target is not None and target.milliseconds is not None:
+            less = [f"Ask for milliseconds={_above(1e3 * self.fastest):g} or more"]
+        else:
+            less = [f"Ask for speedup={speedup:g} or less"] if speedup > 1 else []
+        other = [
+            *([] if LAYERS in self.budget.kinds else ["prune layers"]),
+            "protect less, or lower `min_keep` or `multiple_of`",
+        ]
+        text = "; ".join([*less, *other])
+        return f"{text[0].upper()}{text[1:]}." + ("" if LAYERS in self.budget.kinds else f" {TOGETHER}")
 
     @property
     def share(self) -> float:
@@ -187,3 +205,13 @@ def fitted(groups: Sequence[Group], time: ModelTime) -> list[Group]:
         replace(group, multiple_of=math.lcm(group.multiple_of, time.least_multiple(group)))
         for group in groups
     ]
+
+
+def _above(value: float) -> float:
+    """Return a number of four digits that is no smaller.
+
+    >>> _above(11.18342), _above(200.0)
+    (11.19, 200.0)
+    """
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return round(math.ceil(value / step - 1e-9) * step, 12)

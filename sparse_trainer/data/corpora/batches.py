@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from sparse_trainer.data.corpora.base import Corpus
 from sparse_trainer.data.corpora.encode import as_user_message, encode, frame_of, stream
 from sparse_trainer.data.corpora.read import find, joined, rows, texts
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, TooLittleDataError
 
 # Shape legend: B = sequences, T = tokens.
 
@@ -89,9 +89,9 @@ def _one_each(
         sequences.append(as_ids(text)[:length])
         if len(sequences) == samples:
             return sequences
-    raise DataError(
+    raise TooLittleDataError(
         corpus.name, f"has {len(sequences)} rows with text, and {samples} are needed.",
-        "Ask for fewer samples, or give more text.",
+        "Ask for fewer `samples`, or give more text.",
     )  # fmt: skip
 
 
@@ -104,9 +104,9 @@ def _blocks(
     stretches = (_stretch(text, most, generator) for text in joined(corpus, found))
     ids = stream(tokenizer, stretches, corpus.joint, needed)
     if len(ids) < needed:
-        raise DataError(
+        raise TooLittleDataError(
             corpus.name, f"has {len(ids)} tokens, and {samples} x {length} = {needed} are needed.",
-            "Ask for fewer or shorter samples, or give more text.",
+            "Ask for fewer `samples`, or a smaller `length`, or give more text.",
         )  # fmt: skip
     start = int(torch.randint(len(ids) % length + 1, (1,), generator=generator))
     places = torch.randperm(len(ids) // length, generator=generator)[:samples].tolist()

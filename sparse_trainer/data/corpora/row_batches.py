@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_trainer.data.corpora.base import Corpus, Row
 from sparse_trainer.data.corpora.read import find, rows
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, DataError, TooLittleDataError
 
 # Shape legend: B = sequences, T = tokens.
 
@@ -56,9 +56,9 @@ def row_batches(
         if len(sequences) == samples:
             break
     if len(sequences) < samples:
-        raise DataError(
+        raise TooLittleDataError(
             corpus.name, f"has {len(sequences)} texts, and {samples} are needed.",
-            "Ask for fewer samples, or give more rows.",
+            "Ask for fewer `samples`, or give more rows.",
         )  # fmt: skip
     sequences.sort(key=lambda sequence: len(sequence["input_ids"]))
     batches = [

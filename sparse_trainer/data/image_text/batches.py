@@ -9,7 +9,7 @@ from torch import Tensor
 from sparse_trainer.data.image_text.encoder import RowEncoder
 from sparse_trainer.data.image_text.rows import read_image_rows
 from sparse_trainer.data.readers import read_table
-from sparse_trainer.errors import ArgumentError, DataError
+from sparse_trainer.errors import ArgumentError, TooLittleDataError
 
 
 def image_text_batches(
@@ -40,9 +40,9 @@ def image_text_batches(
     encoder, path = RowEncoder(processor, positions), Path(file)
     table = read_table(path, str(path))
     if len(table) < samples:
-        raise DataError(
+        raise TooLittleDataError(
             str(path), f"has {len(table)} rows, and {samples} are needed.",
-            "Ask for fewer samples, or give more rows.",
+            "Ask for fewer `samples`, or give more rows.",
         )  # fmt: skip
     drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()[:samples]
     return [encoder.calibration(row) for row in read_image_rows(table, path, drawn)]

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,23 +148,33 @@ def spread(blocks: Sequence[str]) -> list[str]:
     return [blocks[place] for place in order]
 
 
-def _from_neighbours(ladders: Sequence[Ladder], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean loss of the nearest groups of the same kind and levels for those that were not measured."""
+def _from_neighbours(ladders: Sequence[Ladder], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return, for groups that were not measured, the mean loss of the nearest ones of their kind at the same shares.
+
+    Where none of the kind was measured, it is that of all groups.
+    """
+    measured = [ladder for ladder in ladders if ladder.groups[0].name in found]
     guessed = {}
     for ladder in ladders:
         group = ladder.groups[0]
         if group.name in found:
             continue
-        alike = [
-            other.groups[0]
-            for other in ladders
-            if other.groups[0].name in found
-            and other.groups[0].kind == group.kind
-            and len(other.counts) == len(ladder.counts)
-        ]
-        if not alike:
-            guessed[group.name] = torch.linspace(0, 1, len(ladder.counts), dtype=torch.float64)
-            continue
-        nearest = sorted(alike, key=lambda other: abs(other.layer - group.layer))[:2]
-        guessed[group.name] = torch.stack([found[other.name] for other in nearest]).mean(0)
+        alike = [other for other in measured if other.groups[0].kind == group.kind] or measured
+        nearest = sorted(alike, key=lambda other: abs(other.groups[0].layer - group.layer))
+        nearest = nearest[:2] if alike is not measured else nearest
+        shares = [count / group.num_units for count in ladder.counts]
+        guesses = [_at_shares(other, found[other.groups[0].name], shares) for other in nearest]
+        guessed[group.name] = torch.stack(guesses).mean(0)
     return guessed
+
+
+def _at_shares(ladder: Ladder, loss_G: Tensor, shares: Sequence[float]) -> Tensor:
+    """Return the losses of a ladder, interpolated, where these shares of its units stay.
+
+    >>> half = Ladder(groups=(), counts=(8, 4, 0), step=1, loss_G=torch.zeros(3))
+    >>> _at_shares(half, torch.tensor([0.0, 1.0, 3.0]), [1.0, 0.75, 0.25])
+    tensor([0.0000, 0.5000, 2.0000], dtype=torch.float64)
+    """
+    whole = ladder.counts[0]
+    known = [count / whole for count in ladder.counts[::-1]]
+    return torch.as_tensor(np.interp(shares, known, loss_G.flip(0).tolist()), dtype=torch.float64)

@@ -5,6 +5,7 @@ their consumers refitted, the loss of each is the divergence of the whole model 
 Runs of whole layers may be levels, too.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,14 +39,17 @@ from sparse_trainer.one_shot.search.runs import (
     run_losses,
     with_one_left,
 )
-from sparse_trainer.one_shot.search.stitched import stitched
+from sparse_trainer.one_shot.search.stitched import Stitched, stitched
 from sparse_trainer.one_shot.search.switches import Switching, loss_at
 from sparse_trainer.plan.searched import Searched
+from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.calibration import Batches
 from sparse_trainer.statistics.replay import Replay
 from sparse_trainer.statistics.requests import Statistics
 
 # Shape legend: U = units of a group.
+
+logger = logging.getLogger(__name__)
 
 _LONGEST: Final = 8
 """Layers of the longest run that is tried."""
@@ -107,10 +111,7 @@ def search_widths(
         measured = None
         if options.method == "evolve":
             with replay.steered(), rough:
-                for share, choice in zip(shares, choices, strict=True):
-                    switching = Switching(whole, replay, tried, share, choice.counts)
-                    choice.counts[:] = switching.run(clock)
-                    measured = switching.best
+                measured = _switch(whole, replay, tried, shares, choices, clock)
         replay.forget()
     record = Searched(
         method=options.method,
@@ -130,6 +131,34 @@ def search_widths(
         for ladder, count in zip(share.ladders, choice.counts, strict=True):
             keep |= {group.name: highest(ranks[group.name].cpu(), count) for group in ladder.groups}
     return keep, record
+
+
+def _switch(
+    model: Stitched,
+    replay: Replay,
+    batches: Sequence[Batch],
+    shares: Sequence[Allowance],
+    choices: Sequence[Choice],
+    clock: SearchClock,
+) -> float | None:
+    """Switch widths under one budget after the other, in place; return what the model with all of them loses.
+
+    None where the time is up before it is known.
+    """
+    measured = None
+    for number, (share, choice) in enumerate(zip(shares, choices, strict=True)):
+        others = [
+            each
+            for place, (other, chosen) in enumerate(zip(shares, choices, strict=True))
+            if place != number
+            for each in zip(other.ladders, chosen.counts, strict=True)
+        ]
+        switching = Switching(model, replay, batches, share, choice.counts, others)
+        choice.counts[:] = switching.run(clock)
+        measured = measured if switching.best is None else switching.best
+    if measured is None:
+        logger.warning("search: time was up before a switch was tried; widths are those of `dp`.")
+    return measured
 
 
 def _longest(structure: Structure, budget: Budget) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from sparse_trainer.one_shot.search.divergence import DenseOutput
 from sparse_trainer.one_shot.search.ladders import Allowance, Ladder
-from sparse_trainer.one_shot.search.losses import SearchClock
+from sparse_trainer.one_shot.search.losses import SearchClock, check_level
 from sparse_trainer.one_shot.search.stitched import Stitched, Width
 from sparse_trainer.statistics.batch import Batch
 from sparse_trainer.statistics.replay import Replay
@@ -42,6 +42,7 @@ class Switching:
 
     Args:
         counts: Units that each ladder's groups keep now.
+        others: Ladders under other budgets, and the units that their groups keep.
     """
 
     def __init__(
@@ -51,29 +52,32 @@ class Switching:
         batches: Sequence[Batch],
         allowance: Allowance,
         counts: Sequence[int],
+        others: Sequence[tuple[Ladder, int]] = (),
     ) -> None:
         self.model, self.replay, self.batches = model, replay, batches
-        self.allowance, self.counts = allowance, list(counts)
-        self.best = math.inf
-        """Mean divergence of the model as it is."""
+        self.allowance, self.counts, self.others = allowance, list(counts), others
+        self.best: float | None = None
+        """Mean divergence of the model as it is; None where there was no time to measure it."""
         self._now: dict[str, Width] = {}
         self._tried: set[tuple[tuple[int, int], tuple[int, int]]] = set()
 
     @torch.no_grad()
     def run(self, clock: SearchClock) -> list[int]:
         """Switch until the time is up or nothing is gained; return the units that each ladder's groups keep."""
-        self._now = {w.group.name: w for w in self._widths(range(len(self.counts)), self.counts)}
+        own = zip(self.allowance.ladders, self.counts, strict=True)
+        self._now = {w.group.name: w for w in self._widths((*self.others, *own))}
         vain = 0
         while vain < _VAIN_PASSES and not clock.is_up:
             switches = [s for s in self._possible() if (s.ladders, s.counts) not in self._tried][:_AT_ONCE]
-            widths = [self._widths(switch.ladders, switch.counts) for switch in switches]
-            losses = self._judge(widths)
+            widths = [self._switched(switch) for switch in switches]
+            now, losses = self._judge(widths)
+            self.best = now
             self._tried |= {(s.ladders, s.counts) for s in switches}
             vain += 1
             best = min(range(len(switches)), key=losses.__getitem__, default=None)
             if best is None:
                 break
-            if losses[best] < self.best:
+            if losses[best] < now:
                 self.best, vain = losses[best], 0
                 self._now |= {width.group.name: width for width in widths[best]}
                 for number, count in zip(switches[best].ladders, switches[best].counts, strict=True):
@@ -102,14 +106,20 @@ class Switching:
                     lost = loss_at(narrower, less) - loss_at(narrower, self.counts[b])
                     yield Switch(ladders=(a, b), counts=(more, less), expected=gain - lost)
 
-    def _judge(self, trials: Sequence[Sequence[Width]]) -> list[float]:
-        """Return the mean divergence from the dense model with these widths; note that of the model as it is."""
+    def _judge(self, trials: Sequence[Sequence[Width]]) -> tuple[float, list[float]]:
+        """Return the mean divergence from the dense model as it is, and with each of these widths.
+
+        Raises:
+            NonFiniteError: the model says NaN or infinity as it is.
+        """
         sums, as_it_is, positions = [0.0] * len(trials), 0.0, 0
         for batch in self.batches:
             self._restore()
             dense = DenseOutput(self.replay.record(batch), batch)
             self._put(self._now.values())
-            as_it_is += float(dense.divergence(self.replay.record(batch)))
+            lost = dense.divergence(self.replay.record(batch))
+            check_level(lost, "search", "with all widths that were found")
+            as_it_is += float(lost)
             positions += dense.positions
             for number, widths in enumerate(trials):
                 self._put(widths)
@@ -117,13 +127,15 @@ class Switching:
                 sums[number] += float(dense.divergence(self.replay.rerun(batch, first)))
                 self._put(self._now[width.group.name] for width in widths)
         self._restore()
-        self.best = as_it_is / positions
-        return [total / positions if math.isfinite(total) else math.inf for total in sums]
-
-    def _widths(self, numbers: Sequence[int], counts: Sequence[int]) -> list[Width]:
-        ladders: list[tuple[Ladder, int]] = [
-            (self.allowance.ladders[number], count) for number, count in zip(numbers, counts, strict=True)
+        return as_it_is / positions, [
+            total / positions if math.isfinite(total) else math.inf for total in sums
         ]
+
+    def _switched(self, switch: Switch) -> list[Width]:
+        ladders = (self.allowance.ladders[number] for number in switch.ladders)
+        return self._widths(zip(ladders, switch.counts, strict=True))
+
+    def _widths(self, ladders: Iterable[tuple[Ladder, int]]) -> list[Width]:
         return [self.model.width(group, count) for ladder, count in ladders for group in ladder.groups]
 
     def _put(self, widths: Iterable[Width]) -> None:

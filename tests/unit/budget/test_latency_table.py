@@ -226,9 +226,14 @@ def test_a_phone_s_times_come_from_a_csv(tmp_path: Path) -> None:
     structure = discover(model)
     table = store.table_for(model, structure, replace(TARGET, table=str(file)))
     assert ModelTime(table, model, structure).dense == pytest.approx(1e-3 * (1 + 3 * (0.5 + 2 + 4)))
-    file.write_text("kind,units,milliseconds\nchannels,24,3\n")
-    with pytest.raises(CheckpointError, match="heads"):
-        ModelTime(read_csv(file), model, structure)
+    for rows, named in {
+        "channels,48,3": "says nothing of heads",
+        "heads,4,1\nchannels,24,3": "nothing of more than 24 channels",
+    }.items():
+        file.write_text(f"kind,units,milliseconds\nrest,1,1\nlayers,1,0\n{rows}\n")
+        with pytest.raises(CheckpointError, match=named):
+            ModelTime(read_csv(file), model, structure)
+    assert TimeTarget(speedup=2.0, table="PHONE.CSV").is_foreign
 
 
 @pytest.mark.parametrize(
@@ -241,6 +246,11 @@ def test_a_phone_s_times_come_from_a_csv(tmp_path: Path) -> None:
         ("kind,units,milliseconds\nheads,1,nan\n", "line 2"),
         ("kind,units,milliseconds\nheads,1,2\nheads,1,3\n", "twice"),
         ("kind,units,milliseconds\nrest,1,2\n", "heads or channels"),
+        ("kind,units,milliseconds\nheads,1,2\nlayers,1,1\n", "nothing of rest"),
+        ("kind,units,milliseconds\nheads,1,2\nrest,1,1\n", "nothing of layers"),
+        ("kind,units,milliseconds\nheads,0,2\nheads,1,3\n", "no heads cannot add 2 ms"),
+        ("kind,units,milliseconds\nlayers,12,2\n", "layers are one time"),
+        ("kind,units,milliseconds\nattention,1,2\n", "'attention' is nothing"),
     ],
 )
 def test_a_csv_that_cannot_be_meant_is_one_error(tmp_path: Path, text: str, named: str) -> None:

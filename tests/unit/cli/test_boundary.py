@@ -95,6 +95,7 @@ def test_options_are_spelled_as_the_command_takes_them() -> None:
     assert spell("model", None) == "MODEL"
     assert spell("file", None) == "--calibration-file"
     assert spell("no_such_option", "1") == "no_such_option=1"
+    assert spell("density", "{'layers': 0.75, 'heads': 0.5}") == "--density layers=0.75 --density heads=0.5"
     assert spell("criterion", None) == "--criterion"
     assert option_spelling(make_app({"compare"}), "compare")("criterion", None) == "--criteria"
     assert option_spelling(make_app({"env"}), "env")("criterion", None) == "criterion"

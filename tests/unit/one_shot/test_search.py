@@ -216,6 +216,20 @@ def test_switches_make_the_whole_model_better_and_the_plan_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "budget",
+    [{"density": {"heads": 0.5, "channels": 0.4}}, {"density": 0.5, "scope": "layer"}],
+    ids=["per kind", "per layer"],
+)
+def test_switches_under_one_budget_see_the_widths_under_all_others(budget: dict[str, Any]) -> None:
+    model = model_of("llama")
+    batches = sequences(model, (60,) * 8)
+    switched, plan = prune(
+        model, batches, search="evolve", **{**FAST, "reconstruct": None, "search_tokens": 480}, **budget
+    )
+    assert plan.searches[0]["measured"] == pytest.approx(kl(model, switched, batches), rel=1e-4)
+
+
 def test_blocks_that_are_measured_one_by_one_lose_as_much_as_together() -> None:
     model = model_of("llama")
     batches = sequences(model, (60,) * 2)
@@ -233,8 +247,22 @@ def test_a_search_whose_time_is_up_returns_the_best_so_far(caplog: pytest.LogCap
         plan = prune(
             model, sequences(model, (60,) * 8), search="evolve", density=0.5, time_limit=1e-6, **FAST
         )[1]
-    assert "time was up" in caplog.text
+    assert "time was up when" in caplog.text
+    assert "before a switch was tried" in caplog.text
     assert plan.density_reached == pytest.approx(0.5, abs=0.1)
+    assert plan.searches[0]["measured"] is None
+    assert "Infinity" not in plan.to_json()
+
+
+def test_groups_that_were_not_reached_lose_what_others_do_at_the_same_share() -> None:
+    """Also where they have other numbers of units, as in a model that was pruned before."""
+    model = model_of("llama")
+    batches = sequences(model, (60,) * 8)
+    once, _ = prune(model, batches, criterion="magnitude", density={"channels": 0.7})
+    plan = prune(once, batches, search="dp", density=0.5, time_limit=1e-6, **FAST)[1]
+    found = plan.searches[0]["losses"]
+    first, *others = ([loss for _, loss in levels] for name, levels in found.items() if "channels" in name)
+    assert all(max(other) < 2 * max(first) + 1e-9 for other in others)
 
 
 @pytest.mark.parametrize(

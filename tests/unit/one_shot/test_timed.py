@@ -23,6 +23,7 @@ from sparse_trainer.one_shot import timed
 from sparse_trainer.one_shot.options import PruneOptions
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.plan.document import Plan
+from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
 from tests.architectures.tiny import tiny_config
 from tests.fixtures.compact_models import tiny
 from tests.fixtures.oneshot_models import calibration
@@ -123,6 +124,47 @@ def test_what_cannot_be_reached_says_what_can_and_why(phone: str) -> None:
     best = float(str(caught.value).partition("Ask for speedup=")[2].split()[0])
     _, plan = prune(model, criterion="magnitude", latency_table=phone, speedup=best)
     assert seconds(phone, model, plan) * best <= DENSE / 1e3
+    with pytest.raises(BudgetError, match=r"milliseconds=1 is not reachable: .* stay") as caught:
+        prune(model, criterion="magnitude", latency_table=phone, milliseconds=1.0)
+    least = float(str(caught.value).partition("Ask for milliseconds=")[2].split()[0])
+    _, plan = prune(model, criterion="magnitude", latency_table=phone, milliseconds=least)
+    assert 0.99 * least <= 1e3 * seconds(phone, model, plan) <= least
+
+
+def test_a_remedy_is_nothing_that_is_refused(tmp_path: Path) -> None:
+    """Where units take no time no speed-up is left to ask for, and layers are not named to who prunes them."""
+    file = tmp_path / "slow.csv"
+    file.write_text("kind,units,milliseconds\nrest,1,90\nlayers,1,0.01\nheads,4,0\nchannels,256,0\n")
+    for units, layers in ((None, True), (["layers"], False)):
+        with pytest.raises(BudgetError, match="not reachable") as caught:
+            prune(large(), criterion="magnitude", latency_table=str(file), speedup=1.5, units=units)
+        assert "speedup=1 " not in str(caught.value)
+        assert ("prune layers" in str(caught.value).lower()) is layers
+
+
+def test_layers_and_what_is_in_them_share_a_time_in_a_search_alone(phone: str) -> None:
+    asked: dict[str, Any] = {"latency_table": phone, "speedup": 8.0, "min_keep": 1}
+    with pytest.raises(BudgetError, match=r"prune layers; .*search='dp'"):
+        prune(large(), criterion="magnitude", **asked)
+    asked["units"] = ["heads", "channels", "layers"]
+    with pytest.raises(ArgumentError, match=r"twice\. Name either layers .*search='dp'") as caught:
+        prune(large(), criterion="magnitude", **asked)
+    assert "density={" not in str(caught.value)
+    model = large()
+    _, plan = prune(model, calibration(model), criterion="wanda", search="dp", levels=2, **asked)
+    assert plan.speed is not None
+    assert plan.speed["speedup_expected"] >= 8
+    # So does a training by gates whose nesting is expected, not ranked.
+    SparseTrainingArguments(scoring="l0", speedup=8.0, latency_table=phone, units=asked["units"])
+
+
+def test_a_time_that_is_met_already_is_no_reason_to_cut(phone: str, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="milliseconds=1000, and the model takes 44 ms as it is"):
+        prune(large(), criterion="magnitude", latency_table=phone, milliseconds=1000.0)
+    nothing = tmp_path / "nothing.csv"
+    nothing.write_text("kind,units,milliseconds\nrest,1,0\nlayers,1,0\nheads,4,0\nchannels,256,0\n")
+    with pytest.raises(BudgetError, match="takes no time"):
+        prune(large(), criterion="magnitude", latency_table=str(nothing), speedup=1.5)
 
 
 class World:
