@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from sparse_trainer.budget.time_target import LATENCY
 from sparse_trainer.cli.console import print_result, tell
 from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.plugins import Plugins
@@ -69,6 +70,8 @@ def compare_command(
     """Prune by several criteria on one pass over the text; show what each costs on text held out. Nothing is saved."""
     source, text = made(SourceOptions, name_or_path=model, **place), calibration_text(calibration)
     names = criteria_of(criteria)
+    if pruning.get("target") == LATENCY:
+        raise ArgumentError("target", "times are not compared.", "Take params, macs or units.")
     prunings = [made(PruneSection, criterion=name, **pruning) for name in names]
     with redirect_stdout(sys.stderr):
         check_alone("compare")

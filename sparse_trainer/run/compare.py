@@ -125,7 +125,7 @@ def named_prunings(prunings: Sequence[PruneOptions]) -> dict[str, PruneOptions]:
     """Return ways of pruning by their criterion.
 
     Raises:
-        ArgumentError: No criterion, one twice, or one that makes passes of its own.
+        ArgumentError: No criterion, one twice, one that makes passes of its own, or of other units than the others.
     """
     if not prunings:
         raise ArgumentError("criteria", "there is none.", "Name some, e.g. wanda,obs,fisher.")
@@ -142,7 +142,21 @@ def named_prunings(prunings: Sequence[PruneOptions]) -> dict[str, PruneOptions]:
                 "Take criteria and repairs of heads and channels that look at the model once.",
             )
         named[name] = options
+    _check_same_units(named)
     return named
+
+
+def _check_same_units(named: Mapping[str, PruneOptions]) -> None:
+    """Raise `ArgumentError` for criteria that prune other units than the first: their cuts have other sizes."""
+    first, *others = named
+    for name in others:
+        kinds = [" and ".join(named[each].budget.kinds) for each in (first, name)]
+        if kinds[0] != kinds[1]:
+            raise ArgumentError(
+                "criteria",
+                f"{first} prunes {kinds[0]}, and {name} {kinds[1]}: what is left is not of one size.",
+                "Take criteria of the same units; `sparse-trainer layers` shows those of depth.",
+            )
 
 
 def _outcome(

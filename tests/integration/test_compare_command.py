@@ -60,6 +60,8 @@ def test_a_table_a_picture_and_numbers_for_scripts(files: Path, tmp_path: Path) 
         (("--criteria", " "), "there is none"),
         (("--criteria", "wanda", "--held-out", "0"), "held_out"),
         (("--criteria", "wanda", "--density", "1.5"), "density"),
+        (("--criteria", "wanda", "--target", "latency"), "Take params, macs or units"),
+        (("--criteria", "wanda,block_influence"), "prunes heads and channels, and block_influence layers"),
         (("--criteria", "wanda", "--samples", "500"), "500 to calibrate on, and 3 to judge on.*held_out"),
     ],
 )
