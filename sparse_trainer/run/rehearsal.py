@@ -1,18 +1,23 @@
 """What can be known of a training before it starts: what can fail here must not fail after the dense stage."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )
+from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from patchers.patching.blends import unblend
 from patchers.patching.patch import unpatch
+from sparse_trainer.budget.schedule import Schedule
+from sparse_trainer.budget.stages import StagedSchedule
 from sparse_trainer.errors import (
     ArgumentError,
     CheckpointError,
@@ -85,6 +90,7 @@ def rehearse_training(
     """Build each Trainer of the run with its loaders, optimizer and schedule, and let it go.
 
     Raises:
+        ArgumentError: A training that is too short for its stages.
         RecipeError: One of them cannot be made.
     """
     for where, training in _trainings(recipe).items():
@@ -92,7 +98,9 @@ def rehearse_training(
             trainer = recipe.task.trainer(model=model, args=training, **trainer_options)
             if where == "training" and recipe.pruning is not None:
                 check_sharing(trainer.accelerator, model, recipe.pruning.driver_options)
-            trainer.get_train_dataloader()
+            batches = trainer.get_train_dataloader()
+            if where == "training" and recipe.pruning is not None:
+                _check_stages(recipe.pruning.schedule, training, batches)
             trainer.get_eval_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)
         except SparseTrainerError:
@@ -103,6 +111,17 @@ def rehearse_training(
             raise RecipeError(
                 where, f"{first_line(error)}.", "Change the option that it is about."
             ) from error
+
+
+def _check_stages(schedule: Schedule, training: TrainingArguments, batches: DataLoader[Any]) -> None:
+    """Raise `ArgumentError` for a training that is too short for its stages, where its steps can be counted."""
+    if not isinstance(schedule, StagedSchedule):
+        return
+    if training.max_steps > 0:
+        schedule.check_steps(training.max_steps)
+    elif has_length(batches):
+        steps = max(1, math.ceil(len(batches) / training.gradient_accumulation_steps))
+        schedule.check_steps(math.ceil(training.num_train_epochs * steps))
 
 
 def _trainings(recipe: FinePruningRecipe) -> dict[str, TrainingArguments]:

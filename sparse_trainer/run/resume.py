@@ -213,7 +213,7 @@ class RunFolder:
             raise CheckpointError(
                 f"resume: {file}",
                 f"{say_changes(changes)}.",
-                "Go on with the recipe of then, or start over with overwrite=True (--overwrite).",
+                "Go on with the recipe of then, or start over with `overwrite=True`.",
             )
 
 

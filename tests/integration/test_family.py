@@ -185,5 +185,9 @@ def test_what_cannot_be_is_refused_before_any_work(files: Path, tmp_path: Path) 
             files, tmp_path / "d", "training.load_best_model_at_end=true", "training.eval_strategy=steps",
             "training.save_strategy=steps",
         )  # fmt: skip
+    for short in (["training.max_steps=2"], ["training.max_steps=-1", "training.num_train_epochs=0.01"]):
+        with pytest.raises(ArgumentError, match="leaves 2 stages no step each"):
+            run_family(family(files, tmp_path / "short", *short), print)
+    assert not list(tmp_path.glob("short/**/*.safetensors"))
     with pytest.raises(RecipeError, match=r"pruning.densities: 0.5 comes after 0.4"):
         family(files, tmp_path / "e", "pruning.densities=[0.4, 0.5]")

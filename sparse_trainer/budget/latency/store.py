@@ -98,14 +98,25 @@ def cache_folder() -> Path:
 
 
 def cache_file(model: PreTrainedModel, structure: Structure, conditions: TimingConditions) -> Path:
-    """Return the file of the table of a model: one for all with blocks of the same sorts and the same parts beside."""
+    """Return the file of the table of a model: one for all with blocks of the same sorts and the same parts beside.
+
+    What runs in them is part of it: activations, the implementation of attention (`sdpa`, `eager`) and of experts.
+    """
     blocks = timed_blocks(model, structure)
     inside = tuple(f"{block.path}." for block in blocks)
     beside = [[n, list(p.shape)] for n, p in model.named_parameters() if not n.startswith(inside)]
     sizes = [[block.sort, [group.num_units for group in block.groups]] for block in blocks]
-    seen = [type(model).__name__, asdict(conditions), beside, sizes]
+    parts = (part for block in blocks for part in model.get_submodule(block.path).modules())
+    # Activations and norms are classes of their own; attentions and experts are called by name.
+    kernels = [*sorted({type(part).__name__ for part in parts}), *map(str, _implementations(model))]
+    seen = [type(model).__name__, asdict(conditions), beside, sizes, kernels]
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
     return cache_folder() / f"{model.config.model_type}-{digest}.json"
+
+
+def _implementations(model: PreTrainedModel) -> tuple[str | None, str | None]:
+    """Return what computes the attention of a model, and its experts."""
+    return model.config._attn_implementation, model.config._experts_implementation
 
 
 def save_table(table: LatencyTable, file: Path) -> None:

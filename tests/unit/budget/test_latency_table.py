@@ -154,6 +154,20 @@ def test_a_table_is_measured_once(
     assert "not kept" in caplog.text
 
 
+def test_models_of_the_same_sizes_that_run_other_kernels_share_no_table() -> None:
+    plain = tiny()
+
+    def file(model: Any) -> Path:
+        return store.cache_file(model, discover(model), TimingConditions.of(model, TARGET))
+
+    assert file(plain) == file(tiny())
+    assert file(tiny(hidden_act="relu")) != file(plain)
+    other = tiny()
+    other.set_attn_implementation("eager")
+    assert plain.config._attn_implementation != "eager"
+    assert file(other) != file(plain)
+
+
 def test_times_of_compiled_modules_have_a_table_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
