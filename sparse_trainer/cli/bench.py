@@ -24,7 +24,7 @@ def bench_command(
     against: Annotated[
         str | None, typer.Option(help="A second model, timed side by side: the baseline.")
     ] = None,
-    batch: Annotated[
+    batch_size: Annotated[
         str, typer.Option("--batch", "--batch-size", help="Sequences per pass, parted by commas.")
     ] = "1,16",
     sequence_length: Annotated[
@@ -54,7 +54,7 @@ def bench_command(
     options = BenchOptions(
         model=model,
         against=against,
-        batch_sizes=_counts("batch", batch),
+        batch_sizes=_counts("batch_size", batch_size),
         lengths=_counts("sequence_length", sequence_length),
         rounds=rounds,
         threads=threads,

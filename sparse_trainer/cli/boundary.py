@@ -22,7 +22,7 @@ from sparse_trainer.errors import ProcessError, SparseTrainerError, Spelling
 
 # click's class; newer typer brings a copy of click, so it is taken from what typer itself exports.
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
-_LISTED = {"criterion": "criteria"}
+_LISTED = {"criterion": "criteria", "layers": "layer"}
 """What some commands take one of, and others a list, under another name."""
 
 

@@ -20,10 +20,18 @@ from sparse_trainer.inputs.evaluating import evaluating
 from sparse_trainer.inputs.limits import check_positions, positions_of
 from sparse_trainer.run.generation_speed import check_writes_tokens
 from sparse_trainer.run.latency import check_bench, conditions_of, cpu_threads
-from sparse_trainer.run.llama_cpp import SUFFIX, context_of, weigh_file
+from sparse_trainer.run.llama_cpp import SUFFIX, facts_of, weigh_file
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.peak_memory import MemoryRequest, peak_memory
-from sparse_trainer.run.runtimes import COMPILE, GGUF, Candidate, Setting, find_runtimes, gguf_file
+from sparse_trainer.run.runtimes import (
+    COMPILE,
+    GGUF,
+    Candidate,
+    Setting,
+    check_runs,
+    find_runtimes,
+    gguf_file,
+)
 from sparse_trainer.run.side_by_side import BenchResult, Name, Ready, time_forward, time_generation
 from sparse_trainer.run.weights import Weight, load_weighed
 
@@ -103,7 +111,9 @@ def run_bench(options: BenchOptions, tell: Tell = logger.info) -> BenchResult:
     for name in files:
         _check_file(name, set(runtimes))
     for name in options.names:
-        _check_length(name, options.longest)
+        _check_length(name, options)
+    folders = [name for name in options.names if name not in files]
+    check_runs(runtimes, folders, options.device, options.dtype)
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(options.threads))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -172,10 +182,19 @@ def _check_file(name: str, runtimes: set[str]) -> None:
         )
 
 
-def _check_length(name: str, longest: int) -> None:
+def _check_length(name: str, options: BenchOptions) -> None:
     is_file = name.endswith(SUFFIX)
-    positions = context_of(Path(name)) if is_file else positions_of(read_config(name))
+    positions = facts_of(Path(name)).context if is_file else positions_of(read_config(name))
+    new, longest = options.generate, max(options.lengths)
     check_positions("sequence_length", longest, positions)
+    if new is not None and positions is not None and longest + new > positions:
+        raise ArgumentError(
+            "generate",
+            f"{new} tokens after {longest}, and the model has positions for {positions}.",
+            f"Give {positions - longest} or less, or shorter sequences."
+            if longest < positions
+            else "Give shorter sequences.",
+        )
 
 
 def _load(options: BenchOptions, setting: Setting) -> tuple[dict[str, Candidate], dict[str, Weight]]:
@@ -193,11 +212,11 @@ def _load(options: BenchOptions, setting: Setting) -> tuple[dict[str, Candidate]
 
 
 def _memory(candidate: Candidate, runtime: str, setting: Setting, length: int) -> int | None:
-    is_gguf = runtime == GGUF
+    file = gguf_file(candidate, setting) if runtime == GGUF else None
     return peak_memory(
         MemoryRequest(
-            name=str(gguf_file(candidate, setting)) if is_gguf else candidate.place,
-            is_gguf=is_gguf,
+            name=candidate.place if file is None else str(file),
+            tokens=None if file is None else facts_of(file).tokens,
             device=str(setting.device),
             dtype=setting.dtype,
             threads=setting.threads,
@@ -210,6 +229,8 @@ def _memory(candidate: Candidate, runtime: str, setting: Setting, length: int) -
 def _notes(options: BenchOptions, runtimes: set[str]) -> list[str]:
     """Return what a reader of the numbers should know."""
     found = []
+    if any(name.endswith(SUFFIX) for name in options.names):
+        found.append(f"{SUFFIX} files run in the format of numbers that they hold.")
     if GGUF in runtimes and len(runtimes) > 1:
         found.append(
             "gguf: llama.cpp computes logits of the last token only; compare its prompts with each other."

@@ -1,7 +1,9 @@
 """llama.cpp, through the package xllamacpp: a GGUF file that is timed."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,17 +17,29 @@ _SPARE = 8
 """Places of the cache that are kept free in each row."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileFacts:
+    """What a file says of itself."""
+
+    parameters: int
+    tokens: int
+    """How many it knows."""
+    context: int | None
+    """The longest sequence that it is made for, where it tells."""
+
+
 class LlamaCpp:
     """A file that unmodified llama.cpp has loaded, on the CPU.
 
     Args:
+        tokens: How many the file knows. To read that takes longer, and more memory, than to load a small model.
         rows: The most that are read at once.
         length: The most tokens of a row, new ones included.
     """
 
     reads_length = True
 
-    def __init__(self, file: Path, *, rows: int, length: int, threads: int) -> None:
+    def __init__(self, file: Path, *, tokens: int, rows: int, length: int, threads: int) -> None:
         import xllamacpp  # an extra
 
         params = xllamacpp.CommonParams()
@@ -34,7 +48,7 @@ class LlamaCpp:
         params.n_parallel, params.n_ctx = rows, rows * (length + _SPARE)
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(params)
-        self._first, self._known = _tokens(file)
+        self._first, self._known = min(5, tokens - 1), tokens
 
     def forward(self, rows: int, length: int) -> Callable[[], object]:
         """Return a pass over prompts. Logits of the last token are all that llama.cpp computes."""
@@ -65,17 +79,15 @@ class LlamaCpp:
 
 def weigh_file(file: Path, threads: int) -> Weight:
     """Return what a file weighs before it runs."""
-    from gguf import GGUFReader  # an extra
-
-    tensors = GGUFReader(file).tensors
+    facts = facts_of(file)
     forget(file)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        LlamaCpp(file, rows=1, length=1, threads=threads)
+        LlamaCpp(file, tokens=facts.tokens, rows=1, length=1, threads=threads)
         seconds.append(time.perf_counter() - start)
     return Weight(
-        parameters=sum(int(tensor.n_elements) for tensor in tensors),
+        parameters=facts.parameters,
         macs=None,
         file_bytes=file.stat().st_size,
         load_cold=seconds[0],
@@ -83,18 +95,19 @@ def weigh_file(file: Path, threads: int) -> Weight:
     )
 
 
-def context_of(file: Path) -> int | None:
-    """Return the longest sequence that a file is made for, where it tells."""
+def facts_of(file: Path) -> FileFacts:
+    """Return what a file says of itself; it is read once, as long as it stays the same."""
+    return _facts(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache
+def _facts(file: Path, changed: int) -> FileFacts:
     from gguf import GGUFReader  # an extra
 
-    fields = GGUFReader(file).fields
-    found = [field.contents() for name, field in fields.items() if name.endswith(".context_length")]
-    return int(found[0]) if found else None
-
-
-def _tokens(file: Path) -> tuple[int, int]:
-    """Return the first token of a prompt that is made up, and how many tokens a file knows."""
-    from gguf import GGUFReader  # an extra
-
-    known = next(int(each.shape[1]) for each in GGUFReader(file).tensors if each.name == "token_embd.weight")
-    return min(5, known - 1), known
+    reader = GGUFReader(file)
+    context = [field.contents() for name, field in reader.fields.items() if name.endswith(".context_length")]
+    return FileFacts(
+        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        tokens=next(int(each.shape[1]) for each in reader.tensors if each.name == "token_embd.weight"),
+        context=int(context[0]) if context else None,
+    )

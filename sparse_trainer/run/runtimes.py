@@ -1,6 +1,6 @@
 """What runs a model that is timed: torch as it is, compiled, ONNX Runtime, or llama.cpp."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -8,13 +8,13 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel
 
-from sparse_trainer.convert.folder import check_installed, convert_folder
+from sparse_trainer.convert.folder import check_installed, convert_folder, find_origin
 from sparse_trainer.convert.registry import CONVERSIONS
 from sparse_trainer.errors import ArgumentError, one_of
 from sparse_trainer.inputs.timed import has_length
 from sparse_trainer.run.generation_speed import generation
 from sparse_trainer.run.latency import forward
-from sparse_trainer.run.llama_cpp import PACKAGES, LlamaCpp
+from sparse_trainer.run.llama_cpp import PACKAGES, LlamaCpp, facts_of
 from sparse_trainer.run.onnx_runtime import OnnxRuntime
 from sparse_trainer.run.side_by_side import LAST_LOGITS, Ready
 
@@ -22,6 +22,8 @@ COMPILE: Final = "compile"
 GGUF: Final = LAST_LOGITS
 _FORMATS: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """Dtype -> format of the GGUF file that is made for the time of a bench."""
+_DTYPES: Final[Mapping[str, Sequence[torch.dtype]]] = {"onnx": (torch.float32,), GGUF: tuple(_FORMATS)}
+"""Runtimes that are timed on the CPU alone -> dtypes that they are timed in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +94,12 @@ def _compiled(candidate: Candidate, setting: Setting) -> Ready:
 
 def _in_onnx_runtime(candidate: Candidate, setting: Setting) -> Ready:
     model = _model_of(candidate, "onnx")
-    _check_place("onnx", setting, [torch.float32])
     return OnnxRuntime.of(model, setting.scratch / f"{candidate.number}-onnx", threads=setting.threads)
 
 
 def gguf_file(candidate: Candidate, setting: Setting) -> Path:
     """Return the GGUF file of a model: itself, or one that is made of its folder in the setting's dtype."""
-    _check_place(GGUF, setting, list(_FORMATS))
+    _check_place(GGUF, setting.device, setting.dtype)
     if candidate.model is None:
         return Path(candidate.place)
     file = setting.scratch / f"{candidate.number}.gguf"
@@ -108,13 +109,32 @@ def gguf_file(candidate: Candidate, setting: Setting) -> Path:
 
 
 def _in_llama_cpp(candidate: Candidate, setting: Setting) -> Ready:
-    return LlamaCpp(
-        gguf_file(candidate, setting), rows=setting.rows, length=setting.length, threads=setting.threads
-    )
+    file, sizes = gguf_file(candidate, setting), {"rows": setting.rows, "length": setting.length}
+    return LlamaCpp(file, tokens=facts_of(file).tokens, threads=setting.threads, **sizes)
 
 
-def _check_place(runtime: str, setting: Setting, dtypes: Sequence[torch.dtype]) -> None:
-    if setting.device.type != "cpu" or setting.dtype not in dtypes:
+def check_runs(
+    runtimes: Collection[str], names: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raise for what runtimes cannot run, before a model is loaded.
+
+    Args:
+        names: Folders and hub ids.
+
+    Raises:
+        ArgumentError: A runtime that is not timed there, or in this dtype.
+        ConversionError: A model that cannot be a GGUF file.
+    """
+    for runtime in _DTYPES.keys() & runtimes:
+        _check_place(runtime, device, dtype)
+    if GGUF in runtimes:
+        for name in names:
+            CONVERSIONS[GGUF].refuse(find_origin(name), _FORMATS[dtype])
+
+
+def _check_place(runtime: str, device: torch.device, dtype: torch.dtype) -> None:
+    dtypes = _DTYPES[runtime]
+    if device.type != "cpu" or dtype not in dtypes:
         known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ArgumentError("runtimes", f"{runtime} is timed on the CPU in {known}.", f"Leave {runtime} out.")
 
@@ -140,7 +160,7 @@ def find_runtimes(names: str) -> dict[str, Runtime]:
     Raises:
         ArgumentError: An unknown one, or one whose packages are missing.
     """
-    found = {name: RUNTIMES[one_of("runtimes", name, RUNTIMES)] for name in names.split(",")}
+    found = {name: RUNTIMES[one_of("runtimes", name, RUNTIMES)] for name in map(str.strip, names.split(","))}
     for name in found:
         extra, packages = _NEEDED.get(name, ("", {}))
         check_installed("runtimes", extra, packages)

@@ -99,6 +99,8 @@ def test_options_are_spelled_as_the_command_takes_them() -> None:
     assert spell("criterion", None) == "--criterion"
     assert option_spelling(make_app({"compare"}), "compare")("criterion", None) == "--criteria"
     assert option_spelling(make_app({"env"}), "env")("criterion", None) == "criterion"
+    assert option_spelling(make_app({"merge-kv-heads"}), "merge-kv-heads")("layers", None) == "--layer"
+    assert option_spelling(make_app({"bench"}), "bench")("batch_sizes", None) == "--batch-size"
 
 
 def test_an_error_names_options_in_python_until_somebody_respells_them() -> None:

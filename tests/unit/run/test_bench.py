@@ -1,6 +1,7 @@
 """Latency: measured side by side, never across devices."""
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from sparse_trainer.convert import folder
 from sparse_trainer.errors import ArgumentError, CheckpointError
+from sparse_trainer.folders.configs import read_config
+from sparse_trainer.run import runtimes
 from sparse_trainer.run.bench import BenchOptions, run_bench
 from sparse_trainer.run.latency import (
     Bench,
@@ -27,6 +30,7 @@ from sparse_trainer.run.latency import (
     summarize,
     take_turns,
 )
+from sparse_trainer.run.peak_memory import MemoryRequest, peak_memory
 from sparse_trainer.run.runtimes import find_runtimes
 from sparse_trainer.run.side_by_side import time_forward, time_generation
 from sparse_trainer.run.weights import load_weighed
@@ -231,7 +235,7 @@ def test_each_length_is_checked_against_the_positions(llama: Path) -> None:
     # The model has 64 positions.
     with pytest.raises(ArgumentError, match="sequence_length: 65 tokens, and the model has positions for 64"):
         run_bench(options(llama, lengths=(8, 65)))
-    with pytest.raises(ArgumentError, match="68 tokens"):
+    with pytest.raises(ArgumentError, match="generate: 60 tokens after 8"):
         run_bench(options(llama, generate=60))
 
 
@@ -245,6 +249,39 @@ def test_generation_wants_a_runtime_that_times_it(llama: Path) -> None:
     options = {"model": str(llama), "device": torch.device("cpu"), "dtype": torch.float32}
     with pytest.raises(ArgumentError, match=r"generate: is not timed in compile\. Name another runtime"):
         run_bench(BenchOptions(**options, runtimes="compile", generate=3))
+
+
+def test_new_tokens_need_positions_too(llama: Path) -> None:
+    positions = read_config(str(llama)).max_position_embeddings
+    with pytest.raises(
+        ArgumentError, match=rf"generate: 4 tokens after {positions - 3}, .* {positions}\. Give 3 or"
+    ):
+        run_bench(options(llama, generate=4, lengths=(positions - 3,)))
+
+
+def test_runtimes_may_have_spaces_between_them_as_numbers_may() -> None:
+    assert list(find_runtimes("eager, compile")) == ["eager", "compile"]
+
+
+def test_what_a_runtime_cannot_run_is_refused_before_a_model_is_loaded(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "check_installed", lambda *_: None)
+    monkeypatch.setattr("sparse_trainer.run.bench.load_weighed", None)
+    with pytest.raises(ArgumentError, match="runtimes: onnx is timed on the CPU in float32"):
+        run_bench(options(llama, runtimes="eager,onnx", dtype=torch.bfloat16))
+
+
+def test_a_measured_process_that_is_ended_costs_no_other_result(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = MemoryRequest(
+        name="big", tokens=None, device="cpu", dtype=torch.float32, threads=1, rows=1, length=1
+    )
+    monkeypatch.setattr("sparse_trainer.run.peak_memory.sys.platform", "linux")
+    monkeypatch.setattr(MemoryRequest, "__reduce__", lambda self: (os._exit, (9,)))  # as the system ends it
+    assert peak_memory(request) is None
+    assert "big: the process that measures its memory was ended" in caplog.text
 
 
 def test_a_gguf_file_runs_in_llama_cpp_only(tmp_path: Path) -> None:

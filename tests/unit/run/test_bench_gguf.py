@@ -10,6 +10,7 @@ from sparse_trainer.errors import ArgumentError
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.one_shot.prune import prune
 from sparse_trainer.run.bench import BenchOptions, run_bench
+from sparse_trainer.run.llama_cpp import LlamaCpp, facts_of, weigh_file
 from sparse_trainer.run.runtimes import Candidate, Setting, gguf_file
 from tests.fixtures.character_tokenizer import character_tokenizer
 from tests.fixtures.oneshot_models import model_of
@@ -46,6 +47,17 @@ def test_folders_are_converted_and_timed_beside_torch(folders: tuple[Path, Path]
     assert len(result.forward) == len(result.generation) == 4 * 4
     assert all(each.generated.decode.low > 0 for each in result.generation)
     assert any("last token" in note for note in result.notes)
+
+
+def test_what_a_file_says_is_no_part_of_loading_it(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = convert_folder(str(folders[0]), tmp_path / "model.gguf", "gguf")
+    facts = facts_of(file)
+    assert facts.context is not None
+    monkeypatch.setattr("gguf.GGUFReader", None)  # reading a large vocabulary takes seconds, and memory
+    assert LlamaCpp(file, tokens=facts.tokens, rows=1, length=4, threads=1).forward(1, 4)()
+    assert weigh_file(file, threads=1).parameters == facts.parameters
 
 
 def test_files_are_timed_and_weighed(folders: tuple[Path, Path], tmp_path: Path) -> None:
