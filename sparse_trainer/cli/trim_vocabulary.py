@@ -54,7 +54,7 @@ def _shown(folder: Path, done: Trimmed) -> list[RenderableType]:
         f"parameters {sizes['dense']:,} => {sizes['compact']:,}",
         *(f"{name}: SHA-256 {digest}" for name, digest in kept["corpora"].items()),
         f"{done.tokens:,} tokens of text: "
-        + (f"{done.recut:,} texts are cut into other pieces since" if done.recut else same),
+        + (f"texts and lines that are cut into other pieces since: {done.recut:,}" if done.recut else same),
         "other text is spelled in shorter pieces or bytes, and is unknown where there are none",
         f"written to {folder}",
     ]

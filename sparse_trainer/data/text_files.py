@@ -1,8 +1,9 @@
 """Every text in local files, whatever columns it stands in: what a vocabulary has to hold."""
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from sparse_trainer.data.readers import TABLES, TEXTS, check_data_file, ending, read_table, read_text
@@ -36,8 +37,12 @@ class TextFiles:
                     yield from _texts(row)
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file, by its name."""
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.paths}
+        """Return the SHA-256 of each file, by its name; by its path where another one has the same name."""
+        names = Counter(path.name for path in self.paths)
+        return {
+            path.name if names[path.name] == 1 else path.as_posix(): sha256(path.read_bytes()).hexdigest()
+            for path in self.paths
+        }
 
 
 def _place(path: Path) -> str:

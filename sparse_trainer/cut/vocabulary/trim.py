@@ -1,8 +1,10 @@
 """`trim_vocabulary`: tokens that a corpus does not use leave embeddings, head and tokenizer."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -62,7 +64,8 @@ def trim_vocabulary(
 
     Args:
         tokenizer: A fast one: WordPiece, BPE, Unigram or one token per word.
-        texts: Gone through twice: a list, or another iterable, but no iterator.
+        texts: Gone through several times: a list, or another iterable, but no iterator. The lines of a text also count
+            as texts by themselves.
         keep_minimum_count: How often a token has to occur to stay; above 1, rare words of the corpus are cut otherwise.
         corpora: Name -> SHA-256 of the files that the texts are from, for the plan.
         check: Compare what the model says before and after, on a small batch.
@@ -84,17 +87,23 @@ def trim_vocabulary(
             f"has tokens beyond the {rows} that the model has embeddings for.",
             "Give the tokenizer of the model; or call resize_token_embeddings first.",
         )
-    counts = count_tokens(tokenizer, texts)
-    if not counts:
+    if not any(text.strip() for text in texts):
         raise DataError("corpus", "holds no text.", "Give a file with text.")
     named = named_ids(model) | set(tokenizer.all_special_ids)
-    told = count_tokens(tokenizer, in_template(tokenizer, texts))
-    used = {number for number, count in (counts + told).items() if count >= keep_minimum_count} | named
+    counts = count_tokens(tokenizer, texts)
+    alone = count_tokens(tokenizer, _lines(texts))
+    # A conversation repeats its text.
+    told = Counter(
+        n for ids in pieces_of(tokenizer, in_template(tokenizer, chain(texts, _lines(texts)))) for n in {*ids}
+    )
+    # The same text is counted in three ways, so the most of them is how often a token occurs.
+    occurs = counts | alone | told
+    used = {number for number, count in occurs.items() if count >= keep_minimum_count} | named
     tokens = fast.kept(used)
     smaller = rebuilt(tokenizer, fast.keeping(tokens), {token: n for n, token in enumerate(tokens)})
     keep = _in_order(tokens.values(), named, rows)
     kept = KeptTokens(size=rows, keep=keep, minimum_count=keep_minimum_count, corpora=dict(corpora or {}))
-    recut = _count_recut(tokenizer, smaller, texts, keep)
+    recut = sum(_count_recut(tokenizer, smaller, part, keep) for part in (texts, list(_lines(texts))))
     if recut and keep_minimum_count == 1:
         raise SelfCheckError(
             type(tokenizer).__name__,
@@ -113,6 +122,14 @@ def _check_finished(model: PreTrainedModel) -> None:
         raise ArgumentError("model", "still has gates.", "Give optimize_model(model).")
     if has_adapters(model):
         raise ArgumentError("model", "has adapters.", "Call merge_and_unload() first.")
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of texts that have several: what begins one is cut as at the start of a text."""
+    for text in texts:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) > 1:
+            yield from lines
 
 
 def _in_order(tokens: Iterable[int], named: Iterable[int], rows: int) -> list[int]:

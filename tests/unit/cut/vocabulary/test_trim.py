@@ -11,6 +11,7 @@ from sparse_trainer import load_pruned, optimize_model, prune, save_pruned
 from sparse_trainer.architectures.perturb import perturb
 from sparse_trainer.cut.record import plan_of
 from sparse_trainer.cut.vocabulary.trim import Trimmed, trim_vocabulary
+from sparse_trainer.data.text_files import TextFiles
 from sparse_trainer.errors import ArgumentError, CheckpointError, DataError
 from sparse_trainer.plan.document import Plan
 from tests.architectures.tiny import tiny_config
@@ -209,3 +210,35 @@ def test_optimize_by_such_a_plan_cuts_units_only() -> None:
     again = optimize_model(model, plan=plan)
     assert again.config.vocab_size == model.config.vocab_size
     assert plan_of(again).vocabulary is None
+
+
+def test_a_chat_template_does_not_count_text_again() -> None:
+    model, tokenizer = _pair("llama")
+    plain = trim_vocabulary(model, tokenizer, USED, keep_minimum_count=3).kept["keep"]
+    assert len(plain) < len(trim_vocabulary(model, tokenizer, USED).kept["keep"])
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+    assert trim_vocabulary(model, tokenizer, USED, keep_minimum_count=3).kept["keep"] == plain
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "llama", "t5"])
+def test_lines_of_a_text_are_texts_too(model_type: str) -> None:
+    model, tokenizer = _pair(model_type)
+    whole = trim_vocabulary(model, tokenizer, ["\n".join(USED)]).kept["keep"]
+    assert set(trim_vocabulary(model, tokenizer, USED).kept["keep"]) <= set(whole)
+
+
+@pytest.mark.parametrize("text", ["", " \n\n "])
+def test_white_space_is_no_text(text: str) -> None:
+    with pytest.raises(DataError, match="holds no text"):
+        trim_vocabulary(*_pair("llama"), [text])
+
+
+def test_files_of_the_same_name_are_both_in_the_plan(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.txt").write_text(name)
+    (tmp_path / "more.txt").write_text("c")
+    files = [tmp_path / "a" / "train.txt", tmp_path / "b" / "train.txt", tmp_path / "more.txt"]
+    named = TextFiles(tuple(files)).hashes()
+    assert list(named) == [files[0].as_posix(), files[1].as_posix(), "more.txt"]
+    assert len(set(named.values())) == 3
