@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from patchers.discovery.tables.names import NUM_LAYERS
@@ -54,7 +54,7 @@ def read_config(name: str, revision: str = "main") -> PreTrainedConfig:
         CheckpointError: There is none, it is damaged, or of a type that transformers does not know.
     """
     source = resolve(name)
-    config_values(source, {"revision": revision})
+    _refuse_own_type(source, config_values(source, {"revision": revision}))
     with refusing(f"{source}: {CONFIG_FILE}", "a config"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False
@@ -89,6 +89,17 @@ def config_values(where: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     with refusing(place, "a config"):
         values: dict[str, Any] = PreTrainedConfig.get_config_dict(where, **hub)[0]
     return values
+
+
+def _refuse_own_type(source: str, values: Mapping[str, Any]) -> None:
+    """Raise where a config is of a type that code beside it defines, such as that of a folder in the form of DeciLM."""
+    named, model_type = values.get("auto_map"), values.get("model_type")
+    if isinstance(named, Mapping) and "AutoConfig" in named and model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{source}: {CONFIG_FILE}",
+            f"is of type {shown(str(model_type))}, which code in the folder defines, and such code is not run.",
+            "Give the folder that it was made of, or a model of a type that transformers knows.",
+        )
 
 
 def _check_types(place: str, values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 import transformers
 from huggingface_hub.constants import HF_HOME
 
-from sparse_trainer.errors import CheckpointError
+from sparse_trainer.errors import CheckpointError, first_line
 from sparse_trainer.folders.replace import new_folder
 
 
@@ -48,8 +48,12 @@ def _unpack(path: Path, folder: Path) -> None:
             options["quantization_config"] = packed(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        # The rest of one that does not know a type is the list of all it knows.
+        said = first_line(error).partition(". ")[0]
         raise CheckpointError(
-            str(path), f"transformers cannot read it: {error}", "Give the folder that it was made from."
+            str(path),
+            f"transformers cannot read it ({said}).",
+            "Give the folder that it was made from.",
         ) from error
     with new_folder(folder, overwrite=False) as draft:
         model.save_pretrained(draft)

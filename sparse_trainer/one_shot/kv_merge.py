@@ -150,7 +150,7 @@ def check_kv_merge(options: KvMergeOptions, model: Any) -> tuple[Structure, tupl
         raise UnsupportedModelError(
             type(model).__name__,
             "has no attention of the form of Llama: q_proj, k_proj, v_proj and o_proj, in one list of layers.",
-            "Prune heads instead: prune(density={'heads': 0.5}).",
+            "Prune heads instead.",
         )
     layers = tuple(heads) if options.layers is None else options.layers
     for layer in layers:
@@ -165,6 +165,10 @@ def check_kv_merge(options: KvMergeOptions, model: Any) -> tuple[Structure, tupl
                 f"{options.kv_heads} does not divide the {have} KV heads of layer {layer}.",
                 "Give a divisor, or name `layers` that have others.",
             )
+    if all(_kv_heads(_attention(model, heads[layer])) <= options.kv_heads for layer in layers):
+        raise ArgumentError(
+            "kv_heads", f"{options.kv_heads} is what all of these layers have already.", "Give fewer."
+        )
     return structure, tuple(heads[layer] for layer in sorted(layers))
 
 

@@ -66,7 +66,8 @@ class ExecuTorch:
         inputs = _one_text(model, length=min(_TRACED, longest - 1))
         config = ExecutorchConfig(dynamic_shapes=_shapes(inputs, longest))
         instead = "Convert to onnx or openvino."
-        export_by(model, ExecutorchExporter(), config, place, instead, inputs=inputs).save_pretrained(out)
+        with quiet():
+            export_by(model, ExecutorchExporter(), config, place, instead, inputs=inputs).save_pretrained(out)
         batches = [_one_text(model, length=length) for length in (2, 5, longest)]
         with evaluating(model), plain_outputs(model), without_cache(model), quiet():
             facts = compared([pair for batch in batches for pair in _answers(model, out, batch)], place)

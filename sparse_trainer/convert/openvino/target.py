@@ -60,7 +60,8 @@ class OpenVino:
         model, place = origin.load(torch.float32), origin.place()
         config = OpenVINOConfig(dynamic=True)
         instead = "Convert to onnx, which OpenVINO reads, too."
-        export_by(model, OpenVINOExporter(), config, place, instead).save_pretrained(out)
+        with quiet():
+            export_by(model, OpenVINOExporter(), config, place, instead).save_pretrained(out)
         compiled = _compiled(out / MODEL_FILE)
         with evaluating(model), plain_outputs(model), without_cache(model), quiet():
             pairs = [pair for batch in other_batches(model) for pair in _answers(model, compiled, batch)]

@@ -19,7 +19,8 @@ from transformers import (
 from patchers.discovery.discover import discover
 from sparse_trainer.convert.folder import convert_folder
 from sparse_trainer.cut.optimize import optimize_model
-from sparse_trainer.errors import ConversionError
+from sparse_trainer.errors import CheckpointError, ConversionError
+from sparse_trainer.folders.configs import read_config
 from sparse_trainer.folders.save import save_pruned
 from tests.fixtures.character_tokenizer import character_tokenizer
 from tests.fixtures.compact_models import patched, perturbed
@@ -116,3 +117,12 @@ def test_what_it_cannot_say_is_refused(tmp_path: Path) -> None:
     assert "layer 0 has no attention" in why(optimize_model(patched(dense, first)), "first")
     assert "sliding_window" in why(MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=8)), "window")
     assert "is not of the form of DeciLM" in why(language_model("gpt2"), "gpt2")
+
+
+def test_a_folder_whose_config_is_code_is_refused_with_what_helps(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(tmp_path / "model")
+    convert_folder(str(tmp_path / "model"), tmp_path / "out", "decilm")
+    with pytest.raises(
+        CheckpointError, match=r"'nemotron-nas', which code .* Give the folder that it was made of"
+    ):
+        read_config(str(tmp_path / "out"))

@@ -1,5 +1,6 @@
 """OpenVINO says of uneven models what transformers says; the page's example runs on it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         save_pruned(model, place / name, processor=character_tokenizer())
         facts[name] = convert_folder(str(place / name), place / f"{name}-openvino", "openvino")[1]
     return place, facts
+
+
+def test_exporters_are_not_heard(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    convert_folder(str(made[0] / "llama"), tmp_path / "out", "openvino")
+    assert not re.search(r"experimental|generation_config|WARNING", capfd.readouterr().err)
 
 
 def test_conversions_agree_on_other_sizes_than_were_traced(made: tuple[Path, dict[str, Any]]) -> None:

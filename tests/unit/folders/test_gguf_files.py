@@ -74,3 +74,19 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(tmp_path: Path, cache: Pat
     with pytest.raises(CheckpointError, match="cannot read it"):
         load_model(str(tmp_path / "model.gguf"))
     assert not list(cache.glob("sparse-trainer/*/config.json"))
+
+
+def test_a_file_of_another_architecture_is_refused_in_one_sentence(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+
+    def unknown(*_: object, **__: object) -> None:
+        raise ValueError(f"Unrecognized model identifier: deci. Should contain one of {'albert, ' * 500}")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unknown)
+    with pytest.raises(CheckpointError, match=r"identifier: deci\)\. Give the folder") as caught:
+        gguf_files.unpacked(str(file))
+    assert "albert" not in str(caught.value)

@@ -176,6 +176,7 @@ def test_native_folders_become_gguf_and_decilm(tmp_path: Path) -> None:
     [
         ({"kv_heads": 3}, "3 does not divide the 4 KV heads of layer 0"),
         ({"kv_heads": 0}, "leaves no keys"),
+        ({"kv_heads": 4, "layers": [1]}, "4 is what all of these layers have already"),
         ({"kv_heads": 2, "layers": [7]}, "7 has no such attention"),
         ({"kv_heads": 2, "layers": []}, "is empty"),
     ],
