@@ -14,18 +14,25 @@ from sparse_trainer.budget.latency.store import save_table, table_for
 from sparse_trainer.budget.latency.table import LatencyTable
 from sparse_trainer.budget.time_target import EAGER, PREFILL, TimeTarget
 from sparse_trainer.cli.console import print_result
-from sparse_trainer.cli.options import Json
+from sparse_trainer.cli.options import Fields, Json, Values, expanded, made
 from sparse_trainer.cli.tables import table as shown_table
 from sparse_trainer.cut.decide import found_in
 from sparse_trainer.errors import CheckpointError
 from sparse_trainer.files.writing import check_file
-from sparse_trainer.folders.load import load_model
-from sparse_trainer.folders.load_shape import load_shape
-from sparse_trainer.run.latency import find_device, find_dtype
+from sparse_trainer.run.options import SourceOptions
+
+PLACE = Fields(
+    SourceOptions,
+    dtype="auto (as stored), float32, bfloat16, float16.",
+    device="cpu, cuda, ...; default: an accelerator where there is one.",
+)
+"""As `prune` has them, so that it may read the table."""
 
 
+@expanded
 def timing_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    *,
     out: Annotated[
         Path | None, typer.Option(help="File for the table: `latency_table` of a pruning.")
     ] = None,
@@ -33,12 +40,12 @@ def timing_command(
     sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
     phase: Annotated[str, typer.Option(help="prefill, or decode: one more token with a cache.")] = PREFILL,
     runtime: Annotated[str, typer.Option(help="eager or compile.")] = EAGER,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    place: Annotated[Values, PLACE],
     as_json: Json = False,
 ) -> None:
     """Measure what heads, channels, blocks and the rest of a model take: the table behind --speedup."""
-    place, kind = find_device(device), find_dtype(dtype)
+    source = made(SourceOptions, name_or_path=model, **place)
+    source.place()
     # Any speed-up will do: a table does not depend on it.
     target = TimeTarget(
         speedup=2.0, batch=batch, sequence_length=sequence_length, phase=phase, runtime=runtime
@@ -48,8 +55,8 @@ def timing_command(
     if out is not None:
         check_file(out)
     with redirect_stdout(sys.stderr):
-        check_timed(load_shape(model), target)
-        loaded = load_model(model, device=place, dtype=kind)
+        check_timed(source.shape(), target)
+        loaded = source.load()
         found = table_for(loaded, found_in(loaded), target)
         conditions = str(TimingConditions.of(loaded, target))
     if out is not None:

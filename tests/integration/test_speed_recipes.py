@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedModel
+import torch
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from patchers.units import Structure
 from sparse_trainer.budget.latency import store
@@ -101,14 +102,17 @@ def test_the_command_line_prunes_to_a_speed_up(
 def test_the_command_line_writes_the_table_that_a_pruning_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Which loads a model as it is stored, and so does what makes the table."""
     model, file = write_tiny_llama(tmp_path / "llama"), tmp_path / "table.json"
+    LlamaForCausalLM.from_pretrained(model).to(torch.bfloat16).save_pretrained(model)
     options = ["timing", str(model), "--sequence-length", "8", "--out", str(file)]
     monkeypatch.setattr(sys, "argv", ["sparse-trainer", *options])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
     assert "heads of LlamaDecoderLayer" in capsys.readouterr().out
-    assert json.loads(file.read_text())["conditions"]["sequence_length"] == 8
+    conditions = json.loads(file.read_text())["conditions"]
+    assert (conditions["sequence_length"], conditions["dtype"]) == (8, "bfloat16")
     other = ["prune", str(model), str(tmp_path / "out"), "--speedup", "1.1", "--latency-table", str(file)]
     monkeypatch.setattr(
         sys,
