@@ -22,14 +22,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sparse_trainer.cut.fill import fill, rewind
 from sparse_trainer.cut.optimize import optimize_model
 from sparse_trainer.cut.record import plan_of
-from sparse_trainer.errors import CheckpointError, RecipeError, SparseTrainerError
+from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.files.writing import write_text
 from sparse_trainer.folders.card_facts import CardFacts, CardScore
-from sparse_trainer.folders.load_shape import load_shape
 from sparse_trainer.folders.pipeline_files import bring_pipeline
-from sparse_trainer.folders.processors import load_processor
 from sparse_trainer.folders.replace import new_folder
-from sparse_trainer.folders.save import least_bytes
 from sparse_trainer.plan.document import PLAN_FILE, Plan
 from sparse_trainer.run.bare_model import bare_model
 from sparse_trainer.run.family import FamilyWriter, StageEnd
@@ -37,21 +34,17 @@ from sparse_trainer.run.lora import merged
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, model_lines, pipeline_lines
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
-from sparse_trainer.run.rehearsal import check_options, find_model, rehearse, rehearse_training
 from sparse_trainer.run.resume import RunFolder
 from sparse_trainer.run.speed import measure_speed
 from sparse_trainer.run.stages import FINISH, PRUNED, Stage, State, measure_models
 from sparse_trainer.run.task_data import asked_by, example_inputs
-from sparse_trainer.run.teachers import check_lesson, learner, load_teacher
-from sparse_trainer.run.together import check_alone, from_first, is_first, together
+from sparse_trainer.run.teachers import learner
+from sparse_trainer.run.together import from_first, is_first
 from sparse_trainer.run.trainings import dense_trainer, trained_whole
-from sparse_trainer.run.vocabulary import trimmed_source
 from sparse_trainer.tasks.base import Outputs, Prepared
 from sparse_trainer.training.arguments.arguments import SparseTrainingArguments
-from sparse_trainer.training.checkpoint import check_resumed
 from sparse_trainer.training.sharding import is_fsdp
 from sparse_trainer.training.stage_ends import StageEnds
-from sparse_trainer.training.timed import check_times
 from sparse_trainer.training.trainer import pruning_trainer
 
 
@@ -173,7 +166,7 @@ class FinePruningJob:
         trainer = pruning_trainer(self.recipe.task.trainer)(
             model=student,
             args=training,
-            sparse_args=_of_coordinator(pruning, has_teacher=teacher is not None),
+            sparse_args=of_coordinator(pruning, has_teacher=teacher is not None),
             teacher=teacher,
             callbacks=self.recipe.callbacks(training),
             **self.trainer_options(),
@@ -327,91 +320,6 @@ class FinePruningJob:
         return {name: logged[f"eval_{name}"] for name in self.recipe.task.metrics}
 
 
-def prepare_fine_pruning(recipe: FinePruningRecipe, tell: Tell, *, overwrite: bool, resume: bool) -> State:
-    """Check the options, load data and model, and try out what can be tried before any training.
-
-    Raises:
-        SparseTrainerError: Bad input.
-    """
-    folder = RunFolder(recipe=recipe, resume=resume)
-    if recipe.pruning is not None and recipe.pruning.stages is not None:
-        check_alone("speedups, densities")
-    with together():
-        if is_first():
-            folder.check(overwrite=overwrite)
-    check_options(recipe)
-    recipe = _trimmed(recipe, tell)
-    tell("loading data and model")
-    job = prepare(recipe, folder)
-    model = job.load_model()
-    job = dataclasses.replace(job, teacher=load_teacher(recipe, job.data))
-    if recipe.pruning is None:
-        model = job.start(model, tell)
-        check_lesson(recipe, model, job.teacher)
-    else:
-        _rehearse(job, model, recipe.pruning)
-    with job.tried(model) as trained:
-        rehearse_training(recipe, trained, job.trainer_options())
-    if recipe.pruning is not None and is_first():
-        folder.check_room(
-            least_bytes(model, recipe.pruning.budget.density if recipe.pruning.budget.time is None else 0.0)
-        )
-    completed = recipe.task.complete(job.data, model, job.source, recipe.model.revision)
-    job = dataclasses.replace(job, data=completed)
-    if is_first():
-        folder.start()
-    return State(job=job, tell=tell, model=model, models={DENSE: model}, metrics={DENSE: None})
-
-
-def _trimmed(recipe: FinePruningRecipe, tell: Tell) -> FinePruningRecipe:
-    """Return the recipe with the model as it is without the tokens that the recipe's corpus does not use."""
-    if recipe.vocabulary is None:
-        return recipe
-    model, folder = recipe.model, Path(str(recipe.training.output_dir))
-    source = trimmed_source(model.name_or_path, model.revision, recipe.vocabulary, folder, tell)
-    return dataclasses.replace(recipe, model=dataclasses.replace(model, name_or_path=source, revision="main"))
-
-
-def prepare(recipe: FinePruningRecipe, folder: RunFolder) -> FinePruningJob:
-    """Load tokenizer and data."""
-    source = find_model(recipe)
-    _check_times(recipe)
-    try:
-        processor = load_processor(recipe.task.processor, recipe.model.name_or_path, recipe.model.revision)
-    except CheckpointError as error:
-        raise RecipeError(f"model.name_or_path: {error.where}", error.what, error.remedy) from error
-    if recipe.task.processor == "tokenizer" and recipe.data.max_length > processor.model_max_length:
-        raise RecipeError(
-            "data.max_length",
-            f"{recipe.data.max_length}, and the model reads {processor.model_max_length} tokens at most.",
-            "Give a smaller number.",
-        )
-    data = recipe.task.prepare(recipe.data, processor)
-    return FinePruningJob(recipe=recipe, processor=processor, data=data, source=source, folder=folder)
-
-
-def _check_times(recipe: FinePruningRecipe) -> None:
-    """Refuse times that cannot be met; of a model that is rewound first, its sizes are not known yet."""
-    if recipe.pruning is not None and recipe.pruning.budget.time is not None and recipe.model.rewind is None:
-        budget, stages = recipe.pruning.budget, recipe.pruning.stages
-        shape = load_shape(recipe.model.name_or_path, revision=recipe.model.revision)
-        check_times(shape, (budget,) if stages is None else stages.budgets(budget))
-
-
-def _rehearse(job: FinePruningJob, model: PreTrainedModel, pruning: SparseTrainingArguments) -> None:
-    """Refuse, before the dense fine-tune, what fine-pruning would refuse after it.
-
-    That is a checkpoint of other pruning arguments to go on from, and a model, budget or teacher that cannot work.
-    """
-    start = job.rewound(model)
-    checkpoint = job.folder.checkpoint(job.recipe.training.output_dir)
-    if checkpoint is not None:
-        is_given = job.teacher is not None or pruning.distil_teacher_name_or_path == DENSE
-        check_resumed(checkpoint, start, _of_coordinator(pruning, has_teacher=is_given))
-    with job.tried(start) as student:
-        rehearse(student, pruning, job.teacher)
-
-
 def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> None:
     """Write a model that was fine-tuned, all or nothing; with the plan of one that was pruned before."""
     with new_folder(folder, overwrite=True, ours=RECIPE_FILE) as draft:
@@ -425,6 +333,6 @@ def save_dense(job: FinePruningJob, model: PreTrainedModel, folder: Path) -> Non
             plan.save(draft / PLAN_FILE)
 
 
-def _of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
+def of_coordinator(pruning: SparseTrainingArguments, *, has_teacher: bool) -> SparseTrainingArguments:
     """Return the arguments as the coordinator gets them: a teacher that was loaded is handed over, not named."""
     return dataclasses.replace(pruning, distil_teacher_name_or_path=None) if has_teacher else pruning

@@ -13,10 +13,10 @@ from sparse_trainer.run.card_commands import add_commands
 from sparse_trainer.run.conversions import AskedConversion, asked_conversions, convert_result
 from sparse_trainer.run.family import FamilyResult, Member, write_table
 from sparse_trainer.run.family_page import write_family_page
-from sparse_trainer.run.fine_pruning import prepare_fine_pruning
 from sparse_trainer.run.one_shot import prepare_one_shot, result_of
 from sparse_trainer.run.options import Tell
 from sparse_trainer.run.outcome import RECIPE_FILE, RunResult
+from sparse_trainer.run.preparation import prepare_fine_pruning
 from sparse_trainer.run.recipes.fine_pruning import FinePruningRecipe
 from sparse_trainer.run.recipes.load import speaking_of
 from sparse_trainer.run.recipes.one_shot import OneShotRecipe

@@ -13,8 +13,9 @@ from sparse_trainer.errors import SparseTrainerError
 from sparse_trainer.folders.load import load_pruned
 from sparse_trainer.folders.save import save_pruned
 from sparse_trainer.plan.document import Plan
-from sparse_trainer.run.fine_pruning import FinePruningJob, prepare_fine_pruning
+from sparse_trainer.run.fine_pruning import FinePruningJob
 from sparse_trainer.run.pipeline import run
+from sparse_trainer.run.preparation import prepare_fine_pruning
 from sparse_trainer.run.recipes.fine_pruning import DENSE, FinePruningRecipe
 from sparse_trainer.run.recipes.load import load_recipe
 from sparse_trainer.run.recipes.recipe import Recipe

@@ -257,7 +257,7 @@ def test_outputs_that_cannot_be_made_are_found_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("x")
-    stop_at("fine_pruning.prepare")(monkeypatch, AssertionError("work started"))
+    stop_at("preparation.prepare")(monkeypatch, AssertionError("work started"))
     changes = [text.format(out=tmp_path) for text in overrides]
     with pytest.raises(CheckpointError, match=message):
         go(stopping(files, tmp_path / "other", *changes))
