@@ -10,17 +10,20 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from sparse_trainer.errors import ArgumentError, RecipeError, nearest, shown
 
 _UNIONS = (typing.Union, types.UnionType)
 _OLD_NAMES: dict[type, Mapping[str, str]] = {}
+AUTO: Final = "auto"
+"""For `multiple_of`: what kernels read and, under a time, what the table says; as if nothing was given."""
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     PerKind: TypeAlias = Any
+    Multiple: TypeAlias = Any
 else:
 
     class _NumberOrMapping(type):
@@ -46,6 +49,22 @@ else:
                     f"{text!r} is neither a number nor one per kind, as JSON: '{{\"heads\": 0.75}}'."
                 )
             return value
+
+    class _OrAuto(_NumberOrMapping):
+        """Counts "auto" among the instances, too."""
+
+        def __instancecheck__(cls, value: object) -> bool:
+            return (isinstance(value, str) and value == AUTO) or super().__instancecheck__(value)
+
+    class Multiple(metaclass=_OrAuto):
+        """What counts are multiples of: a number, one per kind of unit, or "auto".
+
+        >>> Multiple("64"), Multiple("auto")
+        (64, 'auto')
+        """
+
+        def __new__(cls, text: str) -> Any:
+            return AUTO if text == AUTO else PerKind(text)
 
 
 def understands_old_names(**old: str) -> Callable[[type[T]], type[T]]:
@@ -283,6 +302,7 @@ def _spelled(hint: Any) -> str:
     names = {
         str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
         PerKind: "a number, or a mapping with one per kind",
+        Multiple: "a number, a mapping with one per kind, or auto",
     }  # fmt: skip
     if hint in names:
         return names[hint]

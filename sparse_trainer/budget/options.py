@@ -9,7 +9,7 @@ from sparse_trainer.budget.cost import COSTS
 from sparse_trainer.budget.standardize import STANDARDIZERS
 from sparse_trainer.budget.time_target import LATENCY, TimeTarget
 from sparse_trainer.errors import ArgumentError, BudgetError, one_of
-from sparse_trainer.fields import PerKind, check_positive, check_types
+from sparse_trainer.fields import AUTO, Multiple, PerKind, check_positive, check_types
 
 TOGETHER: Final = (
     "Layers and widths share one time by `search='dp'` in one shot, and by `scoring='l0'` in training."
@@ -38,9 +38,9 @@ class Budget:
     """Kinds of unit to prune; None = the kinds in `density`, else `default_units`."""
     default_units: tuple[Kind, ...] = (HEADS, CHANNELS)
     """Kinds of unit to prune where the user names none: those that suit the criterion."""
-    multiple_of: PerKind | None = None
+    multiple_of: Multiple | None = None
     """Kept counts are multiples of this, or the whole group: a number of channels, or one number per kind. Kinds that
-    are not named: what their kernels read."""
+    are not named, and "auto": what their kernels read."""
     min_keep: PerKind = 1
     """Units that every group keeps, or one number per kind; branches and layers have no such floor."""
     standardize: str | None = None
@@ -60,6 +60,8 @@ class Budget:
         one_of("standardize", self.standardize, (None, *STANDARDIZERS))
         _check_density(self.density)
         self._check_units()
+        if self.multiple_of == AUTO:
+            object.__setattr__(self, "multiple_of", None)
         if self.multiple_of is not None:
             _check_per_kind("multiple_of", self.multiple_of, least=1)
         _check_per_kind("min_keep", self.min_keep, least=0)
@@ -85,6 +87,12 @@ class Budget:
 
     def _check_units(self) -> None:
         for kind in self.units or ():
+            if kind in ("vocab", "vocabulary"):
+                raise ArgumentError(
+                    "units",
+                    f"{kind!r} has no scores: a corpus says which tokens stay.",
+                    "Use `sparse-trainer trim-vocabulary`, or the section `vocabulary` of a recipe.",
+                )
             one_of("units", kind, KINDS)
         if not self.kinds:
             raise ArgumentError(
@@ -130,7 +138,7 @@ class Budget:
         """
         bare = None if self.multiple_of is None else {CHANNELS: self.multiple_of}
         asked = self.multiple_of if isinstance(self.multiple_of, Mapping) else bare
-        step = min((asked or {}).get(group.kind, group.multiple_of), group.num_units)
+        step = min(int((asked or {}).get(group.kind, group.multiple_of)), group.num_units)
         if not group.fits(step):
             raise ArgumentError(
                 "multiple_of",
@@ -138,7 +146,7 @@ class Budget:
                 f"Leave it out, or give {group.multiple_of}; or call model.set_experts_implementation('eager') first, "
                 "and load the result with experts_implementation='eager'.",
             )
-        return int(step)
+        return step
 
     def check_disjoint(self) -> None:
         """Raise `ArgumentError` where one density would count units twice: on their own, and inside others."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 
 from sparse_trainer.errors import ArgumentError, RecipeError
-from sparse_trainer.fields import checked
+from sparse_trainer.fields import AUTO, checked
 
 CALLED = {
     "batch_sizes": "batch_size",
@@ -113,12 +113,14 @@ def per_kind(name: str, values: list[str]) -> Any:
 
     >>> per_kind("density", ["0.8"]), per_kind("density", ["heads=0.75", "channels=0.5"])
     (0.8, {'heads': 0.75, 'channels': 0.5})
-    >>> per_kind("multiple_of", ["64"])
-    64
+    >>> per_kind("multiple_of", ["64"]), per_kind("multiple_of", ["auto"])
+    (64, 'auto')
 
     Raises:
         ArgumentError: Not a number, or several without a kind.
     """
+    if name == "multiple_of" and values == [AUTO]:
+        return AUTO
     if len(values) == 1 and "=" not in values[0]:
         return _number(name, values[0])
     pairs = [value.partition("=") for value in values]
@@ -151,6 +153,6 @@ def _type_of(hint: Any) -> Any:
     (<class 'float'>, list[str], <class 'str'>)
     """
     kinds = [kind for kind in _origins(hint) if kind is not NoneType]
-    if tuple in kinds or (dict in kinds and str not in kinds):
+    if tuple in kinds or (dict in kinds and {int, float}.intersection(kinds)):
         return list[str]
     return kinds[0] if kinds[0] in (bool, int, float) else str

@@ -90,8 +90,9 @@ class PruneOptions:
     include: tuple[str, ...] = ()
     """Patterns of the only groups to prune, such as vision_tower; none = all, of an image-text model those of its
     language model."""
-    multiple_of: int | Mapping[str, int] | None = None
-    """Kept channels are multiples of this, or a number per kind; None = 8 in experts, whose kernels need it, else 1."""
+    multiple_of: int | str | Mapping[str, int] | None = None
+    """Kept channels are multiples of this, or a number per kind; None, or "auto" = 8 in experts, whose kernels need
+    it, else 1; under a time, what its table shows to be no slower than a larger width."""
     min_keep: int | Mapping[str, int] = 1
     """Units that every group keeps, or one number per kind."""
     max_prune: float = 1.0

@@ -59,7 +59,7 @@ def prune(
     units: str | Sequence[str] | None = None,
     protect: str | Sequence[Protect] = (),
     include: str | Sequence[str] = (),
-    multiple_of: int | Mapping[str, int] | None = None,
+    multiple_of: int | str | Mapping[str, int] | None = None,
     min_keep: int | Mapping[str, int] = 1,
     max_prune: float = 1.0,
     steps: int = 1,

@@ -100,6 +100,7 @@ class TimedPruning:
         keep = choose(selector)
         self.expected = selector.seconds(keep)
         if not self.timing.measures:
+            self._tell_expected(self.expected)
             return keep
         self.pair = self._trial(model, found, keep)
         if again and self.pair.misses(self.target):
@@ -133,6 +134,15 @@ class TimedPruning:
             if abs(pair.excess(self.target)) < abs(self.pair.excess(self.target)):
                 self.pair, self.expected, keep = pair, selector.seconds(other), other
         return keep
+
+    def _tell_expected(self, expected: float) -> None:
+        """Say what whole layers, or other units too large for it, miss by the table of another device."""
+        excess = expected / self.timing.goal - 1.0
+        if abs(excess) > TOLERANCE:
+            logger.warning(
+                "%s is missed by %.0f %%: %.4g ms by the table instead of %.4g ms.",
+                self.target.asked, 100 * excess, 1e3 * expected, 1e3 * self.timing.goal,
+            )  # fmt: skip
 
     def _tell(self) -> None:
         assert self.pair is not None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sparse_trainer.fields import PerKind, option
+from sparse_trainer.fields import Multiple, PerKind, option
 
 
 @dataclass(kw_only=True)
@@ -25,8 +25,9 @@ class CommonArguments:
     scope: str = option(
         "global", "global (over the whole model), layer (each layer meets it) or uniform (equal widths)."
     )
-    multiple_of: PerKind | None = option(
-        None, "Kept channels are multiples of this; or one number per kind. Default: 8 in experts, else 1."
+    multiple_of: Multiple | None = option(
+        None,
+        "Kept channels are multiples of this; or one number per kind. Default, and auto: 8 in experts, else 1.",
     )
     min_keep: PerKind = option(1, "Heads and channels that every layer keeps; or one number per kind.")
     exclude: list[str] = option([], "Patterns of group names that stay dense, e.g. layer.0 or *.heads.")

@@ -256,3 +256,17 @@ def test_experts_have_no_macs_to_save() -> None:
     options = {"scoring": "movement", "units": ["experts"], "target": "macs"}
     with pytest.raises(ArgumentError, match="target: experts cost nothing"):
         ModelPatchingCoordinator(SparseTrainingArguments(**options)).patch_model(tiny_model("mixtral"))
+
+
+def test_auto_is_what_nothing_said_is() -> None:
+    experts = group("experts", 0, 64)
+    assert Budget(multiple_of="auto") == Budget()
+    assert Budget(multiple_of="auto").step_of(experts) == Budget().step_of(experts)
+    with pytest.raises(ArgumentError, match="one per kind, or auto"):
+        Budget(multiple_of="automatic")
+
+
+@pytest.mark.parametrize("kind", ["vocab", "vocabulary"])
+def test_tokens_are_pointed_to_what_trims_them(kind: str) -> None:
+    with pytest.raises(ArgumentError, match="trim-vocabulary"):
+        Budget(units=(kind,))
