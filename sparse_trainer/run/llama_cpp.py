@@ -49,6 +49,8 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(params)
         self._first, self._known = min(5, tokens - 1), tokens
+        # What was mapped is read by then, and the server's thread has begun: dropped before, it would never end.
+        self._complete(1, 1, 1)
 
     def forward(self, rows: int, length: int) -> Callable[[], object]:
         """Return a pass over prompts. Logits of the last token are all that llama.cpp computes."""
@@ -78,7 +80,7 @@ class LlamaCpp:
 
 
 def weigh_file(file: Path, threads: int) -> Weight:
-    """Return what a file weighs before it runs."""
+    """Return what a file weighs before it runs; loading ends with one token, which reads every weight."""
     facts = facts_of(file)
     forget(file)
     seconds = []

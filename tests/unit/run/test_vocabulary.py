@@ -70,7 +70,7 @@ def test_rare_tokens_are_told(monkeypatch, capsys, model, corpus, tmp_path) -> N
     files = [part for path in corpus for part in ("--corpus", str(path))]
     arguments = (str(model), str(tmp_path / "out"), *files, "--keep-minimum-count", "2")
     assert call(monkeypatch, "trim-vocabulary", *arguments) == 0
-    assert "1 texts are cut into other pieces since" in capsys.readouterr().out
+    assert "texts and lines that are cut into other pieces since: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
